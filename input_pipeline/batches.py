@@ -1,0 +1,34 @@
+"""What the resident and the streaming path share: which rows of a global batch a replica gets, and tf.data's options."""
+
+import dataclasses
+
+import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """The replicas that one input pipeline feeds: `local_replicas` of `num_replicas`, from `first_replica` on."""
+
+    first_replica: int = 0
+    local_replicas: int = 1
+    num_replicas: int = 1
+
+
+ONE_REPLICA = Shard()
+
+
+def without_autotune(dataset):
+    """Fixes tf.data's behaviour: deterministic, all parallelism explicit, no sharding by tf.distribute.
+
+    The autotune thread can hold up the end of an iterator for 10 ms * (2^k - 1), minutes at worst (measured).
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    options.deterministic = True
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return dataset.with_options(options)
+
+
+def num_evaluation_steps(num_examples, global_batch_size):
+    """How many global batches, the last one padded, show every example once."""
+    return -(-num_examples // global_batch_size)

@@ -1,0 +1,51 @@
+"""Opens a split of a source, in memory where it fits, else as a stream."""
+
+import os
+
+from input_pipeline import resident, streaming
+from input_pipeline.errors import SettingError
+
+MEMORY_SHARE = 0.25  # of what is free; the padded copy of the training images and the runtime need the rest
+
+
+def open_split(config, source, split, flag, log=print):
+    """Opens `split` of a Source as a ResidentSplit or a StreamingSplit; both have the same methods.
+
+    Args:
+      config: DataConfig.
+      source: Source.
+      split: TFDS slicing syntax.
+      flag: the name of the flag that `split` came from, for errors.
+      log: called with one line that says which path was chosen.
+
+    Raises:
+      SettingError: the split does not exist, or the images vary in size and no --image_size is given.
+    """
+    num_examples = source.num_examples(split, flag)
+    size = _image_size(config, source)
+    gigabytes = num_examples * size[0] * size[1] * 3 / 1e9
+    fits = gigabytes <= MEMORY_SHARE * _free_gigabytes()
+    in_memory = config.input == "memory" or (config.input == "auto" and fits)
+    log(f"{split} of {source.name}: {num_examples} images of {size[0]} x {size[1]}, {gigabytes:.2g} GB, "
+        f"{'in memory' if in_memory else 'as a stream'}")
+    if in_memory:
+        return resident.load(source, split, num_examples, size)
+    if size[0] != size[1]:
+        remedy = f"a stream gives square images, those of {source.name} are {size[0]} x {size[1]}; give --image_size"
+        raise SettingError("input", config.input, remedy)
+    # The paper scales the short side to 256 and cuts windows of 224 (section 4.1): 8/7.
+    margin = size[0] // 7 if "crop" in config.augmentations else 0
+    return streaming.StreamingSplit(source, split, num_examples, size[0], margin)
+
+
+def _image_size(config, source):
+    if config.image_size:
+        return (config.image_size, config.image_size)
+    if source.image_shape is None:
+        remedy = f"the images of {source.name} vary in size; give the size that the network shall see, such as 224"
+        raise SettingError("image_size", config.image_size, remedy)
+    return source.image_shape[:2]
+
+
+def _free_gigabytes():
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9

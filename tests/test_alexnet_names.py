@@ -1,0 +1,87 @@
+import inspect
+
+import keras
+import pytest
+
+from alexnet import names
+
+
+def test_applications_are_those_of_keras():
+    constructors = {name for name, value in vars(keras.applications).items() if inspect.isfunction(value)}
+    assert set(names.APPLICATIONS) == constructors
+    assert len(names.ALL) == len(set(names.ALL)) == len(names.OWN) + len(names.APPLICATIONS)
+
+
+def test_every_network_has_an_options_table():
+    assert set(names.OPTIONS) == set(names.ALL)
+
+
+@pytest.mark.parametrize("name", names.ALL)
+def test_known_names_pass(name):
+    names.check_name(name)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ("alexnet_towr", "alexnet_tower"),
+        ("resnet50", "ResNet50"),
+        ("vgg-16", "VGG16"),
+        ("something else entirely", "alexnet_mini"),
+    ],
+)
+def test_unknown_name_says_what_comes_close(wrong, expected):
+    with pytest.raises(ValueError, match=expected) as caught:
+        names.check_name(wrong)
+    assert repr(wrong) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_options_of_the_paper_are_the_default():
+    paper = {"lrn": True, "towers": 2, "overlapping_pooling": True, "dense_units": 4096}
+    assert names.parse_options("alexnet", "") == names.parse_options("alexnet", None) == paper
+
+
+def test_text_becomes_typed_values():
+    options = names.parse_options("alexnet", "lrn=false, towers=1,overlapping_pooling=False ,dense_units=256")
+    assert options == {"lrn": False, "towers": 1, "overlapping_pooling": False, "dense_units": 256}
+    assert [type(value) for value in options.values()] == [bool, int, bool, int]
+
+
+def test_dict_and_text_agree():
+    given = {"lrn": True, "dense_units": 8}
+    assert names.parse_options("alexnet_mini", given) == names.parse_options("alexnet_mini", "lrn=true,dense_units=8")
+
+
+def test_what_was_parsed_can_be_parsed_again():
+    for name in names.ALL:
+        options = names.parse_options(name, None)
+        assert names.parse_options(name, options) == options
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("alexnet", "lnr=true", ["lnr", "lrn, towers, overlapping_pooling, dense_units"]),
+        ("alexnet_tower", "towers=2", ["alexnet_tower", "towers", "dense_units"]),
+        ("alexnet", "lrn=1", ["lrn=1", "true or false"]),
+        ("alexnet", {"lrn": 0}, ["lrn=0", "true or false"]),
+        ("alexnet", "towers=3", ["towers=3", "1 or 2"]),
+        ("alexnet", {"towers": True}, ["towers=True", "1 or 2"]),
+        ("alexnet", "dense_units=0", ["dense_units=0", "1 or more"]),
+        ("alexnet", "dense_units=-4", ["dense_units=-4", "1 or more"]),
+        ("alexnet", "dense_units=4.5", ["dense_units=4.5", "whole number"]),
+        ("alexnet", {"dense_units": 4.5}, ["dense_units=4.5", "whole number"]),
+        ("alexnet", "dense_units", ["dense_units", "key=value"]),
+        ("alexnet", "lrn=", ["lrn=", "key=value"]),
+        ("alexnet", "lrn=true,,towers=1", ["key=value"]),
+        ("alexnet", "lrn=true,lrn=false", ["lrn", "twice"]),
+        ("VGG16", "lrn=true", ["VGG16", "no options", "lrn"]),
+        ("alxnet", "lrn=true", ["alxnet", "alexnet"]),
+    ],
+)
+def test_wrong_options_are_named_in_one_line(name, options, words):
+    with pytest.raises(ValueError) as caught:
+        names.parse_options(name, options)
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message

@@ -1,0 +1,246 @@
+"""Checkpoints that are either whole or not there.
+
+A save is written into a temporary sibling, every file and the folder are flushed to the disk, the manifest with sizes and
+SHA-256 comes last, and one rename makes it a checkpoint. `best` and `latest` are small text files, replaced by a rename
+too. What is read is verified against its manifest before any variable is assigned. Only tensors and JSON are stored, so
+a checkpoint from elsewhere cannot run code.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+
+import numpy as np
+import tensorflow as tf
+
+from input_pipeline.errors import SettingError, UnusableError
+
+MANIFEST = "manifest.json"
+PROGRESS = "progress.json"
+_STEP_FOLDER = re.compile(r"step-(\d{8})")
+_TEMPORARY = re.compile(r"step-\d{8}\.tmp|(best|latest)\.tmp")
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint folder that does not agree with its manifest; the message names the file and what is wrong."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint. `description` is its progress.json: the configuration, the classes, the host's state."""
+
+    folder: pathlib.Path
+    step: int
+    description: dict
+
+    def tensors(self, prefix=""):
+        """{name: NumPy array} of all tensors whose name starts with `prefix`."""
+        reader = tf.train.load_checkpoint(str(self.folder / "ckpt"))
+        return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if name.startswith(prefix)}
+
+
+class CheckpointStore:
+    """The checkpoints of one workdir.
+
+    Args:
+      folder: the workdir's `checkpoints`.
+      keep: how many of the newest to keep beside the best, 0: all.
+      log: called with one line about a damaged checkpoint that was passed over.
+    """
+
+    def __init__(self, folder, keep=0, log=print):
+        self.folder = pathlib.Path(folder)
+        self._keep = keep
+        self._log = log
+
+    def steps(self):
+        """The steps that have a folder, ascending, valid or not."""
+        if not self.folder.is_dir():
+            return []
+        matches = (_STEP_FOLDER.fullmatch(path.name) for path in self.folder.iterdir())
+        return sorted(int(match[1]) for match in matches if match)
+
+    def remove_leftovers(self):
+        """Removes what a killed save left behind."""
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            if _TEMPORARY.fullmatch(path.name):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def save(self, step, tensors, description, is_best):
+        """Writes a checkpoint, points `latest` (and `best`) to it, removes those that need not be kept.
+
+        Args:
+          step: names the folder.
+          tensors: {name: array}.
+          description: JSON object for progress.json.
+          is_best: whether `best` shall name it.
+
+        Raises:
+          OSError or tf.errors.OpError: the file system refused; nothing half-written is left.
+        """
+        folder = self.folder / f"step-{step:08d}"
+        temporary = folder.with_name(folder.name + ".tmp")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            _write_files(temporary, step, tensors, description)
+            if folder.exists():
+                shutil.rmtree(folder)  # the same step, saved again by a run that went back to an older checkpoint
+            temporary.rename(folder)
+            _flush(self.folder)
+            for pointer in ("latest", "best") if is_best else ("latest",):
+                self._point(pointer, folder.name)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        self._remove_old()
+
+    def _point(self, pointer, name):
+        temporary = self.folder / f"{pointer}.tmp"
+        temporary.write_text(name + "\n")
+        _flush(temporary)
+        temporary.replace(self.folder / pointer)
+        _flush(self.folder)
+
+    def _remove_old(self):
+        if self._keep == 0:
+            return
+        kept = {f"step-{step:08d}" for step in self.steps()[-self._keep :]} | {self._pointed("best"), self._pointed("latest")}
+        for step in self.steps():
+            if (name := f"step-{step:08d}") not in kept:
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def _pointed(self, pointer):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            return (self.folder / pointer).read_text().strip()
+        return None
+
+    def newest(self):
+        """The newest valid checkpoint, None where there is no checkpoint at all.
+
+        Raises:
+          UnusableError: there are checkpoints and none is valid.
+        """
+        damage = None
+        for step in reversed(self.steps()):
+            try:
+                return verify(self.folder / f"step-{step:08d}")
+            except DamagedCheckpoint as error:
+                damage = str(error)
+                self._log(f"damaged checkpoint passed over: {error}")
+        if damage:
+            raise UnusableError(f"{self.folder}: no valid checkpoint ({damage}); restore one, or give another --workdir")
+        return None
+
+    def find(self, which):
+        """The checkpoint that --checkpoint names: "best", "latest" or a step.
+
+        Raises:
+          UnusableError: it is not there or damaged.
+        """
+        if not self.steps():
+            raise UnusableError(f"{self.folder}: holds no checkpoint; give the --workdir of a run that has saved one")
+        if which == "latest":
+            return self.newest()
+        name = f"step-{int(which):08d}" if which.isdecimal() else self._pointed(which)
+        there = ", ".join(str(step) for step in self.steps())
+        if name is None or not _STEP_FOLDER.fullmatch(name) or not (self.folder / name).is_dir():
+            raise UnusableError(f"--checkpoint={which}: not in {self.folder}; there are {there}")
+        try:
+            return verify(self.folder / name)
+        except DamagedCheckpoint as error:
+            raise UnusableError(f"--checkpoint={which}: {error}; there are {there}") from None
+
+
+def _write_files(folder, step, tensors, description):
+    names = sorted(tensors)
+    arrays = [np.asarray(tensors[name]) for name in names]
+    tf.raw_ops.SaveV2(prefix=str(folder / "ckpt"), tensor_names=names, shape_and_slices=[""] * len(names), tensors=arrays)
+    (folder / PROGRESS).write_text(json.dumps(description, indent=1) + "\n")
+    files = sorted(path for path in folder.iterdir())
+    for path in files:
+        _flush(path)
+    listed = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
+    (folder / MANIFEST).write_text(json.dumps({"step": step, "files": listed}, indent=1) + "\n")
+    _flush(folder / MANIFEST)
+    _flush(folder)
+
+
+def _flush(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(folder):
+    """Compares a checkpoint folder with its manifest and returns it as a Checkpoint.
+
+    Raises:
+      DamagedCheckpoint: a file is missing, has another size or other content, or the manifest cannot be read.
+    """
+    folder = pathlib.Path(folder)
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        step, files = manifest["step"], manifest["files"]
+        for name, entry in files.items():
+            path = folder / pathlib.PurePath(name).name
+            if path.stat().st_size != entry["bytes"]:
+                raise DamagedCheckpoint(f"{path} has {path.stat().st_size} bytes, {entry['bytes']} were written")
+            if _sha256(path) != entry["sha256"]:
+                raise DamagedCheckpoint(f"{path} has changed since it was written (SHA-256 differs)")
+        if folder.name != f"step-{step:08d}" or not {PROGRESS, "ckpt.index"} <= set(files):
+            raise DamagedCheckpoint(f"{folder / MANIFEST} describes another checkpoint")
+        return Checkpoint(folder, step, json.loads((folder / PROGRESS).read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedCheckpoint(f"{folder} cannot be read ({type(error).__name__}: {error})") from None
+
+
+def assign(variables, tensors, source):
+    """Gives every variable the tensor of its name; nothing is assigned unless all names and shapes agree.
+
+    Args:
+      variables: {name: Keras variable}.
+      tensors: {name: array}; further ones are ignored.
+      source: what to call the tensors in an error.
+
+    Raises:
+      UnusableError: a tensor is missing or has another shape.
+    """
+    for name, variable in variables.items():
+        if name not in tensors:
+            raise UnusableError(f"{source}: holds no {name}; it comes from another network or optimizer")
+        if tensors[name].shape != tuple(variable.shape):
+            shapes = f"{list(tensors[name].shape)}, the network's has {list(variable.shape)}"
+            raise UnusableError(f"{source}: {name} has shape {shapes}; it comes from another network")
+    for name, variable in variables.items():
+        variable.assign(tensors[name])
+
+
+def find_initial(path):
+    """The checkpoint that --init_from names: a checkpoint folder, or the best of a workdir.
+
+    Raises:
+      SettingError: there is none; UnusableError: it is damaged.
+    """
+    folder = pathlib.Path(path).expanduser()
+    if (folder / MANIFEST).exists():
+        try:
+            return verify(folder.resolve())
+        except DamagedCheckpoint as error:
+            raise UnusableError(f"--init_from={path}: {error}") from None
+    store = CheckpointStore(folder / "checkpoints")
+    if not store.steps():
+        raise SettingError("init_from", path, "holds no checkpoint; give a run's workdir or a checkpoint folder")
+    return store.find("best")

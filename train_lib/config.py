@@ -1,0 +1,216 @@
+"""The whole configuration of an experiment: frozen, validated when it is made, the same as JSON."""
+
+import dataclasses
+
+from alexnet import names
+from input_pipeline.config import DataConfig
+from input_pipeline.errors import SettingError
+from input_pipeline.settings import Settings, setting
+
+MODES = ("train", "evaluate")
+MONITORS = ("validation_accuracy", "validation_loss")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(Settings):
+    """Run: what to do, and where it is kept."""
+
+    mode: str = setting("train", "what to do", choices=MODES)
+    preset: str = setting("quickstart", "named defaults, a file in train_lib/presets; a flag on the command line wins")
+    workdir: str | None = setting(
+        None, "the run's folder; one that holds a checkpoint is resumed; not given: a new one under runs/"
+    )
+    seed: int = setting(0, "of initial weights, order of examples, augmentation and dropout", low=0, high=2**31 - 1)
+    deterministic: bool = setting(False, "bit-reproducible on one machine; costs speed on GPUs")
+    debug: bool = setting(False, "one device, eager, no threads around your code: a breakpoint() in the step stops there")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(Settings):
+    """Network."""
+
+    model: str = setting("alexnet_mini", f"{', '.join(names.OWN)}, or a network of keras.applications such as VGG16")
+    model_options: str = setting("", "comma list of switches of the network, such as lrn=false,dense_units=256")
+    dropout_rate: float | None = setting(
+        None, "of the dense layers of the networks in alexnet/; not given: the network's own", low=0.0, below=1.0
+    )
+    init_from: str | None = setting(None, "weights to start from: a workdir (its best checkpoint) or a checkpoint folder")
+    precision: str = setting(
+        "float32", "of the computation; weights stay float32 under bfloat16; float64 is for proofs on CPU",
+        choices=("float32", "bfloat16", "float64"),
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        try:
+            names.check_name(self.model)
+        except ValueError as error:
+            raise SettingError("model", self.model, str(error)) from None
+        try:
+            names.parse_options(self.model, self.model_options)
+        except ValueError as error:
+            raise SettingError("model_options", self.model_options, str(error)) from None
+        if self.dropout_rate is not None and self.model in names.APPLICATIONS:
+            remedy = f"does not reach {self.model}, which keeps its own dropout; leave the flag out"
+            raise SettingError("dropout_rate", self.dropout_rate, remedy)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig(Settings):
+    """Optimization: the update of the weights."""
+
+    optimizer: str = setting("sgd", "update rule", choices=("sgd", "adam", "adamw"))
+    learning_rate: float = setting(0.01, "the schedule's highest", above=0.0)
+    momentum: float = setting(0.9, "of sgd", low=0.0, below=1.0)
+    nesterov: bool = setting(False, "Nesterov's form of sgd's momentum")
+    weight_decay: float = setting(
+        0.0, "of kernels, not of biases and normalisation; inside the momentum update for sgd, in the gradient for "
+        "adam, decoupled for adamw", low=0.0,
+    )
+    clip_global_norm: float = setting(0.0, "largest norm of the whole batch's gradient, 0: off", low=0.0)
+    label_smoothing: float = setting(0.0, "probability spread over all classes", low=0.0, below=1.0)
+    global_batch_size: int = setting(128, "images per step over all replicas together, never per replica", low=1)
+    max_nonfinite_steps: int = setting(0, "updates in a row skipped for a NaN or infinity before the run stops", low=0)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+            raise SettingError("nesterov", self.nesterov, "needs --optimizer=sgd and --momentum above 0; leave it out")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig(Settings):
+    """Schedule: how long, and how the learning rate goes over --epochs."""
+
+    epochs: float = setting(10.0, "passes over the training split, fractions allowed", above=0.0)
+    max_steps: int = setting(0, "end after so many steps if that comes first, 0: no limit; does not change the schedule", low=0)
+    schedule: str = setting(
+        "constant", "of the learning rate; step: divided by 10 at 1/2 and 3/4 of --epochs; plateau: divided by 10 when the "
+        "monitored value has not gained for 5 evaluations, three times at most",
+        choices=("constant", "step", "cosine", "one_cycle", "plateau"),
+    )
+    warmup_epochs: float = setting(
+        0.0, "epochs of linear rise to the schedule's learning rate; one_cycle rises by itself", low=0.0
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.warmup_epochs and self.schedule == "one_cycle":
+            raise SettingError("warmup_epochs", self.warmup_epochs, "one_cycle has its own warm-up; give 0")
+        if self.warmup_epochs >= self.epochs:
+            raise SettingError("warmup_epochs", self.warmup_epochs, f"give less than --epochs={self.epochs:g}")
+
+
+@dataclasses.dataclass(frozen=True)
+class CadenceConfig(Settings):
+    """Evaluation, logs, checkpoints and early stopping: how often. The last step is always evaluated and saved."""
+
+    eval_every_epochs: float = setting(1.0, "epochs between two evaluations of the validation split", above=0.0)
+    log_every_steps: int = setting(50, "steps that one train record is the mean of", low=1)
+    checkpoint_every_steps: int = setting(0, "steps between checkpoints, beside each epoch's end; 0: only there", low=0)
+    keep_checkpoints: int = setting(2, "how many of the newest to keep, beside the best; 0: all", low=0)
+    early_stopping_patience: int = setting(0, "evaluations without gain before the run stops, 0: never", low=0)
+    early_stopping_monitor: str = setting(
+        "validation_accuracy", "the value that early stopping, the plateau schedule and the best checkpoint look at",
+        choices=MONITORS,
+    )
+    early_stopping_min_delta: float = setting(0.0, "smallest gain that counts for early stopping", low=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceConfig(Settings):
+    """Devices."""
+
+    devices: int = setting(0, "how many accelerators to train on, 0: all there are", low=0)
+    virtual_devices: int = setting(1, "logical devices to split the CPU into, to try N replicas without a GPU", low=1, high=64)
+    steps_per_loop: int = setting(
+        20, "steps in one call of the compiled loop; fewer where a log, evaluation or checkpoint is due", low=1
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeConfig(Settings):
+    """The other modes."""
+
+    split: str = setting("", "the examples to evaluate on, TFDS slicing syntax; empty: --test_split")
+    checkpoint: str = setting("best", "best, latest or a step")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.checkpoint not in ("best", "latest") and not self.checkpoint.isdecimal():
+            raise SettingError("checkpoint", self.checkpoint, "give best, latest or the number of a step")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig(Settings):
+    """Everything that a run depends on, one section a field."""
+
+    run: RunConfig = dataclasses.field(default_factory=RunConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    network: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    optimization: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
+    cadence: CadenceConfig = dataclasses.field(default_factory=CadenceConfig)
+    device: DeviceConfig = dataclasses.field(default_factory=DeviceConfig)
+    judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)
+
+    def __post_init__(self):
+        super().__post_init__()
+        needs_validation = [
+            ("early_stopping_patience", self.cadence.early_stopping_patience, self.cadence.early_stopping_patience > 0),
+            ("schedule", self.schedule.schedule, self.schedule.schedule == "plateau"),
+        ]
+        for name, value, needed in needs_validation:
+            if needed and not self.data.validation_split:
+                raise SettingError(name, value, "needs a --validation_split to look at; give one")
+        if self.run.mode != "train" and self.run.workdir is None:
+            raise SettingError("workdir", None, f"--mode={self.run.mode} needs the folder of a run")
+        replicas = self.device.virtual_devices
+        check_divisible(self.optimization.global_batch_size, replicas)
+        if self.run.debug and replicas > 1:
+            raise SettingError("virtual_devices", replicas, "--debug runs on one device; give 1")
+
+
+def check_divisible(global_batch_size, num_replicas):
+    """Raises SettingError, with the nearest batches that do, where a batch does not divide by the replicas."""
+    if global_batch_size % num_replicas == 0:
+        return
+    lower = global_batch_size // num_replicas * num_replicas
+    nearest = f"{lower} or {lower + num_replicas}" if lower else f"{num_replicas}"
+    remedy = f"must divide by the {num_replicas} replicas; the nearest that do: {nearest}"
+    raise SettingError("global_batch_size", global_batch_size, remedy)
+
+
+def sections():
+    """Yields (name, class) of each section of ExperimentConfig, in the order of the help text."""
+    for field in dataclasses.fields(ExperimentConfig):
+        yield field.name, field.default_factory
+
+
+def leaves():
+    """Yields (section name, dataclass field) for every setting."""
+    for section, kind in sections():
+        for field in dataclasses.fields(kind):
+            yield section, field
+
+
+def from_values(values):
+    """Makes an ExperimentConfig from a flat dict {setting name: value}; what is missing takes its default.
+
+    Raises:
+      SettingError: an unknown name, or a value that cannot work.
+    """
+    known = {field.name for _, field in leaves()}
+    for name in values:
+        if name not in known:
+            raise SettingError(name, values[name], "is not a setting of this version; remove it")
+    parts = {
+        section: kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.name in values})
+        for section, kind in sections()
+    }
+    return ExperimentConfig(**parts)
+
+
+def to_values(config):
+    """The flat dict {setting name: value} that `from_values` takes back."""
+    return {field.name: getattr(getattr(config, section), field.name) for section, field in leaves()}

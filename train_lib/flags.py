@@ -1,0 +1,109 @@
+"""The command line: one flag per setting, presets, and help in groups. Knows absl, not TensorFlow."""
+
+import difflib
+import pathlib
+import textwrap
+
+from absl import flags
+
+from input_pipeline.errors import SettingError
+from input_pipeline.settings import describe_range, value_type
+from train_lib import config as config_lib
+
+PRESETS = pathlib.Path(__file__).parent / "presets"
+HELP_FLAGS = ("--help", "--helpshort", "--helpfull", "-help", "-h", "-?")
+_DEFINERS = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
+
+
+def define(flag_values):
+    """Registers one flag per setting in an absl `FlagValues`. Ranges are judged by the settings, not by absl."""
+    for _, field in config_lib.leaves():
+        _DEFINERS[value_type(field)](field.name, field.default, field.metadata["help"], flag_values=flag_values)
+
+
+def parse(argv, flag_values):
+    """Reads a command line, preset first, so that a flag given by the user wins wherever it stands.
+
+    Args:
+      argv: program name and arguments.
+      flag_values: the absl `FlagValues` that `define` filled.
+
+    Returns:
+      A validated ExperimentConfig.
+
+    Raises:
+      SettingError: a preset, flag or value that does not exist or cannot work.
+    """
+    name = _preset_name(argv, flag_values)
+    _parse_into(flag_values, [argv[0], *_preset_arguments(name)], source=f" in {_preset_file(name)}")
+    rest = _parse_into(flag_values, argv)
+    if rest[1:]:
+        raise flags.Error(f"{rest[1]!r} is not a flag; every argument has the form --name=value")
+    return config_lib.from_values({field.name: flag_values[field.name].value for _, field in config_lib.leaves()})
+
+
+def _parse_into(flag_values, argv, source=""):
+    try:
+        return flag_values(argv)
+    except flags.UnrecognizedFlagError as error:
+        known = [field.name for _, field in config_lib.leaves()]
+        close = difflib.get_close_matches(error.flagname, known, n=2)
+        hint = f"did you mean --{' or --'.join(close)}?" if close else "python main.py --helpshort lists the flags"
+        raise SettingError(error.flagname, error.flagvalue, f"no such flag{source}; {hint}") from None
+    except flags.Error as error:
+        raise flags.Error(f"{str(error).strip()}{source}") from None
+
+
+def _preset_name(argv, flag_values):
+    """The last --preset on the command line (or in a --flagfile on it), or the default."""
+    name = None
+    expanded = flag_values.read_flags_from_files(argv[1:], force_gnu=True)
+    for position, argument in enumerate(expanded):
+        key, equals, value = argument.lstrip("-").partition("=")
+        if key == "preset" and argument.startswith("-"):
+            name = value if equals else next(iter(expanded[position + 1 :]), "")
+    return flag_values["preset"].default if name is None else name
+
+
+def _preset_file(name):
+    return PRESETS / f"{name}.flags"
+
+
+def preset_names():
+    """All presets, sorted."""
+    return sorted(path.stem for path in PRESETS.glob("*.flags"))
+
+
+def _preset_arguments(name):
+    if name not in preset_names():
+        raise SettingError("preset", name, f"no such preset; give one of {', '.join(preset_names())}")
+    lines = _preset_file(name).read_text().splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def to_flagfile(config):
+    """The text of a flagfile that repeats this run: every setting that has a value, but for the workdir."""
+    values = config_lib.to_values(config)
+    lines = [f"--{name}={_flag_text(value)}" for name, value in values.items() if value is not None and name != "workdir"]
+    return "\n".join(lines) + "\n"
+
+
+def _flag_text(value):
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def help_text():
+    """The flags in groups, each with its default, range and meaning."""
+    lines = ["Trains AlexNet, and what you swap in for it, with a hand-written TensorFlow loop.", ""]
+    lines += ["  python main.py                       trains on the embedded data set, no download", ""]
+    lines += [f"Presets (--preset): {', '.join(preset_names())}", ""]
+    fields = list(config_lib.leaves())
+    for section, kind in config_lib.sections():
+        lines += [kind.__doc__.splitlines()[0], ""]
+        for field in (field for name, field in fields if name == section):
+            limits = describe_range(field)
+            default = "not given" if field.default is None else f"default {_flag_text(field.default) or 'empty'}"
+            text = f"{field.metadata['help']} ({limits + '; ' if limits else ''}{default})"
+            lines += textwrap.wrap(text, 110, initial_indent=f"  --{field.name:<26}", subsequent_indent=" " * 30)
+        lines.append("")
+    return "\n".join(lines)

@@ -1,0 +1,171 @@
+"""Opens a run: data, network, optimizer, records, and the checkpoint that it goes on from."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from input_pipeline.errors import SettingError
+from input_pipeline.sources import Source, open_source
+from input_pipeline.splits import open_split
+from train_lib import checkpointing
+from train_lib import config as config_lib
+from train_lib.cadence import Plan, make_plan
+from train_lib.state import PixelScaling, TrainState, create_state, pixel_scaling
+from train_lib.strategy import create_strategy
+from train_lib.workdir import Workdir
+
+# What fixes the mathematics and the order of the data: a run cannot go on with another value.
+FIXED = (
+    "dataset", "train_split", "validation_split", "test_split", "image_size", "pixels", "augment", "model", "model_options",
+    "dropout_rate", "precision", "optimizer", "seed", "global_batch_size",
+)
+# What says how this process works, not what the run computes.
+FREE = ("mode", "preset", "workdir", "data_dir", "input", "init_from", "debug", "split", "checkpoint")
+
+
+@dataclasses.dataclass
+class Run:
+    """An open run."""
+
+    config: config_lib.ExperimentConfig
+    workdir: Workdir
+    strategy: tf.distribute.Strategy
+    source: Source
+    train_split: object
+    validation_split: object
+    state: TrainState
+    plan: Plan
+    store: checkpointing.CheckpointStore
+
+    def open_test_split(self):
+        """The test split."""
+        return open_split(self.config.data, self.source, self.config.data.test_split, "test_split", log=lambda line: None)
+
+    def save(self, is_best):
+        """Saves the state as a checkpoint."""
+        self.store.save(self.state.step, tensors_of(self.state), self.describe(), is_best)
+
+    def describe(self):
+        """What a checkpoint says of itself besides its tensors; no wall-clock value."""
+        return {
+            "config": config_lib.to_values(self.config) | {"workdir": None},
+            "class_names": list(self.source.class_names),
+            "image_shape": list(self.train_split.image_shape),
+            "last_step": self.plan.last_step,
+            "progress": self.state.progress(),
+        }
+
+
+def tensors_of(state):
+    """{name: NumPy array} of everything in a TrainState that is a tensor."""
+    variables = {**state.weights(), **state.slots()}
+    return {name: keras.ops.convert_to_numpy(variable) for name, variable in variables.items()} | {
+        "pixels/offset": state.pixels.offset,
+        "pixels/scale": state.pixels.scale,
+        "step": np.int64(state.step),
+    }
+
+
+def open_run(config, workdir, checkpoint, store, log=print):
+    """Builds everything that training needs, from `checkpoint` where there is one.
+
+    Raises:
+      ExpectedError: settings, data, devices, network or checkpoint do not fit together.
+    """
+    if checkpoint is not None:
+        compare_with_checkpoint(config, checkpoint, log)
+    strategy = create_strategy(config)
+    source = open_source(config.data)
+    train_split = open_split(config.data, source, config.data.train_split, "train_split", log)
+    validation_split = None
+    if config.data.validation_split:
+        validation_split = open_split(config.data, source, config.data.validation_split, "validation_split", log)
+    if config.data.test_split:
+        source.num_examples(config.data.test_split, "test_split")  # a wrong name shall not surface after the last epoch
+    plan = make_plan(config, train_split.num_examples)
+    if checkpoint is None:
+        pixels = pixel_scaling(config.data.pixels, train_split)
+    else:
+        tensors = checkpoint.tensors("pixels/")
+        pixels = PixelScaling(tensors["pixels/offset"], tensors["pixels/scale"])
+    state = create_state(config, strategy, len(source.class_names), train_split.image_shape, pixels)
+    if checkpoint is not None:
+        restore(state, checkpoint, plan)
+    elif config.network.init_from:
+        initialize(state, checkpointing.find_initial(config.network.init_from), log)
+    return Run(config, workdir, strategy, source, train_split, validation_split, state, plan, store)
+
+
+def compare_with_checkpoint(config, checkpoint, log):
+    """Refuses what would change the mathematics or the data order of a run, and says what else has changed.
+
+    Raises:
+      SettingError: a setting in FIXED differs; the error names both values.
+    """
+    stored, asked = checkpoint.description["config"], config_lib.to_values(config)
+    for name in FIXED:
+        if stored.get(name) != asked[name]:
+            before = "not given" if stored.get(name) is None else stored[name]
+            remedy = f"the checkpoint {checkpoint.folder} was made with {before}; give that, or another --workdir"
+            raise SettingError(name, asked[name], remedy)
+    for name, value in asked.items():
+        if name not in FIXED + FREE and stored.get(name) != value:
+            log(f"--{name}={value} from here on; it was {stored.get(name)} when {checkpoint.folder.name} was saved")
+
+
+def restore(state, checkpoint, plan):
+    """Gives a new TrainState the tensors and the progress of a checkpoint."""
+    tensors = checkpoint.tensors()
+    checkpointing.assign({**state.weights(), **state.slots()}, tensors, checkpoint.folder)
+    state.set_progress(checkpoint.description["progress"])
+    state.skipped_in_a_row = 0
+    if plan.last_step > checkpoint.description["last_step"]:
+        state.judgement.stopping.waited = 0  # a longer run was asked for, so an early stop is no reason to end at once
+
+
+def initialize(state, checkpoint, log):
+    """Starts from another run's weights; the last layer stays as initialised where its number of classes differs.
+
+    Raises:
+      UnusableError: the weights are those of another network.
+    """
+    tensors = checkpoint.tensors("model/")
+    variables = state.weights()
+    last_layer = [name for name in variables if name.startswith("model/logits/")] or list(variables)[-2:]
+    differing = [name for name in last_layer if name in tensors and tensors[name].shape != tuple(variables[name].shape)]
+    if differing:
+        log(f"{checkpoint.folder}: {', '.join(last_layer)} left as initialised, the number of classes differs")
+    checkpointing.assign(
+        {name: variable for name, variable in variables.items() if not (differing and name in last_layer)},
+        tensors, checkpoint.folder,
+    )
+    log(f"weights from {checkpoint.folder}")
+
+
+def restore_best(run):
+    """Puts the best checkpoint's weights into the network; returns its step.
+
+    Raises:
+      UnusableError: it is damaged.
+    """
+    best = run.store.find("best")
+    checkpointing.assign(run.state.weights(), best.tensors("model/"), best.folder)
+    return best.step
+
+
+def is_finished(config, checkpoint, result):
+    """Whether a run has ended and is asked for no more than it has done."""
+    if checkpoint is None or result is None or result.get("status") not in ("completed", "early_stopped"):
+        return False
+    stored, asked = checkpoint.description["config"], config_lib.to_values(config)
+    without_limit = {name: stored[name] or float("inf") for name in ("max_steps", "early_stopping_patience")}
+    return (
+        asked["epochs"] <= stored["epochs"]
+        and (asked["max_steps"] or float("inf")) <= without_limit["max_steps"]
+        and (
+            result["status"] == "completed"
+            or (asked["early_stopping_patience"] or float("inf")) <= without_limit["early_stopping_patience"]
+        )
+    )

@@ -1,0 +1,41 @@
+"""Learning rates as plain functions of the step, on the host: no tensor, no state."""
+
+import math
+
+ONE_CYCLE_RISE = 0.3  # share of the run; Smith and Topin, "Super-Convergence", and its usual implementations
+ONE_CYCLE_START = 1 / 25
+PLATEAU_FACTOR = 0.1  # paper, section 5: divided by 10 when the validation error stopped improving, three times
+
+
+def learning_rate(step, config, schedule_steps, epoch_steps, plateau_drops=0):
+    """The learning rate of step `step` (0-based).
+
+    Args:
+      step: steps done before this one.
+      config: ExperimentConfig.
+      schedule_steps: the steps that the schedule spans.
+      epoch_steps: steps in an epoch.
+      plateau_drops: how often the plateau schedule has lowered the rate so far.
+    """
+    progress = min(step / schedule_steps, 1.0)
+    warmup_steps = config.schedule.warmup_epochs * float(epoch_steps)
+    warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+    shape = PLATEAU_FACTOR**plateau_drops if config.schedule.schedule == "plateau" else SHAPES[config.schedule.schedule](progress)
+    return config.optimization.learning_rate * warmup * shape
+
+
+def _step(progress):
+    return 0.1 ** sum(progress >= border for border in (0.5, 0.75))
+
+
+def _cosine(progress):
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _one_cycle(progress):
+    if progress < ONE_CYCLE_RISE:
+        return 1 - (1 - ONE_CYCLE_START) * _cosine(progress / ONE_CYCLE_RISE)
+    return _cosine((progress - ONE_CYCLE_RISE) / (1 - ONE_CYCLE_RISE))
+
+
+SHAPES = {"constant": lambda progress: 1.0, "step": _step, "cosine": _cosine, "one_cycle": _one_cycle}

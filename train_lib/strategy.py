@@ -1,0 +1,60 @@
+"""Which tf.distribute strategy: chosen from the devices that are there."""
+
+import tensorflow as tf
+
+from input_pipeline.batches import Shard
+from input_pipeline.errors import SettingError
+from train_lib.config import check_divisible
+
+
+def create_strategy(config):
+    """Sets the devices up and returns the strategy that trains on them. Call it before anything runs on a device.
+
+    One device: the default strategy, in the main thread. Several: MirroredStrategy, one replica each.
+
+    Raises:
+      SettingError: more devices are asked for than there are, or the global batch does not divide by the replicas.
+    """
+    if config.run.debug:
+        tf.config.run_functions_eagerly(True)
+        tf.data.experimental.enable_debug_mode()
+    if config.run.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    names = _device_names(config.device.virtual_devices)
+    wanted = config.device.devices or (1 if config.run.debug else len(names))
+    if wanted > len(names):
+        remedy = f"there are {len(names)} ({', '.join(names)}); give at most that, or 0 for all"
+        raise SettingError("devices", wanted, remedy)
+    check_divisible(config.optimization.global_batch_size, wanted)
+    if wanted == 1:
+        return tf.distribute.get_strategy()
+    return tf.distribute.MirroredStrategy(names[:wanted])
+
+
+def _device_names(virtual_devices):
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    gpus = tf.config.list_physical_devices("GPU")
+    if virtual_devices > 1:
+        tf.config.set_visible_devices([], "GPU")
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * virtual_devices)
+        return [f"/cpu:{index}" for index in range(virtual_devices)]
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    return [f"/gpu:{index}" for index in range(len(gpus))] or ["/cpu:0"]
+
+
+def distribute(strategy, make_batches):
+    """Lets `make_batches(shard)` feed the replicas, each with its own batches; returns one endless iterator."""
+
+    def batches(context):
+        local = context.num_replicas_in_sync // context.num_input_pipelines
+        return make_batches(Shard(context.input_pipeline_id * local, local, context.num_replicas_in_sync))
+
+    return iter(strategy.distribute_datasets_from_function(batches))
+
+
+def describe(strategy):
+    """The devices that a strategy trains on, in words."""
+    if strategy.num_replicas_in_sync > 1:
+        return ", ".join(device.split("/")[-1].removeprefix("device:") for device in strategy.extended.worker_devices)
+    return "GPU:0" if tf.config.list_logical_devices("GPU") else "CPU:0"

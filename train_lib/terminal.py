@@ -1,0 +1,83 @@
+"""What a run shows: a progress bar on a terminal, plain lines elsewhere, one line per evaluation in both."""
+
+import sys
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+class Terminal:
+    """Shows the progress of training.
+
+    Args:
+      total_steps: where the bar ends.
+      first_step: where it starts.
+      clock: seconds, monotonic.
+      is_terminal: whether to draw a bar; None: ask stderr.
+    """
+
+    def __init__(self, total_steps, first_step, clock, is_terminal=None):
+        is_terminal = sys.stderr.isatty() if is_terminal is None else is_terminal
+        self._total = total_steps
+        self._clock = clock
+        self._last_line = clock()
+        self._bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True) if is_terminal else None
+
+    def line(self, text):
+        """Prints a line above the bar."""
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stdout)
+        else:
+            print(text, flush=True)
+
+    def progress(self, step, values, images_per_second):
+        """Shows where training is; `values` has loss, accuracy and learning_rate."""
+        shown = f"loss {number(values['loss'])}, accuracy {percent(values['accuracy'])}, lr {values['learning_rate']:.3g}"
+        shown += f", {images_per_second:,.0f} images/s"
+        if self._bar is not None:
+            self._bar.set_postfix_str(shown, refresh=False)
+            self._bar.update(step - self._bar.n)
+        elif self._clock() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = self._clock()
+            print(f"step {step}/{self._total}: {shown}", flush=True)
+
+    def close(self):
+        """Leaves the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def number(value):
+    """A loss, short; a dash where there is none."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def percent(value):
+    """An accuracy in per cent; a dash where there is none."""
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def evaluation_line(epoch, epochs, step, train, validation, is_best):
+    """The one line of an epoch; `train` is the newest train record's values, None before the first."""
+    parts = [f"epoch {epoch:.3g}/{epochs:g}, step {step}"]
+    if train is not None:
+        parts.append(f"train loss {number(train['loss'])}, accuracy {percent(train['accuracy'])}")
+    if validation is not None:
+        parts.append(f"validation loss {number(validation['loss'])}, accuracy {percent(validation['accuracy'])}")
+    return " | ".join(parts) + (" (best)" if is_best and validation is not None else "")
+
+
+def parameter_table(model):
+    """The layers of a network, their output shapes and parameters, as text; without layers that change neither."""
+    rows = [("layer", "output", "parameters")]
+    previous = None
+    for layer in model.layers:
+        shape = tuple(layer.output.shape[1:])
+        parameters = layer.count_params()
+        if parameters or shape != previous:
+            rows.append((layer.name, " x ".join(map(str, shape)), f"{parameters:,}" if parameters else ""))
+        previous = shape
+    rows.append((model.name, "", f"{model.count_params():,}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join(f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {count:>{widths[2]}}".rstrip() for name, shape, count in rows)

@@ -1,0 +1,226 @@
+"""The training loop. Open this file to read the story, `steps.py` to change the mathematics."""
+
+import sys
+import time
+
+import numpy as np
+import tensorflow as tf
+
+from input_pipeline.errors import SettingError, UnusableError
+from train_lib import schedules
+from train_lib.evaluate import SplitJudge
+from train_lib.run import is_finished, open_run, restore_best
+from train_lib.signals import StopRequest
+from train_lib.steps import make_eval_step, make_train_loop
+from train_lib.strategy import describe, distribute
+from train_lib.summaries import RunLog, Stopwatch, totals_of
+from train_lib.terminal import Terminal, evaluation_line, parameter_table, percent
+from train_lib.workdir import RESULT, choose_workdir
+
+EXIT_CODES = {"completed": 0, "early_stopped": 0, "diverged": 4, "preempted": 75}
+
+
+def train(config):
+    """The mode `train`: runs, or resumes, an experiment. Returns the exit code of `EXIT_CODES`."""
+    workdir = choose_workdir(config)
+    workdir.create()
+    store = workdir.checkpoints(config.cadence.keep_checkpoints)
+    store.remove_leftovers()
+    checkpoint = store.newest()
+    if is_finished(config, checkpoint, workdir.read_result()):
+        print(f"{workdir.path}: finished at step {checkpoint.step}; give a larger --epochs or --max_steps to go on")
+        return 0
+    try:
+        run = open_run(config, workdir, checkpoint, store)
+        workdir.remove_result()
+        workdir.write_config(config)
+        print(parameter_table(run.state.model))
+        verb = "resuming at" if run.state.step else "starting at"
+        print(f"{verb} step {run.state.step} of {run.plan.last_step} on {describe(run.strategy)}: {workdir.path}")
+        return Trainer(run).train()
+    except tf.errors.ResourceExhaustedError:
+        remedy = "the device's memory is not enough for this batch; give a smaller one, or more devices"
+        raise SettingError("global_batch_size", config.optimization.global_batch_size, remedy) from None
+
+
+class Trainer:
+    """The loop and what it needs at hand.
+
+    Args:
+      run: an open Run.
+      clock: seconds, monotonic.
+    """
+
+    def __init__(self, run, clock=time.monotonic):
+        self.run, self.config, self.state, self.plan = run, run.config, run.state, run.plan
+        self.clock = clock
+        self.train_loop = make_train_loop(run.strategy, run.state, run.config)
+        self.eval_step = make_eval_step(run.strategy, run.state)
+        self.validation = self.make_judge(run.validation_split) if run.validation_split else None
+        self.log = RunLog(run.workdir, run.state.step)
+        self.stopwatch = Stopwatch(clock)
+        self.newest_record = None
+        self.terminal = Terminal(run.plan.last_step, run.state.step, clock)
+
+    def train(self):
+        """The story of a run. Returns its exit code."""
+        self.iterator = self.open_batches()
+        with StopRequest() as self.stop_request:
+            while self.status() is None:
+                self.advance(self.plan.next_stop(self.state.step))
+                step = self.state.step
+                if self.plan.log_due(step):
+                    self.write_train_record()
+                is_best = self.plan.evaluation_due(step) and self.judge_validation()
+                if self.plan.checkpoint_due(step) or self.status():
+                    self.save(is_best)
+        self.terminal.close()
+        return self.conclude(self.status())
+
+    def status(self):
+        """How the run has ended, None while it goes on."""
+        if self.has_diverged():
+            return "diverged"
+        if self.state.judgement.out_of_patience(self.config):
+            return "early_stopped"
+        if self.state.step >= self.plan.last_step:
+            return "completed"
+        return "preempted" if self.stop_request.received else None
+
+    def open_batches(self):
+        """The endless iterator over training batches, from the present step on."""
+        config, split = self.config, self.run.train_split
+        return distribute(self.run.strategy, lambda shard: split.training_batches(
+            config.run.seed, self.state.step, config.optimization.global_batch_size, config.data.augmentations, shard))
+
+    def advance(self, stop):
+        """Trains up to step `stop` in one call of the compiled loop."""
+        first, size = self.state.step, self.config.device.steps_per_loop
+        rates = np.zeros(size)
+        rates[: stop - first] = [self.learning_rate(step) for step in range(first, stop)]
+        start = self.clock()
+        done, reports = self.train_loop(
+            self.iterator, tf.constant(first, tf.int64), tf.constant(stop - first), tf.constant(rates),
+            tf.constant(self.state.skipped_in_a_row))
+        done, finite = int(done), reports["finite"].numpy()
+        self.stopwatch.add_training(self.clock() - start, done * self.config.optimization.global_batch_size)
+        losses, accuracies = reports["loss"].numpy()[:done], reports["accuracy"].numpy()[:done]
+        self.state.totals.add(losses, accuracies, finite[:done])
+        self.state.step += done
+        self.state.skipped_in_a_row = skipped_at_end(finite[:done], self.state.skipped_in_a_row)
+        if done != stop - first and not self.has_diverged():
+            raise AssertionError(f"the loop was to do {stop - first} steps from {first} on and did {done}")
+        shown = {**self.state.totals.means(), "learning_rate": rates[done - 1]}
+        self.terminal.progress(self.state.step, shown, self.stopwatch.images_per_second)
+
+    def learning_rate(self, step):
+        """The learning rate of a step."""
+        drops = self.state.judgement.plateau_drops
+        return schedules.learning_rate(step, self.config, self.plan.schedule_steps, self.plan.epoch_steps, drops)
+
+    def has_diverged(self):
+        """Whether more updates in a row were skipped than tolerated."""
+        return self.state.skipped_in_a_row > self.config.optimization.max_nonfinite_steps
+
+    def write_train_record(self):
+        """Ends the train record under way."""
+        step, means = self.state.step, self.state.totals.means()
+        self.newest_record = {**means, "learning_rate": self.learning_rate(step - 1)}
+        self.log.add_metrics("train", step, self.plan.epoch(step), self.newest_record)
+        self.log.add_timing(step, self.stopwatch.lap())
+        self.state.totals = type(self.state.totals)()
+
+    def judge_validation(self):
+        """Evaluates the validation split, shows and records it; returns whether it is the best so far."""
+        step, values, is_best = self.state.step, None, True
+        if self.validation:
+            values = self.validation.judge().summary()
+            is_best = self.state.judgement.observe(values, step, self.config)
+            self.log.add_metrics("validation", step, self.plan.epoch(step), values)
+        train = self.newest_record or self.state.totals.means()
+        epoch, epochs = self.plan.epoch(step), self.config.schedule.epochs
+        self.terminal.line(evaluation_line(epoch, epochs, step, train, values, is_best))
+        return is_best
+
+    def save(self, is_best):
+        """Saves a checkpoint. One that fails is said, and tried again when the next is due; the last one must not fail."""
+        self.log.flush()
+        try:
+            self.run.save(is_best)
+        except (OSError, tf.errors.OpError) as error:
+            reason = str(error).strip().splitlines()[0]
+            if self.status():
+                remedy = "make room and start the same command again"
+                line = f"{self.run.store.folder}: the last checkpoint cannot be saved ({reason}); {remedy}"
+                raise UnusableError(line) from None
+            self.terminal.line(f"{self.run.store.folder}: no checkpoint at step {self.state.step} ({reason}); going on")
+
+    def conclude(self, status):
+        """Judges the test split by the best checkpoint, writes result.json and says what is where; returns the exit code."""
+        test_accuracy = None
+        if EXIT_CODES[status] == 0:
+            test_accuracy = self.judge_test()
+        result = self.result(status, test_accuracy)
+        self.log.flush()
+        self.run.workdir.write_json(RESULT, result)
+        for line in closing_lines(self.run.workdir.path, result):
+            print(line, file=sys.stderr if EXIT_CODES[status] else sys.stdout)
+        return EXIT_CODES[status]
+
+    def judge_test(self):
+        """The accuracy of the best checkpoint on the test split, None without one; leaves the best weights in the network."""
+        best_step, split_name = restore_best(self.run), self.config.data.test_split
+        if not split_name:
+            return None
+        split = self.run.validation_split if split_name == self.config.data.validation_split else self.run.open_test_split()
+        values = self.make_judge(split).judge().summary()
+        self.log.add_metrics("test", best_step, self.plan.epoch(best_step), values)
+        return values["accuracy"]
+
+    def make_judge(self, split):
+        """A SplitJudge for a split."""
+        num_classes = len(self.run.source.class_names)
+        return SplitJudge(self.run.strategy, self.eval_step, split, num_classes, self.config.optimization.global_batch_size)
+
+    def result(self, status, test_accuracy):
+        """The content of result.json."""
+        best_step = self.state.judgement.best_step
+        records = self.log.metrics.read()
+        best = [r["accuracy"] for r in records if r["kind"] == "validation" and r["step"] == best_step]
+        return {
+            "status": status,
+            "steps": self.state.step,
+            "epochs": self.plan.epoch(self.state.step),
+            "best_step": best_step,
+            "best_validation_accuracy": best[-1] if best else None,
+            "test_accuracy": test_accuracy,
+            **totals_of(self.log.timing.read()),
+        }
+
+
+def closing_lines(path, result):
+    """What a user reads at the end of a run: what came out, where it is, what to type next."""
+    if result["status"] == "diverged":
+        return [f"error: the loss or its gradient is not finite at step {result['steps'] - 1}; {path} holds the last finite "
+                "weights; start again with a lower --learning_rate, or with --clip_global_norm"]
+    if result["status"] == "preempted":
+        return [f"stopped at step {result['steps']}; the same command with --workdir={path} goes on from there"]
+    lines = [f"{result['status'].replace('_', ' ')} after {result['steps']} steps, {result['epochs']:.4g} epochs, "
+             f"{result['seconds']:.0f} s, {result['images_per_second'] or 0:,.0f} images/s"]
+    if result["best_validation_accuracy"] is not None:
+        lines.append(f"best validation accuracy {percent(result['best_validation_accuracy'])}, at step {result['best_step']}")
+    if result["test_accuracy"] is not None:
+        lines.append(f"test accuracy of the best checkpoint {percent(result['test_accuracy'])}")
+    return lines + [
+        f"run              {path}",
+        f"best checkpoint  {path / 'checkpoints' / (path / 'checkpoints' / 'best').read_text().strip()}",
+        f"TensorBoard      tensorboard --logdir={path / 'tensorboard'}",
+        f"next             python main.py --mode=evaluate --workdir={path}",
+    ]
+
+
+def skipped_at_end(finite, skipped_before):
+    """How many updates in a row are skipped at the end of consecutive steps, `finite` bool [steps]."""
+    for is_finite in finite:
+        skipped_before = 0 if is_finite else skipped_before + 1
+    return skipped_before

@@ -1,0 +1,76 @@
+"""The run's folder: what the contract promises to leave in it, but for checkpoints and records."""
+
+import json
+import pathlib
+import time
+
+from input_pipeline.errors import UnusableError
+from train_lib import config as config_lib
+from train_lib import flags as flags_lib
+from train_lib.checkpointing import CheckpointStore
+
+RESULT = "result.json"
+
+
+class Workdir:
+    """Paths and small files of one run.
+
+    Args:
+      path: the folder; made by `create`, not here.
+    """
+
+    def __init__(self, path):
+        self.path = pathlib.Path(path).expanduser()
+
+    def create(self):
+        """Makes the folder.
+
+        Raises:
+          UnusableError: it cannot be made or written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UnusableError(f"--workdir={self.path}: cannot be written ({error.strerror}); give another folder") from None
+
+    def checkpoints(self, keep=0, log=print):
+        """The run's CheckpointStore."""
+        return CheckpointStore(self.path / "checkpoints", keep, log)
+
+    def write_config(self, config):
+        """Writes config.json and run.flags."""
+        self.write_json("config.json", config_lib.to_values(config) | {"workdir": None})
+        (self.path / "run.flags").write_text(flags_lib.to_flagfile(config))
+
+    def read_result(self):
+        """result.json as a dict, None where the run has not ended or the file is not one."""
+        try:
+            result = json.loads((self.path / RESULT).read_text())
+        except (OSError, ValueError):
+            return None
+        return result if isinstance(result, dict) else None
+
+    def remove_result(self):
+        """Says that the run goes on."""
+        (self.path / RESULT).unlink(missing_ok=True)
+
+    def write_json(self, name, value):
+        """Writes a JSON file by one rename and returns its path."""
+        temporary = self.path / f"{name}.tmp"
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
+        temporary.replace(self.path / name)
+        return self.path / name
+
+
+def choose_workdir(config):
+    """The Workdir of --workdir, or a new one under runs/ named after data, network and time."""
+    if config.run.workdir is not None:
+        return Workdir(config.run.workdir)
+    name = f"{config.data.dataset}-{config.network.model}-{time.strftime('%Y%m%d-%H%M%S')}".replace("/", "-").replace(":", "-")
+    path, number = pathlib.Path("runs") / name, 2
+    while path.exists():
+        path, number = pathlib.Path("runs") / f"{name}-{number}", number + 1
+    return Workdir(path)
