@@ -26,13 +26,8 @@ def parse_flags(argv):
     try:
         return train_flags.parse(argv, flags.FLAGS)
     except (ExpectedError, flags.Error) as error:
-        fail(str(error), getattr(error, "exit_code", 2))
-
-
-def fail(message, exit_code):
-    """Prints the one line of an expected failure and exits."""
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(exit_code)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 2))
 
 
 def prepare_environment():
@@ -70,8 +65,12 @@ def main(config):
     try:
         exit_code = getattr(importlib.import_module(module), function)(config)
     except ExpectedError as error:
-        fail(str(error), error.exit_code)
-    sys.exit(exit_code)
+        print(f"error: {error}", file=sys.stderr)
+        exit_code = error.exit_code
+    # Without the interpreter's clean-up, which would wait for tf.data threads (see `train_lib.strategy.distribute`).
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 if __name__ == "__main__":

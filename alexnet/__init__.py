@@ -36,7 +36,8 @@ def build(name, num_classes, image_shape, *, options=None, dropout_rate=None, pr
       num_classes: int, at least 1.
       image_shape: (height, width, channels), ints, at least 1.
       options: a text such as "lrn=false,towers=1", or the same as a dict; see `names.OPTIONS`.
-      dropout_rate: 0 <= rate < 1, of the hidden dense layers; None: the network's own. Not for keras.applications.
+      dropout_rate: 0 <= rate < 1, of the hidden dense layers; None: the network's own. Not for
+        keras.applications.
       precision: "float32", "bfloat16", "float16" or "float64"; of the computation.
       seed: int, 0 <= seed < 2**63, of the initial weights.
 
@@ -55,7 +56,9 @@ def build(name, num_classes, image_shape, *, options=None, dropout_rate=None, pr
         raise ValueError(f"dropout_rate {dropout_rate}: give a number that is at least 0 and below 1")
     if name in names.APPLICATIONS:
         if dropout_rate is not None:
-            raise ValueError(f"dropout_rate {dropout_rate} does not reach {name}, which keeps its own; leave it out")
+            raise ValueError(
+                f"dropout_rate {dropout_rate} does not reach {name}, which keeps its own; leave it out"
+            )
         from alexnet import applications
 
         return applications.build(name, num_classes, image_shape, POLICIES[precision], seed)
@@ -70,5 +73,7 @@ def _judge_shape(num_classes, image_shape):
         raise ValueError(f"num_classes {num_classes}: give 1 or more")
     image_shape = tuple(image_shape)
     if len(image_shape) != 3 or any(not isinstance(size, int) or size < 1 for size in image_shape):
-        raise ValueError(f"image_shape {image_shape}: give (height, width, channels), three whole numbers above 0")
+        raise ValueError(
+            f"image_shape {image_shape}: give (height, width, channels), three whole numbers above 0"
+        )
     return image_shape

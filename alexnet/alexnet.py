@@ -1,12 +1,15 @@
 """The network of the paper (section 3), and two small forms of it for 32x32 images.
 
-Each network is a function that returns its layers, in order; `build` joins them to a functional or to a Sequential model.
-The number in a layer's name is that of the paper's layer. All take images of any size that their pooling can take.
-The shapes in the comments hold for the size that the network was made for; B is the batch.
+Each network is a function that returns its layers, in order; `build` joins them to a functional or to a
+Sequential model. The number in a layer's name is that of the paper's layer. All take images of any size that
+their pooling can take; the shapes in the comments hold for the size that the network was made for, and B is
+the batch.
 
-Departures from the paper, in all three: dropout scales in training and not at test time (see `layers.Dropout`). In
-`alexnet`: the 224x224 input of the text, of which an 11x11 convolution with stride 4 cannot make the 55x55 map of
-section 3.5, is padded by 1 pixel above and to the left and by 2 below and to the right.
+Departures from the paper:
+- all three: dropout scales in training and not at test time (see `layers.Dropout`);
+- `alexnet`: an 11x11 convolution with stride 4 cannot make the 55x55 map of section 3.5 from 224x224 pixels,
+  so images are padded with zeros, by 1 pixel above and to the left and by 2 below and to the right;
+- the two small forms: all sizes, no response normalization unless asked for, and initial weights.
 """
 
 import dataclasses
@@ -41,26 +44,25 @@ class LayerMaker:
     pool_padding: str
 
     def _layer_seed(self, number):
-        # Equal seeds in two layers would give them equal numbers; seed + number would give two networks such layers.
+        # Mixed, not added: with seed + number, conv2 of one seed would begin like conv1 of the next.
         return int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
 
     def _weights(self, number, bias):
-        kernel_initializer = self.initializer(seed=self._layer_seed(number))
-        return {"kernel_initializer": kernel_initializer, "bias_initializer": keras.initializers.Constant(bias)}
+        kernel = self.initializer(seed=self._layer_seed(number))
+        return {"kernel_initializer": kernel, "bias_initializer": keras.initializers.Constant(bias)}
 
     def conv(self, number, filters, size, *, strides=1, padding="same", groups=1, bias=0.0):
         """A convolution and its ReLU."""
         kind = keras.layers.Conv2D if groups == 1 else functools.partial(GroupedConv2D, groups=groups)
-        weights = self._weights(number, bias)
-        name = f"conv{number}"
-        return kind(filters, size, strides, padding, activation="relu", dtype=self.policy, name=name, **weights)
+        common = {"activation": "relu", "dtype": self.policy, "name": f"conv{number}"}
+        return kind(filters, size, strides, padding, **common, **self._weights(number, bias))
 
     def norm(self, number):
         """A list: the response normalization, or nothing where the network has none."""
         return [LocalResponseNormalization(dtype=self.policy, name=f"norm{number}")] if self.lrn else []
 
     def pool(self, number):
-        """A max pooling that halves height and width; both kinds give the same shape at the sizes in the comments."""
+        """A max pooling that halves height and width; at the sizes in the comments both kinds agree."""
         size, padding = (3, self.pool_padding) if self.overlapping_pooling else (2, "valid")
         return keras.layers.MaxPooling2D(size, 2, padding, dtype=self.policy, name=f"pool{number}")
 
@@ -70,31 +72,29 @@ class LayerMaker:
 
     def dense(self, number, units, *, relu=True, bias=0.0):
         """A hidden dense layer."""
-        activation = "relu" if relu else None
-        weights = self._weights(number, bias)
-        return keras.layers.Dense(units, activation, dtype=self.policy, name=f"dense{number}", **weights)
+        common = {"activation": "relu" if relu else None, "dtype": self.policy, "name": f"dense{number}"}
+        return keras.layers.Dense(units, **common, **self._weights(number, bias))
 
     def dropout(self, number, rate):
         """Dropout of the dense layer of the same number."""
-        return Dropout(rate, number, seed=self._layer_seed(number), dtype=self.policy, name=f"dropout{number}")
+        seed = self._layer_seed(number)
+        return Dropout(rate, number, seed=seed, dtype=self.policy, name=f"dropout{number}")
 
     def logits(self, number, num_classes):
-        """The last dense layer: at least float32, since a softmax over bfloat16 logits is too coarse to train on."""
+        """The last dense layer, at least float32: the loss would suffer from logits of 8 bits."""
         dtype = keras.dtype_policies.get(self.policy).variable_dtype
         return keras.layers.Dense(num_classes, dtype=dtype, name="logits", **self._weights(number, 0.0))
 
 
-def alexnet(
-    num_classes, *, policy, seed, lrn, towers, overlapping_pooling, dense_units, dropout_rate=0.5
-):
+def alexnet(num_classes, *, policy, seed, lrn, towers, overlapping_pooling, dense_units, dropout_rate=0.5):
     """The paper's network for 224x224 images: 60,965,224 parameters with two towers and 1000 classes.
 
-    `towers=1` connects every convolution to all maps before it (section 3.2 gives 1.7 points of top-1 error to the two
-    towers, over one with half as many kernels). Weights start from N(0, 0.01), biases from 1 in conv 2, 4, 5 and the
-    hidden dense layers and from 0 elsewhere (section 5).
+    `towers=1` connects every convolution to all maps before it (section 3.2 gives 1.7 points of top-1 error
+    to the two towers, over one with half as many kernels). Weights start from N(0, 0.01), biases from 1 in
+    conv 2, 4, 5 and the hidden dense layers and from 0 elsewhere (section 5).
     """
     normal = functools.partial(keras.initializers.RandomNormal, stddev=0.01)
-    make = LayerMaker(policy, seed, normal, lrn, overlapping_pooling, pool_padding="valid")
+    make = LayerMaker(policy, seed, normal, lrn, overlapping_pooling, "valid")
     return [
         keras.layers.ZeroPadding2D(((1, 2), (1, 2)), dtype=policy, name="pad1"),  # [B, 227, 227, 3]
         make.conv(1, 96, 11, strides=4, padding="valid"),  # [B, 55, 55, 96]
@@ -117,11 +117,11 @@ def alexnet(
 
 
 def alexnet_tower(num_classes, *, policy, seed, lrn, overlapping_pooling, dense_units, dropout_rate=0.5):
-    """One of the paper's two towers, on 32x32 images: its filters, but 5x5 and 3x3 from the start, and stride 1.
+    """One of the paper's two towers for 32x32 images: as many filters, but of 5x5 and 3x3, all with stride 1.
 
     3,991,754 parameters with 10 classes. Weights start from `he_uniform`, biases from 0.
     """
-    make = LayerMaker(policy, seed, keras.initializers.HeUniform, lrn, overlapping_pooling, pool_padding="same")
+    make = LayerMaker(policy, seed, keras.initializers.HeUniform, lrn, overlapping_pooling, "same")
     return [
         make.conv(1, 48, 5),  # [B, 32, 32, 48]
         *make.norm(1),  # [B, 32, 32, 48]
@@ -147,10 +147,10 @@ def alexnet_mini(
 ):
     """A common tutorial's reduced form for 32x32 images: 18,075,242 parameters with 10 classes.
 
-    As printed there, the second dense layer has no activation (`dense7_relu` gives it one) and nothing is dropped.
-    Weights start from `he_uniform`, biases from 0.
+    As printed there, the second dense layer has no activation (`dense7_relu` gives it one) and nothing is
+    dropped. Weights start from `he_uniform`, biases from 0.
     """
-    make = LayerMaker(policy, seed, keras.initializers.HeUniform, lrn, overlapping_pooling, pool_padding="same")
+    make = LayerMaker(policy, seed, keras.initializers.HeUniform, lrn, overlapping_pooling, "same")
     return [
         make.conv(1, 24, 5),  # [B, 32, 32, 24]
         *make.norm(1),  # [B, 32, 32, 24]
@@ -176,13 +176,14 @@ _NETWORKS = {"alexnet": alexnet, "alexnet_tower": alexnet_tower, "alexnet_mini":
 
 
 def build(name, num_classes, image_shape, options, dropout_rate, policy, seed):
-    """Builds one of `names.OWN`; arguments as judged by `alexnet.build`, `policy` a Keras dtype policy.
+    """Builds one of `names.OWN`; `alexnet.build` has judged the arguments.
 
     Raises:
       ValueError: images too small for the network's pooling.
     """
     dropout = {} if dropout_rate is None else {"dropout_rate": dropout_rate}
-    layers = _NETWORKS[name.removesuffix("_sequential")](num_classes, policy=policy, seed=seed, **options, **dropout)
+    network = _NETWORKS[name.removesuffix("_sequential")]
+    layers = network(num_classes, policy=policy, seed=seed, **options, **dropout)
     _check_image_size(name, layers, *image_shape[:2])
     images = keras.Input(image_shape, dtype=keras.dtype_policies.get(policy).variable_dtype, name="images")
     if name.endswith("_sequential"):
@@ -195,7 +196,9 @@ def _check_image_size(name, layers, height, width):
     if _maps_are_left(layers, height, width):
         return
     smallest = next(size for size in itertools.count(1) if _maps_are_left(layers, size, size))
-    raise ValueError(f"{name} cannot take images of {height}x{width}: it needs at least {smallest}x{smallest} pixels")
+    raise ValueError(
+        f"{name} cannot take images of {height}x{width}: it needs at least {smallest}x{smallest} pixels"
+    )
 
 
 def _maps_are_left(layers, height, width):

@@ -1,9 +1,11 @@
 """The classification networks of keras.applications, under their own names and without pretrained weights.
 
-Departures from calling the constructor yourself, so that these networks keep to the rules of our own:
-images come in normalized, and what a network would do to their pixels first is left out; initial weights depend on a seed;
-the statistics of batch normalization span all replicas; dropout masks can be drawn again (see `layers.Dropout`); the
-logits are at least float32.
+They keep to the rules of our own networks, so they depart from what their constructors return:
+- images come in normalized, and what a network would do to pixels first is left out;
+- initial weights depend on a seed;
+- the statistics of batch normalization span all replicas;
+- dropout masks can be drawn again (see `layers.Dropout`);
+- logits are at least float32.
 """
 
 import contextlib
@@ -17,7 +19,7 @@ from alexnet.layers import Dropout
 
 
 def build(name, num_classes, image_shape, policy, seed):
-    """Builds one of `names.APPLICATIONS`; arguments as judged by `alexnet.build`, `policy` a Keras dtype policy.
+    """Builds one of `names.APPLICATIONS`; `alexnet.build` has judged the arguments.
 
     Raises:
       ValueError: the network cannot be built for images of this shape.
@@ -39,7 +41,7 @@ def build(name, num_classes, image_shape, policy, seed):
             size = "x".join(map(str, image_shape))
             raise ValueError(f"{name} cannot take images of {size}: {str(error).splitlines()[0]}") from error
         model = adapt(model)
-    # The network's own last layer computes in the policy's dtype; the loss does not have to. Its name may be "logits".
+    # The network's own last layer, which may be named "logits", computes in the policy's dtype.
     logits = keras.layers.Activation("linear", dtype=dtype, name="logits_cast")(model.outputs[0])
     return keras.Model(model.inputs[0], logits, name=name)
 
@@ -47,8 +49,9 @@ def build(name, num_classes, image_shape, policy, seed):
 def adapt(model):
     """Rebuilds a functional model for training on any number of replicas, with new initial weights.
 
-    Batch normalization becomes synchronized, `keras.layers.Dropout` becomes `layers.Dropout`, and a `Rescaling` of pixels
-    becomes the identity (EfficientNetB0 to B7 divide by 255 and have no switch for it). All else, and all names, stay.
+    Batch normalization becomes synchronized, `keras.layers.Dropout` becomes `layers.Dropout`, and a
+    `Rescaling` of pixels becomes the identity (EfficientNetB0 to B7 divide by 255 and have no switch for
+    it). All else, and all names, stay.
     """
     dropout_numbers = itertools.count()
 
@@ -80,7 +83,7 @@ def _global_policy(policy):
 
 @contextlib.contextmanager
 def _seeded_initializers(seed):
-    """Seeds Python's `random`, from which Keras draws the seeds not given to it, and puts the caller's state back."""
+    """Seeds Python's `random`, from which Keras draws missing seeds, and puts the caller's state back."""
     before = random.getstate()
     random.seed(seed)
     try:

@@ -11,13 +11,13 @@ import tensorflow as tf
 
 @keras.saving.register_keras_serializable("alexnet")
 class LocalResponseNormalization(keras.layers.Layer):
-    """Divides each activation by a measure of its neighbours' in channels at the same place (paper, section 3.3).
+    """Divides each activation by a measure of those in nearby channels, same place (paper, section 3.3).
 
         y[c] = x[c] / (bias + alpha * sum of x[j]**2 over |j - c| <= depth_radius) ** beta
 
-    The defaults are the paper's: k = 2, n = 5 = 2 * depth_radius + 1, alpha = 1e-4, beta = 0.75. As there, alpha is not
-    divided by n. Any floating dtype, channels last; in and out [batch, height, width, channels]. It computes in float32
-    where the input has fewer bits.
+    The defaults are the paper's: k = 2, n = 5 = 2 * depth_radius + 1, alpha = 1e-4, beta = 0.75. As there,
+    alpha is not divided by n. In and out: [batch, height, width, channels], any floating dtype. It computes
+    in float32 where the input has fewer bits.
     """
 
     def __init__(self, depth_radius=2, bias=2.0, alpha=1e-4, beta=0.75, **kwargs):
@@ -27,8 +27,8 @@ class LocalResponseNormalization(keras.layers.Layer):
     def call(self, inputs):
         if inputs.dtype == tf.float64:
             return inputs * tf.pow(self.bias + self.alpha * self._sum_of_squares(inputs), -self.beta)
-        # tf.nn.lrn: no float64 kernel at all, and of the others only float32 on GPUs. The formula above would do for
-        # every dtype, but takes 4 to 9 times as long on CPU (forward and backward, [16, 55, 55, 96], 2 cores).
+        # tf.nn.lrn has no float64 kernel, and on GPUs a float32 kernel only. The formula above would do for
+        # every dtype, but takes 4 to 9 times as long (forward and backward, [16, 55, 55, 96], 2 CPU cores).
         outputs = tf.nn.lrn(tf.cast(inputs, tf.float32), self.depth_radius, self.bias, self.alpha, self.beta)
         return tf.cast(outputs, inputs.dtype)
 
@@ -47,11 +47,11 @@ class LocalResponseNormalization(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("alexnet")
 class GroupedConv2D(keras.layers.Conv2D):
-    """A `keras.layers.Conv2D` that convolves each of its `groups` by itself: the paper's towers (section 3.2).
+    """A `keras.layers.Conv2D` that convolves each of its `groups` by itself: the paper's towers, section 3.2.
 
-    Arguments, kernel shape and result are those of Keras's layer. The one difference is that no grouped kernel of
-    TensorFlow is called: on CPU without oneDNN those have no gradient ("Gradients for grouped convolutions are not
-    supported on CPU").
+    Arguments, kernel shape and result are those of Keras's layer. The one difference is that no grouped
+    kernel of TensorFlow is called: on CPU without oneDNN those have no gradient ("Gradients for grouped
+    convolutions are not supported on CPU").
     """
 
     def convolution_op(self, inputs, kernel):
@@ -59,7 +59,8 @@ class GroupedConv2D(keras.layers.Conv2D):
         input_parts = tf.split(inputs, self.groups, axis=channel_axis)
         kernel_parts = tf.split(kernel, self.groups, axis=-1)
         convolve = super().convolution_op
-        return tf.concat([convolve(*parts) for parts in zip(input_parts, kernel_parts, strict=True)], channel_axis)
+        outputs = [convolve(*parts) for parts in zip(input_parts, kernel_parts, strict=True)]
+        return tf.concat(outputs, channel_axis)
 
 
 class _MaskSource(typing.NamedTuple):
@@ -78,9 +79,9 @@ _mask_source = contextvars.ContextVar("alexnet_dropout_mask_source", default=Non
 def dropout_masks(seed, step, first_example=0):
     """Inside, each `Dropout` draws masks that are a pure function of (seed, step, its layer_index, example).
 
-    An example then has the same mask however the global batch is shared out over replicas or summed up in parts, and
-    after a resume: there is no generator whose state could be lost. Enter it where the model is called, inside the
-    function that is traced and, under a strategy, inside the replica function:
+    An example then has the same mask however the global batch is shared out over replicas or summed up in
+    parts, and after a resume: there is no generator whose state could be lost. Enter it where the model is
+    called, inside the function that is traced and, under a strategy, inside the replica function:
 
         with dropout_masks(seed, step, first_example=replica_id * replica_batch_size):
             logits = model(images, training=True)
@@ -88,7 +89,7 @@ def dropout_masks(seed, step, first_example=0):
     Args:
       seed: int or integer scalar tensor; ints count modulo 2**64.
       step: int or integer scalar tensor, 0 <= step < 2**48.
-      first_example: position in the global batch of the first example that the model sees; int or integer scalar.
+      first_example: position in the global batch of the model's first example; int or integer scalar tensor.
     """
     token = _mask_source.set(_MaskSource(seed, step, first_example))
     try:
@@ -103,33 +104,36 @@ _PHILOX = 1
 _LAYER_BITS = 16
 
 
-def _uniform(source, layer_index, batch_size, features):
-    """float32 [batch_size, features] in [0, 1): row i is a pure function of (source, layer_index, first_example + i)."""
-    # Whole counts for each example, so that every row of the batch starts at a count and can be drawn by itself.
+def _kept(source, layer_index, batch_size, features, rate):
+    """bool [batch_size, features]: row i is a pure function of (source, layer_index, first_example + i)."""
+    # Whole counts for each example: every row of the batch then starts at one and can be drawn by itself.
     counts = math.ceil(features / _NUMBERS_PER_COUNT)
-    # The 128-bit counter: which of the batch's counts in the low word, (step, layer) without collision in the high one.
+    # The 128-bit counter. Low word: which of the batch's counts; high word: step and layer, side by side.
     low = tf.cast(source.first_example, tf.int64) * counts
     high = tf.cast(source.step, tf.int64) * 2**_LAYER_BITS + layer_index
     seed = source.seed
     key = tf.constant(seed % 2**64, tf.uint64) if isinstance(seed, int) else tf.cast(seed, tf.uint64)
-    # Always float32: a float64 run, in which equalities are proven, then has the masks of the float32 run.
-    numbers = tf.raw_ops.StatelessRandomUniformV2(
+    # Integers, not the op's own uniform floats: TensorFlow's kernels make those from the lower bits of the
+    # same integers, XLA from the upper ones, and masks would change with the compiler. Measured with
+    # TensorFlow 2.21, CPU.
+    numbers = tf.raw_ops.StatelessRandomUniformFullIntV2(
         shape=[batch_size, counts * _NUMBERS_PER_COUNT],
         key=key[tf.newaxis],
         counter=tf.cast(tf.stack([low, high]), tf.uint64),
         alg=_PHILOX,
-        dtype=tf.float32,
+        dtype=tf.uint32,
     )
-    return numbers[:, :features]
+    # float32 under every precision: float64 runs, which prove equalities, have the masks of float32 runs.
+    return tf.cast(numbers[:, :features], tf.float32) >= rate * 2.0**32
 
 
 @keras.saving.register_keras_serializable("alexnet")
 class Dropout(keras.layers.Dropout):
-    """Sets each unit to 0 with probability `rate` in training (paper, section 4.2), with masks that can be drawn again.
+    """Sets units to 0 with probability `rate` in training (paper, section 4.2), by masks that come again.
 
-    Inside `dropout_masks` the mask of an example is a pure function of (seed, step, layer_index, example), the same
-    under every precision, with and without XLA. Outside it the layer is Keras's own Dropout, for `model.fit` and
-    notebooks; there, all replicas of a MirroredStrategy draw the same masks.
+    Inside `dropout_masks` the mask of an example is a pure function of (seed, step, layer_index, example),
+    the same under every precision, with and without XLA. Outside it the layer is Keras's own Dropout, for
+    `model.fit` and notebooks; there, all replicas of a MirroredStrategy draw the same masks.
 
     Departure from the paper, which halves the outputs at test time: the units that are kept are multiplied by
     1 / (1 - rate) in training and nothing is done at test time. The expected value is the same.
@@ -150,7 +154,7 @@ class Dropout(keras.layers.Dropout):
         if not 0 <= layer_index < 2**_LAYER_BITS:
             raise ValueError(f"dropout layer_index {layer_index}: give 0 to {2**_LAYER_BITS - 1}")
         if noise_shape is not None and noise_shape[0] is not None:
-            raise ValueError(f"dropout noise_shape {noise_shape}: begin it with None, for one mask per example")
+            raise ValueError(f"dropout noise_shape {noise_shape}: begin it with None, for a mask per example")
         super().__init__(rate, noise_shape, seed, **kwargs)
         self.layer_index = layer_index
 
@@ -161,7 +165,7 @@ class Dropout(keras.layers.Dropout):
             return super().call(inputs, training=training)
         batch_size, noise_shape = tf.shape(inputs)[0], self.noise_shape or (None,) * inputs.shape.rank
         mask_shape = [size or inputs.shape[axis] for axis, size in enumerate(noise_shape)][1:]
-        kept = _uniform(source, self.layer_index, batch_size, math.prod(mask_shape)) >= self.rate
+        kept = _kept(source, self.layer_index, batch_size, math.prod(mask_shape), self.rate)
         # Not a product with the mask: 0 times infinity would be NaN.
         scaled = inputs * (1 / (1 - self.rate))
         return tf.where(tf.reshape(kept, [batch_size, *mask_shape]), scaled, tf.zeros_like(scaled))

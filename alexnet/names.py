@@ -1,4 +1,4 @@
-"""The names of the networks and of their options. Imports nothing heavy, so a command line can be judged at once."""
+"""The names of the networks and of their options. Imports nothing heavy: a command line is judged at once."""
 
 import difflib
 import typing
@@ -25,7 +25,7 @@ ALL = OWN + APPLICATIONS
 
 
 class Option(typing.NamedTuple):
-    """One switch of a network: its type, its default, and for integers what it may be (`choices`, else `low` or more)."""
+    """One switch of a network: type and default; an int is one of `choices`, if any, else `low` or more."""
 
     kind: type
     default: bool | int
@@ -66,7 +66,8 @@ def check_name(name):
         return
     by_lower_case = {known.lower(): known for known in ALL}
     close = [by_lower_case[match] for match in difflib.get_close_matches(str(name).lower(), by_lower_case)]
-    remedy = f"did you mean {' or '.join(close)}?" if close else f"give {', '.join(OWN)} or one of keras.applications"
+    every = f"give {', '.join(OWN)} or one of keras.applications"
+    remedy = f"did you mean {' or '.join(close)}?" if close else every
     raise ValueError(f"no network is called {name!r}; {remedy}")
 
 
@@ -78,7 +79,7 @@ def parse_options(name, options):
       options: a text such as "lrn=false,towers=1", a dict such as {"lrn": False, "towers": 1}, or None.
 
     Returns:
-      {option: value} with every option that the network has, bools and ints; those not given have their default.
+      {option: value}, bools and ints, of every option that the network has; defaults where none was given.
 
     Raises:
       ValueError: no such network, option or value; one line that names them and what is allowed.
@@ -91,18 +92,19 @@ def parse_options(name, options):
             raise ValueError(f"{name} takes no options, got {key!r}")
         if key not in known:
             raise ValueError(f"{name} has no option {key!r}; it takes {', '.join(known)}")
-    return {key: _judge(key, given[key], option) if key in given else option.default for key, option in known.items()}
+    defaults = {key: option.default for key, option in known.items()}
+    return {**defaults, **{key: _judge(key, value, known[key]) for key, value in given.items()}}
 
 
 def _split(text):
     """{key: text of the value} of a comma list."""
     pairs = {}
-    for item in (item.strip() for item in text.split(",")):
+    for item in text.split(",") if text.strip() else ():
         key, equals, value = (part.strip() for part in item.partition("="))
-        if not item and not text.strip():
-            continue
         if not (key and equals and value):
-            raise ValueError(f"{item!r} is not an option; write a comma list of key=value, such as dense_units=256")
+            raise ValueError(
+                f"{item!r} is not an option; write a comma list of key=value, such as dense_units=256"
+            )
         if key in pairs:
             raise ValueError(f"{key} is given twice, as {pairs[key]} and {value}")
         pairs[key] = value

@@ -1,13 +1,13 @@
-"""The embedded data set `shapes`: ten kinds of flat shapes, 32x32 colour images, drawn here and never downloaded.
+"""The embedded data set `shapes`: ten flat shapes, 32x32 colour images, drawn here, never downloaded.
 
-Each image shows one shape of random colour, size, place, rotation and stretch, over a colour gradient cluttered
-with thin lines and dots, under noise. The label is the outline and nothing else: colours, size and place are drawn
-from the same distributions for all ten classes, and all shapes cover the same area at equal size, so that neither
-colour statistics nor the place give the class away. Every outline has an axis of symmetry and is rotated freely, so
-horizontal and vertical flips keep the label.
+Each image shows one shape of random colour, size, place, rotation and stretch, over a colour gradient with a
+clutter of thin lines and dots, under noise. The label is the outline and nothing else: colours, size and
+place are drawn from the same distributions for all ten classes, and all shapes cover the same area at equal
+size, so that neither colour statistics nor the place give the class away. Every outline has an axis of
+symmetry and is rotated freely, so horizontal and vertical flips keep the label.
 
-Image `index` of a split is a function of (split, index) alone, and its label is `index % 10`. TFDS stores the records
-of a split in an order of its own, a hash of the index.
+Image `index` of a split is a function of (split, index) alone, and its label is `index % 10`. TFDS stores the
+records of a split in an order of its own, a hash of the index.
 """
 
 from typing import ClassVar
@@ -25,9 +25,9 @@ _SPLIT_SEEDS = {"train": 0, "test": 1}
 _PIXEL_Y, _PIXEL_X = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE] + 0.5
 
 
-# Outlines. Each takes points in the upper half plane (x, y >= 0; the x axis is the axis of symmetry) and returns
-# their distance to the outline, negative inside: exact beside straight and round edges, a bound at the corners, which
-# is all that anti-aliasing needs.
+# Outlines. The x axis is the axis of symmetry, so each takes points (x, y) of the half plane y >= 0 only,
+# and returns their distance to the outline, negative inside: exact beside straight and round edges, less so
+# around corners, which is all that anti-aliasing needs.
 
 
 def _disk(x, y):
@@ -71,7 +71,7 @@ def _crescent(x, y):
 def _heart(x, y):
     """A lobe of radius 0.5 on each side of the axis; its tangent runs to the point at x = -1."""
     lobe_x, lobe_y, radius, notch_x = 0.4, 0.5, 0.5, 0.45
-    # The lobe touches the axis of symmetry, so the tangent's angle is twice that of the line to the lobe's centre.
+    # The axis is the lobe's other tangent through the point: the line to the lobe's centre halves the angle.
     angle = 2 * np.arctan2(lobe_y, lobe_x + 1.0)
     beyond_tangent = np.cos(angle) * y - np.sin(angle) * (x + 1.0)
     beyond_lobe = np.cos(angle) * (x - lobe_x) + np.sin(angle) * (y - lobe_y)
@@ -90,7 +90,7 @@ def _hourglass(x, y):
     return np.maximum(x - 1.0, 0.8 * (y - 0.75 * x - 0.08))
 
 
-# Outline and its scale to the area pi (a disk of radius 1), counted on a grid of 4000 x 4000 points over [-2, 2]^2.
+# Outline, and its scale to the area pi (that of the disk), counted on a grid of 4000 x 4000 points.
 _SHAPES = {
     "disk": (_disk, 1.0),
     "ring": (_ring, 1.1547),
@@ -119,7 +119,7 @@ def shape_mask(class_name, center, radius, rotation, stretch=1.0):
       center: (x, y) in pixels from the upper left corner.
       radius: of the disk of the same area, in pixels.
       rotation: of the axis of symmetry, in radians.
-      stretch: factor along the axis of symmetry; across it the shape shrinks by the same factor, so the area stays.
+      stretch: factor along the axis of symmetry; across it the shape shrinks by as much, and the area stays.
 
     Returns:
       Share of each pixel that the shape covers, float64 [32, 32], 0 to 1.
@@ -138,7 +138,7 @@ def _paint(canvas, mask, color):
 
 
 def _background(rng):
-    """A linear gradient between two random colours, at a random angle: the image [32, 32, 3] and the colours [2, 3]."""
+    """A gradient at a random angle between two similar random colours: image [32, 32, 3], colours [2, 3]."""
     colors = rng.uniform(size=3) + rng.uniform(-0.2, 0.2, size=(2, 3))
     angle = rng.uniform(0, 2 * np.pi)
     ramp = (np.cos(angle) * _PIXEL_X + np.sin(angle) * _PIXEL_Y) / IMAGE_SIZE
@@ -148,7 +148,7 @@ def _background(rng):
 
 
 def _clutter(rng, canvas):
-    """Draws up to three thin lines and up to six dots of random colours, smaller than any shape."""
+    """Draws up to two thin lines and up to four dots of random colours, the dots smaller than any shape."""
     for _ in range(rng.integers(0, 3)):
         angle, offset = rng.uniform(0, np.pi), rng.uniform(-14, 14)
         distance = np.cos(angle) * (_PIXEL_X - 16) + np.sin(angle) * (_PIXEL_Y - 16) - offset
@@ -178,7 +178,7 @@ def draw_example(split, index):
     candidates = rng.uniform(size=(10, 3))
     contrast = np.linalg.norm(candidates[:, np.newaxis] - background_colors, axis=-1).min(axis=-1)
     radius = rng.uniform(6.0, 8.5)
-    # The room to move shrinks with the size alone: were it fitted to each outline, the place would tell the class.
+    # The room to move depends on the size alone: fitted to each outline, the place would tell the class.
     center = IMAGE_SIZE / 2 + rng.uniform(-1, 1, size=2) * (14.5 - 1.35 * radius)
     mask = shape_mask(CLASS_NAMES[label], center, radius, rng.uniform(0, 2 * np.pi), rng.uniform(0.93, 1.07))
     canvas = _paint(canvas, mask, candidates[contrast.argmax()])

@@ -12,12 +12,17 @@ FEATURES = 1000
 
 
 def philox(key, counter):
-    """Philox 4x32-10 (Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3): two and four 32-bit words in, four out."""
+    """Philox 4x32-10 of Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3; all words of 32 bits."""
     k0, k1 = key
     c0, c1, c2, c3 = counter
     for _ in range(10):
         left, right = 0xD2511F53 * c0, 0xCD9E8D57 * c2
-        c0, c1, c2, c3 = (right >> 32) ^ c1 ^ k0, right & 0xFFFFFFFF, (left >> 32) ^ c3 ^ k1, left & 0xFFFFFFFF
+        c0, c1, c2, c3 = (
+            (right >> 32) ^ c1 ^ k0,
+            right & 0xFFFFFFFF,
+            (left >> 32) ^ c3 ^ k1,
+            left & 0xFFFFFFFF,
+        )
         k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
     return c0, c1, c2, c3
 
@@ -30,12 +35,20 @@ def reference_mask(seed, step, layer_index, example, features, rate):
     for low in range(example * counts, (example + 1) * counts):
         words = [word % 2**32 for word in (low, low >> 32, high, high >> 32)]
         numbers += philox((seed % 2**32, seed >> 32), words)
-    # The upper bits of a float32 in [1, 2), from which 1 is subtracted.
-    uniform = np.array([number & 0x7FFFFF for number in numbers[:features]]) / 2.0**23
-    return uniform >= np.float32(rate)
+    return np.array(numbers[:features], np.float32) >= np.float32(rate * 2.0**32)
 
 
-def mask(seed=0, step=0, first_example=0, *, layer_index=6, batch_size=4, features=FEATURES, rate=0.5, dtype="float32"):
+def mask(
+    seed=0,
+    step=0,
+    first_example=0,
+    *,
+    layer_index=6,
+    batch_size=4,
+    features=FEATURES,
+    rate=0.5,
+    dtype="float32",
+):
     """What the layer keeps of a batch, bool [batch_size, features]."""
     layer = Dropout(rate, layer_index, dtype=dtype)
     with dropout_masks(seed, step, first_example):
@@ -54,13 +67,18 @@ def test_masks_are_those_of_the_reference(features, seed, step, first_example):
 def test_masks_do_not_depend_on_how_the_batch_is_shared_out(features):
     whole = mask(3, 17, batch_size=12, features=features)
     cuts = [0, 3, 8, 9, 12]
-    parts = [mask(3, 17, start, batch_size=end - start, features=features) for start, end in itertools.pairwise(cuts)]
+    parts = [
+        mask(3, 17, start, batch_size=end - start, features=features)
+        for start, end in itertools.pairwise(cuts)
+    ]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
 def test_masks_of_other_seeds_steps_layers_and_examples_are_unrelated():
     keys = itertools.product((0, 1, 2**32), (0, 1, 2, 2**16, 2**32), (0, 1, 2, 7, 2**16 - 1))
-    rows = np.concatenate([mask(seed, step, layer_index=layer) for seed, step, layer in keys])  # [75 * 4, FEATURES]
+    rows = np.concatenate(
+        [mask(seed, step, layer_index=layer) for seed, step, layer in keys]
+    )  # [75 * 4, FEATURES]
     signs = np.where(rows, 1.0, -1.0)
     correlations = (signs @ signs.T / FEATURES)[np.triu_indices(len(signs), k=1)]
     # 44,850 pairs, standard deviation 1 / sqrt(FEATURES) each: six of them are never reached by chance.
@@ -143,7 +161,8 @@ def test_contexts_nest_and_end():
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"rate": 1.0}, {"rate": -0.1}, {"layer_index": 2**16}, {"layer_index": -1}, {"noise_shape": (1, None)}]
+    "arguments",
+    [{"rate": 1.0}, {"rate": -0.1}, {"layer_index": 2**16}, {"layer_index": -1}, {"noise_shape": (1, None)}],
 )
 def test_arguments_out_of_range_are_refused(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):

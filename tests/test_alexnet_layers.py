@@ -33,7 +33,9 @@ def rng():
 SCALE = 100.0
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-13), ("mixed_bfloat16", 2**-8)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-13), ("mixed_bfloat16", 2**-8)]
+)
 @pytest.mark.parametrize("channels", [1, 3, 16])
 def test_response_normalization_is_the_papers(rng, dtype, tolerance, channels):
     layer = LocalResponseNormalization(dtype=dtype)
@@ -53,7 +55,9 @@ def test_response_normalization_takes_other_constants(rng, dtype):
 
 def test_response_normalization_does_not_overflow_in_float16(rng):
     layer = LocalResponseNormalization(dtype="mixed_float16")
-    x = tf.constant(rng.choice([-400.0, 400.0], size=(1, 2, 2, 8)), tf.float16)  # 400**2 is more than float16 holds
+    x = tf.constant(
+        rng.choice([-400.0, 400.0], size=(1, 2, 2, 8)), tf.float16
+    )  # 400**2 is more than float16 holds
     expected = normalize(x.numpy(), 2, 2.0, 1e-4, 0.75)
     np.testing.assert_allclose(layer(x), expected, rtol=2**-10)
 

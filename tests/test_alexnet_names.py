@@ -49,7 +49,9 @@ def test_text_becomes_typed_values():
 
 def test_dict_and_text_agree():
     given = {"lrn": True, "dense_units": 8}
-    assert names.parse_options("alexnet_mini", given) == names.parse_options("alexnet_mini", "lrn=true,dense_units=8")
+    assert names.parse_options("alexnet_mini", given) == names.parse_options(
+        "alexnet_mini", "lrn=true,dense_units=8"
+    )
 
 
 def test_what_was_parsed_can_be_parsed_again():

@@ -32,9 +32,7 @@ def cross_entropy(labels, logits, label_smoothing=0.0):
 
 def scale_pixels(images, pixels, dtype):
     """Network input from uint8 images, on the device: (image - offset) * scale per channel, in `dtype`."""
-    wide = tf.float64 if dtype == "float64" else tf.float32
-    scaled = (tf.cast(images, wide) - tf.constant(pixels.offset, wide)) * tf.constant(pixels.scale, wide)
-    return tf.cast(scaled, dtype)
+    return (tf.cast(images, dtype) - tf.constant(pixels.offset, dtype)) * tf.constant(pixels.scale, dtype)
 
 
 def forward_and_backward(state, config, batch, step, first_example):
@@ -49,7 +47,7 @@ def forward_and_backward(state, config, batch, step, first_example):
       gradients (a list like model.trainable_variables), loss and accuracy (scalars), each this share's summand.
     """
     global_batch_size = config.optimization.global_batch_size
-    images = scale_pixels(batch["image"], state.pixels, state.model.compute_dtype)
+    images = scale_pixels(batch["image"], state.pixels, state.model.inputs[0].dtype)
     with dropout_masks(config.run.seed, step, first_example), tf.GradientTape() as tape:
         logits = state.model(images, training=True)
         losses = cross_entropy(batch["label"], logits, config.optimization.label_smoothing)
@@ -154,7 +152,7 @@ def make_eval_step(strategy, state):
     """Compiles the forward pass for evaluation: per-replica images in, a list of logits [b, classes] out, one a replica."""
 
     def forward(batch):
-        images = scale_pixels(batch["image"], state.pixels, state.model.compute_dtype)
+        images = scale_pixels(batch["image"], state.pixels, state.model.inputs[0].dtype)
         return state.model(images, training=False)
 
     @tf.function

@@ -43,14 +43,20 @@ def _device_names(virtual_devices):
     return [f"/gpu:{index}" for index in range(len(gpus))] or ["/cpu:0"]
 
 
+_kept_alive = []
+
+
 def distribute(strategy, make_batches):
-    """Lets `make_batches(shard)` feed the replicas, each with its own batches; returns one endless iterator."""
+    """Lets `make_batches(shard)` feed the replicas, each with its own batches; returns one endless iterator, never deleted."""
 
     def batches(context):
         local = context.num_replicas_in_sync // context.num_input_pipelines
         return make_batches(Shard(context.input_pipeline_id * local, local, context.num_replicas_in_sync))
 
-    return iter(strategy.distribute_datasets_from_function(batches))
+    iterator = iter(strategy.distribute_datasets_from_function(batches))
+    # Deleting a MirroredStrategy's iterator waits for an autotune thread that no option reaches, up to a minute (measured).
+    _kept_alive.append(iterator)
+    return iterator
 
 
 def describe(strategy):

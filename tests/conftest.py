@@ -1,0 +1,35 @@
+"""Shared by all tests: the embedded data set prepared once, and main.py as users run it."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ["KERAS_BACKEND"] = "tensorflow"
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A TFDS folder that holds the embedded data set."""
+    from input_pipeline import sources
+    from input_pipeline.config import DataConfig
+
+    folder = tmp_path_factory.mktemp("data")
+    sources.open_source(DataConfig(data_dir=str(folder)))
+    return folder
+
+
+def run_main(*arguments, timeout=300, cwd=None, env=None):
+    """Runs main.py in a process of its own; returns the CompletedProcess with text output."""
+    command = [sys.executable, str(ROOT / "main.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=cwd, env={**os.environ, **(env or {})})
+
+
+@pytest.fixture
+def main():
+    """`run_main`, as a fixture."""
+    return run_main

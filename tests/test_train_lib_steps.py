@@ -1,0 +1,236 @@
+"""The update against Keras model.fit, NumPy and hand-computed cases."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from input_pipeline.resident import ResidentSplit
+from train_lib import config as config_lib
+from train_lib import steps
+from train_lib.state import PixelScaling, create_state
+
+STEPS = 20
+BATCH = 32
+ZERO_ONE = PixelScaling(np.zeros(3), np.full(3, 1 / 255))
+
+
+def make_config(**values):
+    defaults = {
+        "model": "alexnet_mini", "model_options": "dense_units=64", "pixels": "zero_one", "augment": "crop,flip",
+        "global_batch_size": BATCH, "steps_per_loop": STEPS, "learning_rate": 2.0**-6, "dropout_rate": 0.0,
+    }
+    return config_lib.from_values(defaults | values)
+
+
+@pytest.fixture(scope="module")
+def split():
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (100, 32, 32, 3), np.uint8)
+    return ResidentSplit(images, generator.integers(0, 10, 100).astype(np.int32))
+
+
+class Driver:
+    """Drives the pieces by hand, as a user would in a notebook."""
+
+    def __init__(self, config, split):
+        self.config, self.split = config, split
+        self.strategy = tf.distribute.get_strategy()
+        self.state = create_state(config, self.strategy, 10, split.image_shape, ZERO_ONE)
+        self.loop = steps.make_train_loop(self.strategy, self.state, config)
+
+    def batches(self):
+        seed, size = self.config.run.seed, self.config.optimization.global_batch_size
+        return self.split.training_batches(seed, 0, size, self.config.data.augmentations)
+
+    def run(self, num_steps, batches=None, skipped=0):
+        iterator = iter(self.batches() if batches is None else batches)
+        rates = np.full(self.config.device.steps_per_loop, self.config.optimization.learning_rate)
+        done, reports = self.loop(
+            iterator, tf.constant(0, tf.int64), tf.constant(num_steps), tf.constant(rates), tf.constant(skipped))
+        return int(done), {name: values.numpy() for name, values in reports.items()}
+
+    def weights(self):
+        return [variable.numpy() for variable in self.state.model.trainable_variables]
+
+
+class LossPerStep(keras.callbacks.Callback):
+    """The loss of each batch: Keras reports a running mean, reset here before each."""
+
+    def __init__(self):
+        super().__init__()
+        self.losses = []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.model.reset_metrics()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.losses.append(logs["loss"])
+
+
+def fit(driver, optimizer, num_steps):
+    """Trains the same network on the same batches by model.fit; returns losses and weights."""
+    model = create_state(driver.config, driver.strategy, 10, driver.split.image_shape, ZERO_ONE).model
+    dtype = driver.config.network.precision
+    # Everything in the precision under test: Keras would hold the learning rate and the metrics in float32.
+    keras.config.set_floatx(dtype)
+    try:
+        model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True, dtype=dtype))
+        data = driver.batches().map(lambda batch: (tf.cast(batch["image"], dtype) / 255, batch["label"]))
+        per_step = LossPerStep()
+        model.fit(data, epochs=1, steps_per_epoch=num_steps, callbacks=[per_step], verbose=0, shuffle=False)
+    finally:
+        keras.config.set_floatx("float32")
+    return np.array(per_step.losses), [variable.numpy() for variable in model.trainable_variables]
+
+
+OPTIMIZERS = {
+    "sgd": ({"optimizer": "sgd", "momentum": 0.875}, lambda: keras.optimizers.SGD(2.0**-6, momentum=0.875)),
+    "nesterov": (
+        {"optimizer": "sgd", "momentum": 0.875, "nesterov": True},
+        lambda: keras.optimizers.SGD(2.0**-6, momentum=0.875, nesterov=True),
+    ),
+    "adam": ({"optimizer": "adam", "learning_rate": 2.0**-10}, lambda: keras.optimizers.Adam(2.0**-10)),
+    "adamw": (
+        {"optimizer": "adamw", "learning_rate": 2.0**-10, "weight_decay": 0.125},
+        lambda: adamw_without_vectors(),
+    ),
+    "clipped": (
+        {"optimizer": "sgd", "momentum": 0.875, "clip_global_norm": 0.25},
+        lambda: keras.optimizers.SGD(2.0**-6, momentum=0.875, global_clipnorm=0.25),
+    ),
+}
+
+
+def adamw_without_vectors():
+    optimizer = keras.optimizers.AdamW(2.0**-10, weight_decay=0.125)
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    return optimizer
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_float64_equals_model_fit_over_20_steps(name, split):
+    values, make_optimizer = OPTIMIZERS[name]
+    driver = Driver(make_config(precision="float64", **values), split)
+    losses, weights = fit(driver, make_optimizer(), STEPS)
+    done, reports = driver.run(STEPS)
+    assert done == STEPS
+    assert len(np.unique(losses)) == STEPS
+    np.testing.assert_allclose(reports["loss"], losses, rtol=1e-9)
+    for ours, theirs in zip(driver.weights(), weights, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_float32_equals_model_fit_over_five_steps(name, split):
+    values, make_optimizer = OPTIMIZERS[name]
+    driver = Driver(make_config(**values), split)
+    losses, _ = fit(driver, make_optimizer(), 5)
+    _, reports = driver.run(5)
+    np.testing.assert_allclose(reports["loss"][:5], losses, rtol=1e-5)
+
+
+def test_weight_decay_goes_into_the_momentum_and_spares_biases(split):
+    """Paper, section 5: v <- 0.9 v - decay * rate * w - rate * gradient; w <- w + v. By hand, in NumPy, for three steps."""
+    rate, momentum, decay = 2.0**-6, 0.875, 0.125
+    config = make_config(precision="float64", momentum=momentum, weight_decay=decay)
+    driver = Driver(config, split)
+    model, iterator = driver.state.model, iter(driver.batches())
+    weights = driver.weights()
+    velocities = [np.zeros_like(weight) for weight in weights]
+    for _ in range(3):
+        batch = next(iterator)
+        with tf.GradientTape() as tape:
+            logits = model(tf.cast(batch["image"], tf.float64) / 255, training=True)
+            loss = tf.reduce_mean(-tf.gather(tf.nn.log_softmax(logits), batch["label"], batch_dims=1))
+        gradients = [gradient.numpy() for gradient in tape.gradient(loss, model.trainable_variables)]
+        for index, gradient in enumerate(gradients):
+            decayed = decay * rate * weights[index] if weights[index].ndim > 1 else 0.0
+            velocities[index] = momentum * velocities[index] - decayed - rate * gradient
+            weights[index] = weights[index] + velocities[index]
+        for variable, weight in zip(model.trainable_variables, weights, strict=True):
+            variable.assign(weight)
+    other = Driver(config, split)
+    other.run(3)
+    for ours, by_hand in zip(other.weights(), weights, strict=True):
+        np.testing.assert_allclose(ours, by_hand, rtol=1e-10, atol=1e-14)
+
+
+def test_label_smoothing_equals_keras():
+    generator = np.random.default_rng(1)
+    logits, labels = generator.normal(size=(16, 7)), generator.integers(0, 7, 16).astype(np.int32)
+    ours = steps.cross_entropy(tf.constant(labels), tf.constant(logits), 0.1).numpy()
+    smooth = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1, reduction=None, dtype="float64")
+    np.testing.assert_allclose(ours, smooth(np.eye(7)[labels], logits).numpy(), rtol=1e-12)
+
+
+def with_nan(batches, bad_step):
+    """Batches of float images, with one NaN in that of `bad_step`."""
+
+    def spoil(index, batch):
+        images = tf.cast(batch["image"], tf.float32)
+        nan = tf.one_hot(0, tf.size(images), on_value=np.nan, off_value=0.0)
+        return {**batch, "image": tf.where(index == bad_step, images + tf.reshape(nan, tf.shape(images)), images)}
+
+    return batches.enumerate().map(spoil)
+
+
+@pytest.mark.parametrize("bad_step", [0, 2])
+def test_a_nonfinite_gradient_leaves_the_weights_untouched(split, bad_step):
+    """One NaN pixel makes a batch's loss NaN; every weight and slot stays what it was before it."""
+    config = make_config(steps_per_loop=4)
+    driver = Driver(config, split)
+    reached = Driver(config, split)
+    if bad_step:
+        reached.run(bad_step)
+    done, reports = driver.run(4, with_nan(driver.batches(), bad_step))
+    assert done == bad_step + 1
+    assert reports["finite"][: bad_step + 1].tolist() == [True] * bad_step + [False]
+    for ours, before in zip(driver.weights(), reached.weights(), strict=True):
+        np.testing.assert_array_equal(ours, before)
+    slots = [variable.numpy() for variable in driver.state.slots().values()]
+    for ours, before in zip(slots, reached.state.slots().values(), strict=True):
+        np.testing.assert_array_equal(ours, before.numpy())
+
+
+def test_tolerated_nonfinite_steps_are_skipped_and_training_goes_on(split):
+    config = make_config(steps_per_loop=4, max_nonfinite_steps=1)
+    driver = Driver(config, split)
+    done, reports = driver.run(4, with_nan(driver.batches(), 1))
+    assert done == 4
+    assert reports["finite"].tolist() == [True, False, True, True]
+    assert all(np.isfinite(weight).all() for weight in driver.weights())
+
+
+def test_short_stretches_equal_one_long_one_and_do_not_trace_again(split):
+    config = make_config(precision="float64", steps_per_loop=8)
+    whole, parts = Driver(config, split), Driver(config, split)
+    _, reports = whole.run(8)
+    iterator, losses = iter(parts.batches()), []
+    rates = tf.constant(np.full(8, config.optimization.learning_rate))
+    for first, count in ((0, 3), (3, 1), (4, 4)):
+        _, part = parts.loop(iterator, tf.constant(first, tf.int64), tf.constant(count), rates, tf.constant(0))
+        losses += part["loss"].numpy()[:count].tolist()
+    assert losses == reports["loss"].tolist()
+    assert parts.loop.experimental_get_tracing_count() == 1
+
+
+def test_pixels_are_scaled_on_the_device():
+    pixels = PixelScaling(np.array([10.0, 20.0, 30.0]), np.array([1.0, 0.5, 0.25]))
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
+    scaled = steps.scale_pixels(tf.constant(images), pixels, tf.float64).numpy()
+    np.testing.assert_allclose(scaled, (images - [10.0, 20.0, 30.0]) * [1.0, 0.5, 0.25], rtol=1e-15)
+
+
+def test_eager_and_compiled_losses_agree(split):
+    """What --debug runs is what the compiled loop computes."""
+    config = make_config(precision="float64", steps_per_loop=3)
+    _, compiled = Driver(config, split).run(3)
+    driver = Driver(config, split)
+    tf.config.run_functions_eagerly(True)
+    try:
+        _, eager = driver.run(3)
+    finally:
+        tf.config.run_functions_eagerly(False)
+    np.testing.assert_allclose(eager["loss"], compiled["loss"], rtol=1e-12)
+
