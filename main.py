@@ -12,6 +12,7 @@ from absl import app, flags, logging
 
 from input_pipeline.errors import ExpectedError
 from train_lib import flags as train_flags
+from train_lib.workdir import open_workdir
 
 MODES = {"train": "train_lib.train:train", "evaluate": "train_lib.evaluate:evaluate"}
 
@@ -60,10 +61,11 @@ def import_tensorflow_quietly():
 
 def main(config):
     """Runs the chosen mode and exits with its code."""
-    prepare_environment()
     module, function = MODES[config.run.mode].split(":")
     try:
-        exit_code = getattr(importlib.import_module(module), function)(config)
+        workdir = open_workdir(config)
+        prepare_environment()
+        exit_code = getattr(importlib.import_module(module), function)(config, workdir)
     except ExpectedError as error:
         print(f"error: {error}", file=sys.stderr)
         exit_code = error.exit_code

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 import alexnet
+from alexnet.layers import GroupedConv2D
 
 TOWER_SHAPES = {
     "conv1": (32, 32, 48), "pool1": (16, 16, 48), "conv2": (16, 16, 128), "pool2": (8, 8, 128),
@@ -79,6 +80,7 @@ def test_paper_initial_weights(paper):
 def test_paper_has_two_towers_and_dropout_of_one_half(paper):
     groups = {layer.name: layer.groups for layer in paper.layers if isinstance(layer, keras.layers.Conv2D)}
     assert groups == {"conv1": 1, "conv2": 2, "conv3": 1, "conv4": 2, "conv5": 2}
+    assert all(isinstance(paper.get_layer(name), GroupedConv2D) for name in ("conv2", "conv4", "conv5"))
     assert [paper.get_layer(name).rate for name in ("dropout6", "dropout7")] == [0.5, 0.5]
     assert len({paper.get_layer(name).layer_index for name in ("dropout6", "dropout7")}) == 2
 

@@ -8,6 +8,8 @@ from input_pipeline.errors import SettingError
 from input_pipeline.settings import Settings, setting
 
 MODES = ("train", "evaluate")
+# What says how this process works, not what the experiment is; a run's config.json never decides it for a later process.
+OF_THIS_PROCESS = ("mode", "workdir", "debug", "init_from", "devices", "virtual_devices", "split", "checkpoint")
 MONITORS = ("validation_accuracy", "validation_loss")
 
 

@@ -12,7 +12,6 @@ from train_lib.state import PixelScaling, create_state
 from train_lib.steps import make_eval_step
 from train_lib.strategy import create_strategy, distribute
 from train_lib.terminal import number, percent
-from train_lib.workdir import Workdir
 
 MOST_CLASSES_IN_TABLE = 20
 
@@ -58,11 +57,9 @@ def restore_for_use(config, strategy, checkpoint):
     return state
 
 
-def evaluate(config):
-    """The mode `evaluate`: judges --split with --checkpoint of --workdir, prints it and writes it down; returns 0."""
-    workdir = Workdir(config.run.workdir)
-    checkpoint = workdir.checkpoints().find(config.judge.checkpoint)
-    workdir.create()
+def evaluate(config, workdir):
+    """The mode `evaluate`: judges --split with --checkpoint of a Workdir, prints it and writes it down; returns 0."""
+    checkpoint = checkpointing.CheckpointStore(workdir.checkpoints).find(config.judge.checkpoint)
     strategy = create_strategy(config)
     source = open_source(config.data)
     class_names = tuple(checkpoint.description["class_names"])

@@ -1,12 +1,13 @@
 """The command line: one flag per setting, presets, and help in groups. Knows absl, not TensorFlow."""
 
 import difflib
+import json
 import pathlib
 import textwrap
 
 from absl import flags
 
-from input_pipeline.errors import SettingError
+from input_pipeline.errors import SettingError, UnusableError
 from input_pipeline.settings import describe_range, value_type
 from train_lib import config as config_lib
 
@@ -22,7 +23,9 @@ def define(flag_values):
 
 
 def parse(argv, flag_values):
-    """Reads a command line, preset first, so that a flag given by the user wins wherever it stands.
+    """Reads a command line over the run's own config.json, if --workdir has one, else over the preset.
+
+    A flag given by the user wins wherever it stands. A --preset given by the user takes the place of config.json.
 
     Args:
       argv: program name and arguments.
@@ -33,9 +36,18 @@ def parse(argv, flag_values):
 
     Raises:
       SettingError: a preset, flag or value that does not exist or cannot work.
+      UnusableError: a config.json that cannot be read.
+      absl.flags.Error: a value that is not of its flag's type.
     """
-    name = _preset_name(argv, flag_values)
+    name = _given(argv, flag_values, "preset")
+    stored = {} if name is not None else _stored_values(_given(argv, flag_values, "workdir"))
+    name = flag_values["preset"].default if name is None else name
     _parse_into(flag_values, [argv[0], *_preset_arguments(name)], source=f" in {_preset_file(name)}")
+    for key, value in stored.items():
+        flag_values[key].value = value
+    if _given(argv, flag_values, "model") not in (None, flag_values["model"].value):
+        for key in ("model_options", "dropout_rate"):  # the preset chose them for the preset's own network
+            flag_values[key].value = flag_values[key].default
     rest = _parse_into(flag_values, argv)
     if rest[1:]:
         raise flags.Error(f"{rest[1]!r} is not a flag; every argument has the form --name=value")
@@ -54,15 +66,31 @@ def _parse_into(flag_values, argv, source=""):
         raise flags.Error(f"{str(error).strip()}{source}") from None
 
 
-def _preset_name(argv, flag_values):
-    """The last --preset on the command line (or in a --flagfile on it), or the default."""
-    name = None
-    expanded = flag_values.read_flags_from_files(argv[1:], force_gnu=True)
-    for position, argument in enumerate(expanded):
+def _given(argv, flag_values, name):
+    """The last value of a text flag on the command line (or in a --flagfile on it), None where it is not given."""
+    given = None
+    try:
+        arguments = flag_values.read_flags_from_files(argv[1:], force_gnu=True)
+    except flags.Error as error:
+        raise flags.Error(" ".join(str(error).split())) from None
+    for position, argument in enumerate(arguments):
         key, equals, value = argument.lstrip("-").partition("=")
-        if key == "preset" and argument.startswith("-"):
-            name = value if equals else next(iter(expanded[position + 1 :]), "")
-    return flag_values["preset"].default if name is None else name
+        if key == name and argument.startswith("-"):
+            given = value if equals else next(iter(arguments[position + 1 :]), "")
+    return given
+
+
+def _stored_values(workdir):
+    """What a run's config.json says of the experiment; {} where there is none."""
+    path = pathlib.Path(workdir or "").expanduser() / "config.json"
+    if not workdir or not path.exists():
+        return {}
+    try:
+        stored = config_lib.to_values(config_lib.from_values(json.loads(path.read_bytes())))
+    except (OSError, ValueError, TypeError, AttributeError, SettingError) as error:
+        remedy = "repair it, remove it and give the flags, or give another --workdir"
+        raise UnusableError(f"{path}: is not the configuration of a run ({error}); {remedy}") from None
+    return {name: value for name, value in stored.items() if name not in config_lib.OF_THIS_PROCESS}
 
 
 def _preset_file(name):

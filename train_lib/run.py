@@ -21,8 +21,8 @@ FIXED = (
     "dataset", "train_split", "validation_split", "test_split", "image_size", "pixels", "augment", "model", "model_options",
     "dropout_rate", "precision", "optimizer", "seed", "global_batch_size",
 )
-# What says how this process works, not what the run computes.
-FREE = ("mode", "preset", "workdir", "data_dir", "input", "init_from", "debug", "split", "checkpoint")
+# Not worth a line when they differ.
+FREE = (*config_lib.OF_THIS_PROCESS, "preset", "data_dir", "input")
 
 
 @dataclasses.dataclass
@@ -75,7 +75,7 @@ def open_run(config, workdir, checkpoint, store, log=print):
       ExpectedError: settings, data, devices, network or checkpoint do not fit together.
     """
     if checkpoint is not None:
-        compare_with_checkpoint(config, checkpoint, log)
+        say_what_changed(config, checkpoint, log)
     strategy = create_strategy(config)
     source = open_source(config.data)
     train_split = open_split(config.data, source, config.data.train_split, "train_split", log)
@@ -98,19 +98,26 @@ def open_run(config, workdir, checkpoint, store, log=print):
     return Run(config, workdir, strategy, source, train_split, validation_split, state, plan, store)
 
 
-def compare_with_checkpoint(config, checkpoint, log):
-    """Refuses what would change the mathematics or the data order of a run, and says what else has changed.
+def refuse_other_experiment(config, checkpoint):
+    """Refuses what would change the mathematics or the data order of a run that has a checkpoint.
 
     Raises:
       SettingError: a setting in FIXED differs; the error names both values.
     """
+    if checkpoint is None:
+        return
     stored, asked = checkpoint.description["config"], config_lib.to_values(config)
     for name in FIXED:
         if stored.get(name) != asked[name]:
             before = "not given" if stored.get(name) is None else stored[name]
             remedy = f"the checkpoint {checkpoint.folder} was made with {before}; give that, or another --workdir"
             raise SettingError(name, asked[name], remedy)
-    for name, value in asked.items():
+
+
+def say_what_changed(config, checkpoint, log):
+    """One line for each setting that takes a new value from here on."""
+    stored = checkpoint.description["config"]
+    for name, value in config_lib.to_values(config).items():
         if name not in FIXED + FREE and stored.get(name) != value:
             log(f"--{name}={value} from here on; it was {stored.get(name)} when {checkpoint.folder.name} was saved")
 

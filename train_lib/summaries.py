@@ -64,6 +64,7 @@ class Stopwatch:
     def __init__(self, clock):
         self._clock = clock
         self._warm = False
+        self._first = None
         self._restart()
 
     def _restart(self):
@@ -101,7 +102,7 @@ def totals_of(timing):
     """Seconds and images/s of a whole run, over all its parts, from its timing records."""
     train_seconds = sum(record["train_seconds"] for record in timing)
     images = sum(record["images"] for record in timing)
-    rates = [record["images_per_second"] for record in timing]
+    rates = [record["images_per_second"] for record in timing if record["images_per_second"]]
     return {
         "seconds": sum(record["seconds"] for record in timing),
         "images_per_second": images / train_seconds if train_seconds else (rates[-1] if rates else None),

@@ -8,25 +8,25 @@ import tensorflow as tf
 
 from input_pipeline.errors import SettingError, UnusableError
 from train_lib import schedules
+from train_lib.checkpointing import CheckpointStore
 from train_lib.evaluate import SplitJudge
-from train_lib.run import is_finished, open_run, restore_best
+from train_lib.run import is_finished, open_run, refuse_other_experiment, restore_best
 from train_lib.signals import StopRequest
 from train_lib.steps import make_eval_step, make_train_loop
 from train_lib.strategy import describe, distribute
 from train_lib.summaries import RunLog, Stopwatch, totals_of
 from train_lib.terminal import Terminal, evaluation_line, parameter_table, percent
-from train_lib.workdir import RESULT, choose_workdir
+from train_lib.workdir import RESULT
 
 EXIT_CODES = {"completed": 0, "early_stopped": 0, "diverged": 4, "preempted": 75}
 
 
-def train(config):
-    """The mode `train`: runs, or resumes, an experiment. Returns the exit code of `EXIT_CODES`."""
-    workdir = choose_workdir(config)
-    workdir.create()
-    store = workdir.checkpoints(config.cadence.keep_checkpoints)
+def train(config, workdir):
+    """The mode `train`: runs, or resumes, an experiment in a Workdir. Returns the exit code of `EXIT_CODES`."""
+    store = CheckpointStore(workdir.checkpoints, config.cadence.keep_checkpoints)
     store.remove_leftovers()
     checkpoint = store.newest()
+    refuse_other_experiment(config, checkpoint)
     if is_finished(config, checkpoint, workdir.read_result()):
         print(f"{workdir.path}: finished at step {checkpoint.step}; give a larger --epochs or --max_steps to go on")
         return 0
@@ -194,7 +194,7 @@ class Trainer:
             "best_step": best_step,
             "best_validation_accuracy": best[-1] if best else None,
             "test_accuracy": test_accuracy,
-            **totals_of(self.log.timing.read()),
+            **totals_of([*self.log.timing.read(), self.stopwatch.lap()]),
         }
 
 

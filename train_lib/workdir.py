@@ -1,13 +1,12 @@
-"""The run's folder: what the contract promises to leave in it, but for checkpoints and records."""
+"""The run's folder: what the contract promises to leave in it, but for checkpoints and records. Knows no TensorFlow."""
 
 import json
 import pathlib
 import time
 
-from input_pipeline.errors import UnusableError
+from input_pipeline.errors import SettingError, UnusableError
 from train_lib import config as config_lib
 from train_lib import flags as flags_lib
-from train_lib.checkpointing import CheckpointStore
 
 RESULT = "result.json"
 
@@ -36,9 +35,10 @@ class Workdir:
         except OSError as error:
             raise UnusableError(f"--workdir={self.path}: cannot be written ({error.strerror}); give another folder") from None
 
-    def checkpoints(self, keep=0, log=print):
-        """The run's CheckpointStore."""
-        return CheckpointStore(self.path / "checkpoints", keep, log)
+    @property
+    def checkpoints(self):
+        """The folder of the run's checkpoints."""
+        return self.path / "checkpoints"
 
     def write_config(self, config):
         """Writes config.json and run.flags."""
@@ -65,7 +65,24 @@ class Workdir:
         return self.path / name
 
 
-def choose_workdir(config):
+def open_workdir(config):
+    """The Workdir that a mode works in, judged before TensorFlow is imported.
+
+    Raises:
+      UnusableError: it cannot be written, or holds no checkpoint where the mode needs one.
+      SettingError: --init_from names nothing.
+    """
+    initial = config.network.init_from
+    if initial and not pathlib.Path(initial).expanduser().exists():
+        raise SettingError("init_from", initial, "there is no such folder; give a run's workdir or a checkpoint folder")
+    workdir = _choose(config)
+    if config.run.mode != "train" and not any(workdir.checkpoints.glob("step-*")):
+        raise UnusableError(f"--workdir={workdir.path}: holds no checkpoint; give the folder of a run that has saved one")
+    workdir.create()
+    return workdir
+
+
+def _choose(config):
     """The Workdir of --workdir, or a new one under runs/ named after data, network and time."""
     if config.run.workdir is not None:
         return Workdir(config.run.workdir)
