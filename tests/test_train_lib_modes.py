@@ -10,7 +10,7 @@ from train_lib.checkpointing import verify
 
 SMALL = (
     "--model=alexnet_mini", "--model_options=dense_units=32", "--train_split=train[:300]", "--validation_split=train[300:350]",
-    "--test_split=test[:70]", "--global_batch_size=32", "--log_every_steps=4", "--steps_per_loop=3", "--learning_rate=0.02",
+    "--test_split=test[:70]", "--global_batch_size=32", "--log_every_steps=4", "--steps_per_loop=3", "--learning_rate=0.005",
 )
 
 
@@ -112,7 +112,8 @@ def test_evaluate_agrees_with_training_and_keras(finished, main, data_dir):
     model = alexnet.build("alexnet_mini", 10, (32, 32, 3), options="dense_units=32")
     model.set_weights([tensors[f"model/{weight.path}"] for weight in model.weights])
     logits = model.predict((split.images - tensors["pixels/offset"]) * tensors["pixels/scale"], verbose=0).astype(np.float64)
-    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
     assert report["accuracy"] == np.mean(logits.argmax(axis=1) == split.labels)
     top_5 = np.argsort(-logits, axis=1)[:, :5]
     assert report["top_5_accuracy"] == np.mean([label in row for label, row in zip(split.labels, top_5, strict=True)])
@@ -181,5 +182,5 @@ def test_early_stopping_keeps_the_best(main, tmp_path, data_dir):
     assert sorted(path.name for path in (workdir / "checkpoints").glob("step-*")) == ["step-00000010", "step-00000029"]
     assert (workdir / "checkpoints" / "best").read_text().strip() == "step-00000010"
     assert (workdir / "checkpoints" / "latest").read_text().strip() == "step-00000029"
-    assert main(f"--workdir={workdir}").returncode == 0
+    assert main(f"--flagfile={workdir / 'run.flags'}", f"--workdir={workdir}").returncode == 0
     assert json.loads((workdir / "result.json").read_text()) == result

@@ -74,11 +74,6 @@ class OptimizerConfig(Settings):
     global_batch_size: int = setting(128, "images per step over all replicas together, never per replica", low=1)
     max_nonfinite_steps: int = setting(0, "updates in a row skipped for a NaN or infinity before the run stops", low=0)
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
-            raise SettingError("nesterov", self.nesterov, "needs --optimizer=sgd and --momentum above 0; leave it out")
-
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig(Settings):
@@ -92,15 +87,8 @@ class ScheduleConfig(Settings):
         choices=("constant", "step", "cosine", "one_cycle", "plateau"),
     )
     warmup_epochs: float = setting(
-        0.0, "epochs of linear rise to the schedule's learning rate; one_cycle rises by itself", low=0.0
+        0.0, "first epochs in which a linear rise is laid over the schedule", low=0.0
     )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.warmup_epochs and self.schedule == "one_cycle":
-            raise SettingError("warmup_epochs", self.warmup_epochs, "one_cycle has its own warm-up; give 0")
-        if self.warmup_epochs >= self.epochs:
-            raise SettingError("warmup_epochs", self.warmup_epochs, f"give less than --epochs={self.epochs:g}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +152,7 @@ class ExperimentConfig(Settings):
         ]
         for name, value, needed in needs_validation:
             if needed and not self.data.validation_split:
-                raise SettingError(name, value, "needs a --validation_split to look at; give one")
+                raise SettingError(name, value, "needs a --validation_split to look at; give one, or leave this out")
         if self.run.mode != "train" and self.run.workdir is None:
             raise SettingError("workdir", None, f"--mode={self.run.mode} needs the folder of a run")
         replicas = self.device.virtual_devices

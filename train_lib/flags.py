@@ -23,9 +23,9 @@ def define(flag_values):
 
 
 def parse(argv, flag_values):
-    """Reads a command line over the run's own config.json, if --workdir has one, else over the preset.
+    """Reads a command line, preset first, so that a flag given by the user wins wherever it stands.
 
-    A flag given by the user wins wherever it stands. A --preset given by the user takes the place of config.json.
+    A mode other than train looks at a run that is there, so what the flags leave open comes from the run's config.json.
 
     Args:
       argv: program name and arguments.
@@ -39,9 +39,9 @@ def parse(argv, flag_values):
       UnusableError: a config.json that cannot be read.
       absl.flags.Error: a value that is not of its flag's type.
     """
-    name = _given(argv, flag_values, "preset")
-    stored = {} if name is not None else _stored_values(_given(argv, flag_values, "workdir"))
-    name = flag_values["preset"].default if name is None else name
+    preset, mode, workdir = (_given(argv, flag_values, name) for name in ("preset", "mode", "workdir"))
+    name = flag_values["preset"].default if preset is None else preset
+    stored = {} if mode in (None, "train") else _stored_values(workdir)
     _parse_into(flag_values, [argv[0], *_preset_arguments(name)], source=f" in {_preset_file(name)}")
     for key, value in stored.items():
         flag_values[key].value = value

@@ -110,7 +110,9 @@ def refuse_other_experiment(config, checkpoint):
     for name in FIXED:
         if stored.get(name) != asked[name]:
             before = "not given" if stored.get(name) is None else stored[name]
-            remedy = f"the checkpoint {checkpoint.folder} was made with {before}; give that, or another --workdir"
+            flagfile = checkpoint.folder.parent.parent / "run.flags"
+            remedy = f"the checkpoint {checkpoint.folder} was made with {before}; give that (--flagfile={flagfile} gives all), "
+            remedy += "or another --workdir"
             raise SettingError(name, asked[name], remedy)
 
 
