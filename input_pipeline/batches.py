@@ -1,8 +1,12 @@
 """What the resident and the streaming path share: which rows of a global batch a replica gets, and tf.data's options."""
 
 import dataclasses
+import os
 
 import tensorflow as tf
+
+# One per core: autotune, which would choose, is off.
+PARALLEL_DECODES = os.cpu_count() or 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +24,9 @@ ONE_REPLICA = Shard()
 def without_autotune(dataset):
     """Fixes tf.data's behaviour: deterministic, all parallelism explicit, no sharding by tf.distribute.
 
-    The autotune thread can hold up the end of an iterator for 10 ms * (2^k - 1), minutes at worst (measured).
+    The autotune thread can hold up the end of an iterator for 10 ms * (2^k - 1), minutes at worst (measured). It belongs to
+    an iterator, not to a transformation: to set the options once, on the dataset that is iterated, switches it off for all
+    that lies inside, nested datasets too.
     """
     options = tf.data.Options()
     options.autotune.enabled = False

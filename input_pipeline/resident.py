@@ -13,7 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline import augment
-from input_pipeline.batches import ONE_REPLICA, num_evaluation_steps, without_autotune
+from input_pipeline.batches import ONE_REPLICA, PARALLEL_DECODES, num_evaluation_steps, without_autotune
+from input_pipeline.errors import UnusableError
 
 PARALLEL_BATCHES = 2
 
@@ -36,12 +37,13 @@ def plan_epoch(seed, epoch, num_examples, padding, flip):
     return EpochPlan(order, top, left, mirrored if flip else np.zeros(num_examples, bool))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ResidentSplit:
     """All images of a split, decoded. `images`: uint8 [n, height, width, 3]; `labels`: int32 [n]."""
 
     images: np.ndarray
     labels: np.ndarray
+    _tables: dict = dataclasses.field(default_factory=dict, repr=False)  # padding -> the images padded by it
 
     @property
     def num_examples(self):
@@ -55,8 +57,10 @@ class ResidentSplit:
 
     def pixel_statistics(self):
         """Mean and standard deviation per channel over all pixels, float64 [3] each, exact, in the range [0, 255]."""
-        values = np.arange(256)
-        counts = np.stack([np.bincount(self.images[..., channel].ravel(), minlength=256) for channel in range(3)])
+        values, counts = np.arange(256), np.zeros((3, 256), np.int64)
+        for first in range(0, self.num_examples, 1000):  # bincount works on a copy eight times as large
+            pixels = self.images[first : first + 1000].reshape(-1, 3)
+            counts += np.stack([np.bincount(pixels[:, channel], minlength=256) for channel in range(3)])
         mean = counts @ values / counts.sum(axis=1)
         variance = counts @ values**2 / counts.sum(axis=1) - mean**2
         return mean, np.sqrt(np.maximum(variance, 0))
@@ -104,6 +108,19 @@ class ResidentSplit:
         positions = tf.data.Dataset.range(np.iinfo(np.int64).max)
         return self._map_numpy(positions, read, [tf.uint8, tf.int32, tf.float32], rows)
 
+    def windows(self, padding):
+        """A view [n, tops, lefts, height, width * 3] of all windows of the padded images: contiguous rows of whole pixels."""
+        count, height, width, channels = self.images.shape
+        rows = self._padded(padding).reshape(count, height + 2 * padding, (width + 2 * padding) * channels)
+        windows = np.lib.stride_tricks.sliding_window_view(rows, (height, width * channels), axis=(1, 2))
+        return windows[:, :, ::channels]
+
+    def _padded(self, padding):
+        # Kept: one table serves all the pipelines of a process, with MirroredStrategy up to one per replica.
+        if padding and padding not in self._tables:
+            self._tables[padding] = np.pad(self.images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+        return self._tables[padding] if padding else self.images
+
     def _map_numpy(self, positions, read, dtypes, rows):
         shapes = [(rows, *self.image_shape), (rows,), (rows,)]
 
@@ -124,7 +141,7 @@ class BatchReader:
         self._labels = split.labels
         self._num_examples = split.num_examples
         self._image_shape = split.image_shape
-        self._windows = _windows(split.images, padding)
+        self._windows = split.windows(padding)
         self._plan = functools.lru_cache(maxsize=3)(
             lambda epoch: plan_epoch(seed, epoch, split.num_examples, padding, "flip" in augmentations)
         )
@@ -144,32 +161,39 @@ class BatchReader:
         return images, self._labels[order]
 
 
-def _windows(images, padding):
-    """A view [n, tops, lefts, height, width * 3] of all windows of the padded images: contiguous rows of whole pixels."""
-    count, height, width, channels = images.shape
-    if padding:
-        images = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    rows = images.reshape(count, height + 2 * padding, (width + 2 * padding) * channels)
-    windows = np.lib.stride_tricks.sliding_window_view(rows, (height, width * channels), axis=(1, 2))
-    return windows[:, :, ::channels]
-
-
 def load(source, split, num_examples, image_size):
-    """Decodes a whole split into memory, each image scaled and cut to image_size x image_size where it differs."""
+    """Decodes a whole split into memory, as a ResidentSplit.
+
+    Args:
+      source: Source.
+      split: TFDS slicing syntax.
+      num_examples: how many examples `split` has.
+      image_size: (height, width) of the result; where equal, each image is scaled and cut to it, else it has that size.
+
+    Raises:
+      UnusableError: a file is missing, damaged or too short, an image cannot be decoded, or an example has no label.
+    """
     images = np.empty((num_examples, image_size[0], image_size[1], 3), np.uint8)
     labels = np.empty(num_examples, np.int32)
 
-    def decode(example):
+    def decode(record):
+        example = source.parse(record)
         image = augment.decode(example["image"])
         if image_size[0] == image_size[1]:
             image = augment.central_crop(augment.resize_short_side(image, image_size[0]), image_size[0])
         return tf.ensure_shape(image, [*image_size, 3]), example["label"]
 
-    batches = source.encoded(split).map(decode, num_parallel_calls=PARALLEL_BATCHES).batch(256)
+    batches = source.records(split).map(decode, num_parallel_calls=PARALLEL_DECODES).batch(256).prefetch(PARALLEL_BATCHES)
     filled = 0
-    for image, label in without_autotune(batches):
-        images[filled : filled + len(label)] = image
-        labels[filled : filled + len(label)] = label
-        filled += len(label)
-    assert filled == num_examples, f"{split} has {filled} examples, {num_examples} were announced"
+    try:
+        for image, label in without_autotune(batches):
+            images[filled : filled + len(label)] = image
+            labels[filled : filled + len(label)] = label
+            filled += len(label)
+    except tf.errors.OpError as error:
+        reason = " ".join(error.message.split())[:300]
+        remedy = "prepare the data again"
+        raise UnusableError(f"{source.name}: {split} cannot be read after {filled} examples ({reason}); {remedy}") from None
+    if labels.min() < 0:
+        raise UnusableError(f"{source.name}: {split} has examples without a label (-1); give another split")
     return ResidentSplit(images, labels)

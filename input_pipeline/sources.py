@@ -4,17 +4,25 @@ import contextlib
 import dataclasses
 import difflib
 import fcntl
+import functools
+import os
 import pathlib
+import re
+import socket
 import sys
+import urllib.parse
+import urllib.request
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from input_pipeline import shapes
-from input_pipeline.errors import SettingError, UnusableError
+from input_pipeline.errors import ExpectedError, SettingError, UnusableError
 
 # Encoded images are small; more readers than this only compete for the same disk.
 PARALLEL_READS = 4
+READ_BLOCK = 16  # records in a row from one file, TFDS's own default
+CONNECT_SECONDS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,53 +42,62 @@ class Source:
     builder: tfds.core.DatasetBuilder
 
     def num_examples(self, split, flag):
-        """How many examples `split` has. Raises SettingError, naming `flag`, for a split that does not exist."""
+        """How many examples `split` has. Raises SettingError, naming `flag`, for a split that does not exist or is empty."""
         try:
-            count = self.builder.info.splits[split].num_examples
+            takes = [instruction.take for instruction in self.builder.info.splits[split].file_instructions]
         except (KeyError, ValueError, AssertionError) as error:
             there = ", ".join(f"{name} ({info.num_examples})" for name, info in self.builder.info.splits.items())
-            remedy = f"{self.name} has no such split ({_first_line(error)}); it has {there}; slices look like train[:90%]"
+            remedy = f"{self.name} has no such split ({_one_line(error)}); it has {there}; slices look like train[:90%]"
             raise SettingError(flag, split, remedy) from None
-        if count == 0:
-            raise SettingError(flag, split, f"holds no example of {self.name}; give a larger slice")
-        return count
+        if not takes or min(takes) < 1:  # TFDS counts train[90%:10%] as a negative number of examples
+            raise SettingError(flag, split, f"holds no example of {self.name}, or ends before it begins; give a larger slice")
+        return sum(takes)
 
-    def encoded(self, split):
-        """A finite Dataset of {"image": encoded bytes, "label": int64}, always in the same order."""
-        dataset = self.builder.as_dataset(
-            split, decoders={"image": tfds.decode.SkipDecoding()}, read_config=_read_config(), shuffle_files=False
-        )
-        return dataset.map(_image_and_label)
+    def records(self, split):
+        """A finite Dataset of serialized examples (`parse` reads them), always in the same order."""
+        instructions, files = self._files(split)
+        return _read(files, instructions)
 
-    def encoded_shuffled(self, split, seed, epoch, buffer_size):
-        """Like `encoded`, in an order that is a function of (seed, epoch), both int64 scalars, tensors too."""
+    def shuffled_records(self, split, seed, epoch, buffer_size):
+        """Like `records`, in an order that is a function of (seed, epoch), both integers or int64 scalar tensors.
+
+        The files are shuffled, and then the records through a buffer of `buffer_size`.
+        """
+        # Dataset.shuffle mixes the graph's seed in: what a caller did to tf.random.set_seed must not change the order.
+        tf.compat.v1.get_default_graph().seed = None
+        key = tf.stack([tf.cast(seed, tf.int64), tf.constant(0, tf.int64)])
+        seeds = tf.random.experimental.stateless_fold_in(key, tf.cast(epoch, tf.int64))
+        instructions, files = self._files(split)
+        files = files.shuffle(len(instructions), seed=seeds[0], reshuffle_each_iteration=False)
+        return _read(files, instructions).shuffle(buffer_size, seed=seeds[1], reshuffle_each_iteration=False)
+
+    def parse(self, record):
+        """A serialized example -> {"image": encoded bytes, "label": int64}."""
+        return self._image_and_label.deserialize_example(record, decoders={"image": tfds.decode.SkipDecoding()})
+
+    @functools.cached_property
+    def _image_and_label(self):
+        # The other features of an example, if there are any, stay unread.
+        return tfds.features.FeaturesDict({name: self.builder.info.features[name] for name in ("image", "label")})
+
+    def _files(self, split):
         instructions = self.builder.info.splits[split].file_instructions
         names = [instruction.filename for instruction in instructions]
-        skips = [instruction.skip for instruction in instructions]
-        takes = [instruction.take for instruction in instructions]  # -1: all
-        files = tf.data.Dataset.from_tensor_slices((names, tf.constant(skips, tf.int64), tf.constant(takes, tf.int64)))
-        features = self.builder.info.features
-        decoders = {"image": tfds.decode.SkipDecoding()}
-        mixed = tf.random.experimental.stateless_fold_in(tf.stack([seed, tf.constant(0, tf.int64)]), epoch)
-        return (
-            files.shuffle(len(instructions), seed=mixed[0], reshuffle_each_iteration=False)
-            .interleave(
-                lambda name, skip, take: tf.data.TFRecordDataset(name).skip(skip).take(take),
-                cycle_length=PARALLEL_READS, num_parallel_calls=PARALLEL_READS, deterministic=True,
-            )
-            .shuffle(buffer_size, seed=mixed[1], reshuffle_each_iteration=False)
-            .map(lambda record: _image_and_label(features.deserialize_example(record, decoders=decoders)))
-        )
+        for name in names:
+            if not tf.io.gfile.exists(name):
+                raise UnusableError(f"{name}: this file of {self.name} is missing; copy it there or prepare the data again")
+        skips, takes = ([getattr(instruction, key) for instruction in instructions] for key in ("skip", "take"))
+        slices = (names, tf.constant(skips, tf.int64), tf.constant(takes, tf.int64))
+        return instructions, tf.data.Dataset.from_tensor_slices(slices)
 
 
-def _image_and_label(example):
-    return {"image": example["image"], "label": example["label"]}
-
-
-def _read_config():
-    options = tf.data.Options()
-    options.autotune.enabled = False  # its thread can hold up the end of an iterator for minutes
-    return tfds.ReadConfig(options=options, try_autocache=False, interleave_cycle_length=PARALLEL_READS)
+def _read(files, instructions):
+    records = files.interleave(
+        lambda name, skip, take: tf.data.TFRecordDataset(name).skip(skip).take(take),
+        cycle_length=PARALLEL_READS, block_length=READ_BLOCK, num_parallel_calls=PARALLEL_READS, deterministic=True,
+    )
+    # A shortened file ends in an error, not in an epoch that is shorter than the steps were counted for.
+    return records.apply(tf.data.experimental.assert_cardinality(sum(instruction.take for instruction in instructions)))
 
 
 def open_source(config):
@@ -91,71 +108,102 @@ def open_source(config):
       UnusableError: it can be neither found prepared nor downloaded.
     """
     builder = _find_builder(config)
-    _prepare(builder, config)
+    _check_features(builder, config)
+    builder = _prepare(builder, config)
+    _check_features(builder, config)  # once more: what was prepared may differ from what the code announced
+    if builder.info.file_format and builder.info.file_format.value != "tfrecord":
+        remedy = "is prepared in another format than TFRecord; prepare it again, as TFDS does by default"
+        raise UnusableError(f"--dataset={config.dataset}: {builder.data_path} {remedy}")
+    height, width, _ = builder.info.features["image"].shape
+    shape = (height, width, 3) if height and width else None
+    return Source(config.dataset, tuple(builder.info.features["label"].names), shape, builder)
+
+
+def _check_features(builder, config):
     features = builder.info.features
     has_both = isinstance(features, tfds.features.FeaturesDict) and {"image", "label"} <= set(features)
     image, label = (features["image"], features["label"]) if has_both else (None, None)
-    if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
-        remedy = "has no feature `image` with one class `label`; give an image-classification set, such as cifar10"
+    of_bytes = isinstance(image, tfds.features.Image) and image.dtype == "uint8"
+    if not of_bytes or not isinstance(label, tfds.features.ClassLabel):
+        remedy = "has no feature `image` of 8-bit pixels with one class `label`; give an image-classification set, like cifar10"
         raise SettingError("dataset", config.dataset, remedy)
-    height, width, _ = image.shape
-    shape = (height, width, 3) if height and width else None
-    return Source(config.dataset, tuple(label.names), shape, builder)
 
 
 def _find_builder(config):
-    directory = _expand(config.data_dir)
+    directory = None if config.data_dir is None else os.path.expanduser(config.data_dir)
     try:
         if config.dataset == "shapes":
             return shapes.Shapes(data_dir=directory)
         return tfds.builder(config.dataset, data_dir=directory, try_gcs=False)
-    except tfds.core.registered.DatasetNotFoundError:
-        close = difflib.get_close_matches(config.dataset, ["shapes", *tfds.list_builders()], n=3)
+    except OSError as error:
+        raise UnusableError(f"--data_dir={config.data_dir}: {_one_line(error)}; give a folder that can be read") from None
+    except Exception as error:  # TFDS raises whatever its parsers, importers and readers raise
+        known = ["shapes", *tfds.list_builders()]
+        name = re.split("[:/]", config.dataset)[0].lower()
+        if name in known or isinstance(error, ImportError):
+            raise SettingError("dataset", config.dataset, f"TFDS cannot open it: {_one_line(error)}") from None
+        close = difflib.get_close_matches(name, known, n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "give shapes or a name from the TFDS catalogue"
         raise SettingError("dataset", config.dataset, f"no such data set; {hint}") from None
-    except OSError as error:
-        raise UnusableError(f"--data_dir={config.data_dir}: {_first_line(error)}; give a folder that can be read") from None
-    except (ValueError, RuntimeError, AssertionError, ImportError) as error:
-        raise SettingError("dataset", config.dataset, f"TFDS cannot open it: {_first_line(error)}") from None
-
-
-def _expand(directory):
-    return None if directory is None else str(pathlib.Path(directory).expanduser())
-
-
-def _is_prepared(builder):
-    return bool(builder.info.splits) and pathlib.Path(builder.data_path).is_dir()
 
 
 def _prepare(builder, config):
-    """Lets one process prepare the data while any other waits for it. A prepared folder need not be writable."""
-    if _is_prepared(builder):
-        return
-    folder = pathlib.Path(builder.data_dir_root if hasattr(builder, "data_dir_root") else builder._data_dir_root)
+    """Returns the builder of prepared data. One process prepares while any other waits; a prepared folder is only read."""
+    if builder.is_prepared():
+        return builder
+    folder = pathlib.Path(builder.data_dir_root)
+    manual = folder / "downloads" / "manual"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _only_process(folder / f".{builder.name}.lock"):
             builder = _find_builder(config)  # another process may have prepared it in the meantime
-            if not _is_prepared(builder):
-                _download_and_prepare(builder)
+            if not builder.is_prepared():
+                _check_network(builder, manual.parent)
+                _download_and_prepare(builder, manual)
+            return builder
+    except ExpectedError:
+        raise
     except Exception as error:  # TFDS raises whatever its downloads, readers and file systems raise
-        remedy = f"put a prepared {builder.name}/{builder.version} into {folder} (or name its folder by --data_dir)"
-        if config.dataset != "shapes":
-            remedy += f", or the archive that TFDS wants into {folder}/downloads/manual, or run where there is a network"
-        reason = f"{type(error).__name__}: {_first_line(error)}"
+        remedy = f"put the prepared folder {builder.info.full_name} into {folder}, or give the folder that holds it by --data_dir"
+        archives = sorted({info.filename for info in (builder.url_infos or {}).values() if info.filename})
+        if archives or builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+            named = " and ".join(archives) if 0 < len(archives) <= 3 else "the archives that TFDS wants"
+            remedy += f", or put {named} into {manual}"
+        reason = f"{type(error).__name__}: {_one_line(error)}"
         raise UnusableError(f"--dataset={config.dataset}: cannot be prepared in {folder} ({reason}); {remedy}") from None
 
 
-def _download_and_prepare(builder):
+def _check_network(builder, downloads):
+    """Raises ConnectionError where no host of the data can be reached: TFDS tries again for over three minutes.
+
+    Files that lie in `downloads` may be all that TFDS needs, and a proxy may reach what we do not see: TFDS finds out.
+    """
+    urls = [urllib.parse.urlsplit(url) for url in builder.url_infos or {}]
+    hosts = sorted({(url.hostname, url.port or {"http": 80, "https": 443}.get(url.scheme)) for url in urls})
+    has_files = any(path.is_file() for path in downloads.rglob("*"))
+    if not hosts or has_files or urllib.request.getproxies() or None in (port for _, port in hosts):
+        return
+    for address in hosts[:3]:
+        try:
+            socket.create_connection(address, timeout=CONNECT_SECONDS).close()
+            return
+        except OSError as error:
+            failure = error
+    raise ConnectionError(f"no network connection to {address[0]}: {failure}")
+
+
+def _download_and_prepare(builder, manual):
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     print(f"preparing {builder.name} {builder.version} in {builder.data_path}", file=sys.stderr)
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    download = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
+    with contextlib.redirect_stdout(sys.stderr):
+        builder.download_and_prepare(download_config=download)
 
 
 @contextlib.contextmanager
 def _only_process(lock_path):
-    with open(lock_path, "w") as lock:
+    with open(lock_path, "w") as lock:  # the lock goes with its process, however that ends; the file may stay
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -164,5 +212,5 @@ def _only_process(lock_path):
         yield
 
 
-def _first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+def _one_line(error):
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,7 +1,7 @@
 """A split that does not fit in memory: read, decoded and augmented on the way, in an order that is a function of (seed, epoch).
 
-A resume reads the records of the epoch under way again, at most, and decodes none of them: whole shards cannot be skipped
-because the shuffle needs their records. The augmentation of an example is a function of (seed, its position in the run).
+A resume reads the records of the epoch under way again, at most, and parses and decodes none of them: whole files cannot be
+skipped because the shuffle needs their records. The augmentation of an example is a function of (seed, its position in the run).
 """
 
 import dataclasses
@@ -10,13 +10,13 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline import augment
-from input_pipeline.batches import ONE_REPLICA, num_evaluation_steps, without_autotune
+from input_pipeline.batches import ONE_REPLICA, PARALLEL_DECODES, num_evaluation_steps, without_autotune
 from input_pipeline.sources import Source
 
 SHUFFLE_BUFFER = 8192  # encoded images, about 110 kB each for ImageNet: 900 MB
-PARALLEL_DECODES = 8
 PREFETCHED_BATCHES = 2
 STATISTICS_EXAMPLES = 2000
+PADDING = b""  # in place of a record; no record of TFDS is empty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +41,10 @@ class StreamingSplit:
     def pixel_statistics(self):
         """Mean and standard deviation per channel, float64 [3] each, in [0, 255], over the first 2,000 examples."""
         total, squares, pixels = np.zeros(3), np.zeros(3), 0
-        dataset = self.source.encoded(self.split).take(STATISTICS_EXAMPLES)
-        for image, _ in without_autotune(dataset.map(self._central, num_parallel_calls=PARALLEL_DECODES)):
+        images = self.source.records(self.split).take(STATISTICS_EXAMPLES).map(
+            lambda record: self._central(self.source.parse(record)["image"]), num_parallel_calls=PARALLEL_DECODES
+        )
+        for image in without_autotune(images.prefetch(PARALLEL_DECODES)):
             values = image.numpy().reshape(-1, 3).astype(np.float64)
             total += values.sum(axis=0)
             squares += (values**2).sum(axis=0)
@@ -60,17 +62,17 @@ class StreamingSplit:
         first_epoch, consumed = divmod(first_example, self.num_examples)
 
         def records(epoch):
-            return self.source.encoded_shuffled(self.split, seed, epoch, SHUFFLE_BUFFER)
+            return self.source.shuffled_records(self.split, seed, epoch, SHUFFLE_BUFFER)
 
-        def decode(position, example):
+        def decode(position, record):
+            example = self.source.parse(record)
             image = augment.resize_short_side(augment.decode(example["image"]), self.image_size + self.margin)
             key = tf.stack([tf.constant(seed, tf.int64), position])
             image = augment.random_crop_and_flip(image, self.image_size, key, "flip" in augmentations)
             return {"image": image, "label": tf.cast(example["label"], tf.int32)}
 
         examples = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max).flat_map(records).skip(consumed)
-        examples = examples.enumerate(first_example)
-        examples = _only_rows_of(shard, examples, global_batch_size, lambda position, _: position)
+        examples = _only_rows_of(shard, examples.enumerate(first_example), global_batch_size)
         batches = examples.map(decode, num_parallel_calls=PARALLEL_DECODES).batch(rows, drop_remainder=True)
         return without_autotune(batches.prefetch(PREFETCHED_BATCHES))
 
@@ -79,31 +81,37 @@ class StreamingSplit:
         rows = global_batch_size // shard.num_replicas
         padding = num_evaluation_steps(self.num_examples, global_batch_size) * global_batch_size - self.num_examples
 
-        def decode(example):
-            image, label = self._central(example)
-            return {"image": image, "label": label, "weight": 1.0}
+        def blank():
+            return tf.zeros(self.image_shape, tf.uint8), 0, 0.0
 
-        blank = {"image": np.zeros(self.image_shape, np.uint8), "label": np.int32(0), "weight": np.float32(0)}
-        examples = self.source.encoded(self.split).map(decode, num_parallel_calls=PARALLEL_DECODES)
-        examples = examples.concatenate(tf.data.Dataset.from_tensors(blank).repeat(padding)).repeat().enumerate()
-        examples = _only_rows_of(shard, examples, global_batch_size, lambda position, _: position)
-        batches = examples.map(lambda _, example: example).batch(rows, drop_remainder=True)
+        def decode(_, record):
+            image, label, weight = tf.cond(tf.equal(record, PADDING), blank, lambda: self._judged(record))
+            return {"image": tf.ensure_shape(image, self.image_shape), "label": label, "weight": weight}
+
+        blanks = tf.data.Dataset.from_tensors(PADDING).repeat(padding)
+        records = self.source.records(self.split).concatenate(blanks).repeat().enumerate()
+        records = _only_rows_of(shard, records, global_batch_size)
+        batches = records.map(decode, num_parallel_calls=PARALLEL_DECODES).batch(rows, drop_remainder=True)
         return without_autotune(batches.prefetch(PREFETCHED_BATCHES))
 
-    def _central(self, example):
-        image = augment.resize_short_side(augment.decode(example["image"]), self.image_size + self.margin)
-        return augment.central_crop(image, self.image_size), tf.cast(example["label"], tf.int32)
+    def _judged(self, record):
+        example = self.source.parse(record)
+        return self._central(example["image"]), tf.cast(example["label"], tf.int32), 1.0
+
+    def _central(self, encoded):
+        image = augment.resize_short_side(augment.decode(encoded), self.image_size + self.margin)
+        return augment.central_crop(image, self.image_size)
 
 
-def _only_rows_of(shard, examples, global_batch_size, position_of):
-    """Keeps the examples of a shard's replicas, before anything is decoded."""
+def _only_rows_of(shard, numbered, global_batch_size):
+    """Keeps the rows of a shard's replicas, before anything is decoded; elements are (position in the run, record)."""
     if shard.local_replicas == shard.num_replicas:
-        return examples
+        return numbered
     rows = global_batch_size // shard.num_replicas
     first, last = shard.first_replica * rows, (shard.first_replica + shard.local_replicas) * rows
 
-    def is_ours(*element):
-        row = position_of(*element) % global_batch_size
+    def is_ours(position, _):
+        row = position % global_batch_size
         return first <= row and row < last
 
-    return examples.filter(is_ours)
+    return numbered.filter(is_ours)

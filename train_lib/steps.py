@@ -44,7 +44,7 @@ def forward_and_backward(state, config, batch, step, first_example):
       first_example: the row of the global batch that this share starts with.
 
     Returns:
-      gradients (a list like model.trainable_variables), loss and accuracy (scalars), each this share's summand.
+      This share's summands: gradients (a list like model.trainable_variables), loss, number of correct examples.
     """
     global_batch_size = config.optimization.global_batch_size
     images = scale_pixels(batch["image"], state.pixels, state.model.inputs[0].dtype)
@@ -54,8 +54,7 @@ def forward_and_backward(state, config, batch, step, first_example):
         loss = tf.reduce_sum(losses) / global_batch_size
     gradients = tape.gradient(loss, state.model.trainable_variables)
     correct = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), batch["label"])
-    accuracy = tf.reduce_sum(tf.cast(correct, loss.dtype)) / global_batch_size
-    return gradients, loss, accuracy
+    return gradients, loss, tf.reduce_sum(tf.cast(correct, loss.dtype))
 
 
 def replica_step(state, config, batch, step):
@@ -68,7 +67,8 @@ def replica_step(state, config, batch, step):
     replica = tf.distribute.get_replica_context()
     first_example = replica.replica_id_in_sync_group * tf.shape(batch["label"])[0]
     summands = forward_and_backward(state, config, batch, step, first_example)
-    gradients, loss, accuracy = replica.all_reduce(SUM, summands)
+    gradients, loss, num_correct = replica.all_reduce(SUM, summands)
+    accuracy = num_correct / config.optimization.global_batch_size
     # The norm and the decision to skip are taken after the reduction: before it, replicas would clip and skip differently.
     norm = tf.linalg.global_norm(gradients)
     if config.optimization.clip_global_norm:
