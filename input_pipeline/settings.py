@@ -29,7 +29,7 @@ def describe_range(field):
     if limits["choices"]:
         return "one of " + ", ".join(limits["choices"])
     words = [
-        f"{words} {limits[bound]:g}"
+        f"{words} {limits[bound]:.12g}"
         for bound, words in (("low", "at least"), ("above", "above"), ("high", "at most"), ("below", "below"))
         if limits[bound] is not None
     ]

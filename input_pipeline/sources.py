@@ -65,8 +65,9 @@ class Source:
         """
         # Dataset.shuffle mixes the graph's seed in: what a caller did to tf.random.set_seed must not change the order.
         tf.compat.v1.get_default_graph().seed = None
-        key = tf.stack([tf.cast(seed, tf.int64), tf.constant(0, tf.int64)])
-        seeds = tf.random.experimental.stateless_fold_in(key, tf.cast(epoch, tf.int64))
+        # The keys of the augmentation are (seed, position >= 0).
+        key = tf.stack([tf.cast(seed, tf.int64), -1 - tf.cast(epoch, tf.int64)])
+        seeds = tf.random.stateless_uniform([2], key, minval=None, maxval=None, dtype=tf.int64)
         instructions, files = self._files(split)
         files = files.shuffle(len(instructions), seed=seeds[0], reshuffle_each_iteration=False)
         return _read(files, instructions).shuffle(buffer_size, seed=seeds[1], reshuffle_each_iteration=False)
@@ -123,7 +124,7 @@ def _check_features(builder, config):
     features = builder.info.features
     has_both = isinstance(features, tfds.features.FeaturesDict) and {"image", "label"} <= set(features)
     image, label = (features["image"], features["label"]) if has_both else (None, None)
-    of_bytes = isinstance(image, tfds.features.Image) and image.dtype == "uint8"
+    of_bytes = isinstance(image, tfds.features.Image) and image.tf_dtype == tf.uint8
     if not of_bytes or not isinstance(label, tfds.features.ClassLabel):
         remedy = "has no feature `image` of 8-bit pixels with one class `label`; give an image-classification set, like cifar10"
         raise SettingError("dataset", config.dataset, remedy)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -21,18 +22,15 @@ from input_pipeline.errors import SettingError, UnusableError
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def _made_up(builder, image, label=None, **more):
-    features = {"image": image, "label": label or tfds.features.ClassLabel(names=["even", "odd"]), **more}
-    return tfds.core.DatasetInfo(builder=builder, features=tfds.features.FeaturesDict(features))
-
-
-class GreyDigitsInTest(tfds.core.GeneratorBasedBuilder):
-    """28 x 28 grey PNGs; the grey value is the index."""
+class PatchesInTest(tfds.core.GeneratorBasedBuilder):
+    """50 small PNGs."""
 
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self):
-        return _made_up(self, tfds.features.Image(shape=(28, 28, 1), encoding_format="png"))
+        image = tfds.features.Image(shape=(28, 28, 1), encoding_format="png")
+        features = {"image": image, "label": tfds.features.ClassLabel(names=["even", "odd"])}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, dl_manager):
         return {"train": self._generate_examples(40), "test": self._generate_examples(10)}
@@ -42,39 +40,7 @@ class GreyDigitsInTest(tfds.core.GeneratorBasedBuilder):
             yield index, {"image": np.full((28, 28, 1), index, np.uint8), "label": index % 2}
 
 
-class PhotosInTest(tfds.core.GeneratorBasedBuilder):
-    """JPEGs of varying size, stored in order, with a feature that cannot be decoded and shall not be."""
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self):
-        return tfds.core.DatasetInfo(
-            builder=self, disable_shuffling=True,
-            features=tfds.features.FeaturesDict({
-                "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
-                "label": tfds.features.ClassLabel(num_classes=3),
-                "photographer": tfds.features.Text(),
-            }),
-        )
-
-    def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples()}
-
-    def _generate_examples(self):
-        for index in range(12):
-            image = np.full((40 + 5 * index, 90 - 4 * index, 3), 20 * index, np.uint8)
-            yield index, {"image": image, "label": index % 3, "photographer": "nobody"}
-
-
-class UnlabelledInTest(GreyDigitsInTest):
-    """Like the test split of ImageNet: no labels."""
-
-    def _generate_examples(self, count):
-        for index in range(count):
-            yield index, {"image": np.zeros((28, 28, 1), np.uint8), "label": -1}
-
-
-class BoxesInTest(GreyDigitsInTest):
+class BoxesInTest(PatchesInTest):
     """Not an image-classification set."""
 
     def _info(self):
@@ -85,15 +51,13 @@ class BoxesInTest(GreyDigitsInTest):
 ARCHIVE = b"the pixels"
 
 
-class DownloadedInTest(GreyDigitsInTest):
+class DownloadedInTest(PatchesInTest):
     """Wants one archive from the network."""
 
     URL = "https://example.invalid/pixels.tar.gz"
-    url_infos = {  # noqa: RUF012
-        URL: tfds.download.checksums.UrlInfo(
-            size=len(ARCHIVE), checksum=hashlib.sha256(ARCHIVE).hexdigest(), filename="pixels.tar.gz"
-        )
-    } if hasattr(tfds.download, "checksums") else None
+    url_infos: ClassVar = {
+        URL: tfds.download.checksums.UrlInfo(len(ARCHIVE), hashlib.sha256(ARCHIVE).hexdigest(), "pixels.tar.gz")
+    }
 
     def _split_generators(self, dl_manager):
         assert pathlib.Path(dl_manager.download(self.URL)).read_bytes() == ARCHIVE
@@ -134,13 +98,13 @@ def _state(folder):
 
 
 def test_a_prepared_folder_is_opened_without_network_and_nothing_is_written(tmp_path, no_network, monkeypatch):
-    _open("grey_digits_in_test", tmp_path)
+    _open("patches_in_test", tmp_path)
     for path in [*tmp_path.rglob("*"), tmp_path]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     before = _state(tmp_path)
     monkeypatch.setattr(sources, "_only_process", None)  # no lock either
     try:
-        config = DataConfig(dataset="grey_digits_in_test", data_dir=str(tmp_path))
+        config = DataConfig(dataset="patches_in_test", data_dir=str(tmp_path))
         source = sources.open_source(config)
         split = splits.open_split(config, source, "test", "test_split", log=lambda line: None)
         assert split.num_examples == 10
@@ -152,12 +116,12 @@ def test_a_prepared_folder_is_opened_without_network_and_nothing_is_written(tmp_
 
 
 def test_preparing_what_is_drawn_here_needs_no_network(tmp_path, no_network, capsys):
-    _open("grey_digits_in_test", tmp_path)
-    _open("grey_digits_in_test", tmp_path)
+    _open("patches_in_test", tmp_path)
+    _open("patches_in_test", tmp_path)
     output = capsys.readouterr()
     assert no_network == []
     assert output.out == ""
-    assert output.err.count("preparing grey_digits_in_test 1.0.0 in ") == 1
+    assert output.err.count("preparing patches_in_test 1.0.0 in ") == 1
 
 
 @pytest.mark.parametrize(("name", "put"), [
@@ -187,7 +151,7 @@ def test_a_wrong_archive_is_told_in_one_line(tmp_path, no_network):
     assert "wrong checksum" in _message(UnusableError, _open, "downloaded_in_test", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["shapes", "grey_digits_in_test"])
+@pytest.mark.parametrize("name", ["shapes", "patches_in_test"])
 def test_a_data_dir_that_cannot_be_made_is_told_in_one_line(tmp_path, name):
     (tmp_path / "file").write_text("")
     message = _message(UnusableError, _open, name, tmp_path / "file" / "below")
@@ -207,92 +171,11 @@ def test_names_that_cannot_work_are_setting_errors(tmp_path, no_network, name, h
     assert no_network == []
 
 
-@pytest.mark.parametrize("split", [
-    "nope", "", "train[:90", "train[a:b]", "train[::2]", "train[:0]", "train[90%:10%]", "train[5:3]+test", "train[100:]",
-])
-def test_splits_that_cannot_work_are_setting_errors(data_dir, split):
-    source = _open("shapes", data_dir)
-    message = _message(SettingError, source.num_examples, split, "validation_split")
-    assert message.startswith(f"--validation_split={split}: ")
-    assert "larger slice" in message or "train (5000), test (1000)" in message
-
-
-@pytest.mark.parametrize(("split", "count"), [
-    ("train", 5000), ("train[:90%]", 4500), ("train[-5:]", 5), ("train[:10%]+test", 1500), ("train[10:20]+train[15:30]", 25),
-])
-def test_tfds_slices_count_as_tfds_counts_them(data_dir, split, count):
-    assert _open("shapes", data_dir).num_examples(split, "train_split") == count
-
-
-@pytest.mark.parametrize("mode", ["memory", "stream"])
-def test_grey_images_get_three_channels(tmp_path, mode):
-    config = DataConfig(dataset="grey_digits_in_test", data_dir=str(tmp_path), input=mode)
-    source = sources.open_source(config)
-    assert source.image_shape == (28, 28, 3)
-    assert source.class_names == ("even", "odd")
-    split = splits.open_split(config, source, "train", "train_split", log=lambda line: None)
-    batch = next(iter(split.evaluation_batches(40)))
-    value = batch["image"].numpy()[:, 0, 0, 0]
-    assert (batch["image"].numpy() == value[:, None, None, None]).all()
-    assert sorted(value) == list(range(40))
-    np.testing.assert_array_equal(batch["label"], value % 2)
-
-
-@pytest.mark.parametrize("mode", ["memory", "stream"])
-def test_images_of_varying_size_want_an_image_size(tmp_path, mode):
-    config = DataConfig(dataset="photos_in_test", data_dir=str(tmp_path), input=mode)
-    source = sources.open_source(config)
-    assert source.image_shape is None
-    message = _message(SettingError, splits.open_split, config, source, "train", "train_split", log=lambda line: None)
-    assert message.startswith("--image_size=0: ")
-    config = DataConfig(dataset="photos_in_test", data_dir=str(tmp_path), input=mode, image_size=48)
-    split = splits.open_split(config, source, "train", "train_split", log=lambda line: None)
-    batch = next(iter(split.evaluation_batches(12)))
-    assert batch["image"].shape == (12, 48, 48, 3)
-    expected = np.full((12, 48, 48, 3), 20 * np.arange(12)[:, None, None, None])  # stored in order, each of one colour
-    np.testing.assert_allclose(batch["image"], expected, atol=2)  # JPEG
-    np.testing.assert_array_equal(batch["label"], np.arange(12) % 3)
-
-
-@pytest.mark.parametrize(("free", "path"), [(1.0, "in memory"), (1e-6, "as a stream")])
-def test_what_fits_is_held_in_memory_and_one_line_says_so(data_dir, monkeypatch, free, path):
-    monkeypatch.setattr(splits, "_free_gigabytes", lambda: free)
-    config, lines = DataConfig(data_dir=str(data_dir)), []
-    splits.open_split(config, sources.open_source(config), "test", "test_split", log=lines.append)
-    assert lines == [f"test of shapes: 1000 images of 32 x 32, 0.0031 GB, {path}"]
-
-
-def test_free_memory_counts_the_page_cache():
-    fields = dict(line.split(":") for line in pathlib.Path("/proc/meminfo").read_text().splitlines())
-    available = int(fields["MemAvailable"].split()[0]) * 1024 / 1e9
-    assert splits._free_gigabytes() == pytest.approx(available, rel=0.2)
-
-
-def test_missing_shortened_and_damaged_files_are_told_in_one_line(tmp_path):
-    config = DataConfig(dataset="grey_digits_in_test", data_dir=str(tmp_path))
-    source = sources.open_source(config)
-    file = next(tmp_path.rglob("*-train.tfrecord*"))
-    whole = file.read_bytes()
-    first_record = 8 + 4 + int.from_bytes(whole[:8], "little") + 4
-    for content in (whole[:first_record], whole[:200] + b"?" + whole[201:], None):
-        file.unlink()
-        if content is not None:
-            file.write_bytes(content)
-        message = _message(UnusableError, splits.open_split, config, source, "train", "train_split", log=lambda line: None)
-        assert "grey_digits_in_test" in message
-
-
-def test_a_split_without_labels_is_refused(tmp_path):
-    config = DataConfig(dataset="unlabelled_in_test", data_dir=str(tmp_path))
-    source = sources.open_source(config)
-    message = _message(UnusableError, splits.open_split, config, source, "test", "test_split", log=lambda line: None)
-    assert "without a label" in message
-
-
 PREPARE = """
 import pathlib, sys, time
-from input_pipeline import sources
+from input_pipeline import shapes, sources
 from input_pipeline.config import DataConfig
+shapes.SPLIT_SIZES.update(train=50, test=10)
 folder, me = pathlib.Path(sys.argv[1]), sys.argv[2]
 (folder.parent / f"ready-{me}").touch()
 while len(list(folder.parent.glob("ready-*"))) < 3:
@@ -311,19 +194,25 @@ def test_of_three_processes_one_prepares_and_all_read(tmp_path):
     ]
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], outputs
-    assert [output for output, _ in outputs] == ["5000 10\n"] * 3
+    assert [output for output, _ in outputs] == ["50 10\n"] * 3
     assert sum(errors.count("preparing shapes") for _, errors in outputs) == 1
 
 
-HOLD = "import fcntl, sys, time; lock = open(sys.argv[1], 'w'); fcntl.flock(lock, fcntl.LOCK_EX); print(1, flush=True); time.sleep(99)"
+HOLD = """
+import fcntl, sys, time
+lock = open(sys.argv[1], "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+print("held", flush=True)
+time.sleep(99)
+"""
 
 
 def test_the_lock_of_a_killed_process_does_not_block(tmp_path, capsys):
-    lock = tmp_path / ".grey_digits_in_test.lock"
+    lock = tmp_path / ".patches_in_test.lock"
     with subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE) as holder:
         holder.stdout.readline()
         opened = []
-        waiting = threading.Thread(target=lambda: opened.append(_open("grey_digits_in_test", tmp_path)))
+        waiting = threading.Thread(target=lambda: opened.append(_open("patches_in_test", tmp_path)))
         waiting.start()
         waiting.join(timeout=1)
         assert waiting.is_alive()  # while its owner lives, the lock holds

@@ -111,7 +111,7 @@ def test_help_lists_every_flag_in_groups(main):
     [
         (["--dataset=cifra10"], 2, ["cifra10", "cifar10"]),
         (["--train_split=trian"], 2, ["train_split", "trian", "train"]),
-        (["--devices=3"], 2, ["devices", "3", "there are 1"]),
+        (["--devices=3"], 2, ["devices", "3", "only 1 device"]),
         (["--image_size=8", "--model=alexnet"], 2, ["image_size", "8", "alexnet"]),
         (["--image_size=16", "--model=VGG16"], 2, ["image_size", "16", "VGG16"]),
         (["--init_from=/no/such/run"], 2, ["init_from", "/no/such/run"]),

@@ -88,4 +88,4 @@ def _whole_steps(epochs, epoch_steps):
 
 def _decimal(number):
     """The number as it was typed: 0.1 means 1/10, not the float next to it, which would add a step to many epochs."""
-    return Fraction(repr(number))
+    return Fraction(str(number))

@@ -22,8 +22,9 @@ from input_pipeline.errors import SettingError, UnusableError
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
-_STEP_FOLDER = re.compile(r"step-(\d{8})")
-_TEMPORARY = re.compile(r"step-\d{8}\.tmp|(best|latest)\.tmp")
+WRITTEN = {PROGRESS, "ckpt.index", "ckpt.data-00000-of-00001"}
+_STEP_FOLDER = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})")
+_LEFTOVER = re.compile(_STEP_FOLDER.pattern + r"\.(tmp|old)|(best|latest)\.tmp")
 
 
 class DamagedCheckpoint(Exception):
@@ -66,10 +67,12 @@ class CheckpointStore:
         return sorted(int(match[1]) for match in matches if match)
 
     def remove_leftovers(self):
-        """Removes what a killed save left behind."""
-        for path in self.folder.iterdir() if self.folder.is_dir() else ():
-            if _TEMPORARY.fullmatch(path.name):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        """Removes what a killed save left behind; a checkpoint that it was about to replace is put back."""
+        for path in [path for path in self.folder.glob("*") if _LEFTOVER.fullmatch(path.name)]:
+            if path.suffix == ".old" and not path.with_suffix("").exists():
+                path.rename(path.with_suffix(""))
+            else:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
     def save(self, step, tensors, description, is_best):
         """Writes a checkpoint, points `latest` (and `best`) to it, removes those that need not be kept.
@@ -87,17 +90,17 @@ class CheckpointStore:
         temporary = folder.with_name(folder.name + ".tmp")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(temporary, ignore_errors=True)
+            self.remove_leftovers()
             temporary.mkdir()
             _write_files(temporary, step, tensors, description)
-            if folder.exists():
-                shutil.rmtree(folder)  # the same step, saved again by a run that went back to an older checkpoint
+            if folder.exists():  # the same step, saved again by a run that went back to an older checkpoint
+                folder.rename(folder.with_name(folder.name + ".old"))
             temporary.rename(folder)
             _flush(self.folder)
             for pointer in ("latest", "best") if is_best else ("latest",):
                 self._point(pointer, folder.name)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            self.remove_leftovers()
         self._remove_old()
 
     def _point(self, pointer, name):
@@ -200,7 +203,7 @@ def verify(folder):
                 raise DamagedCheckpoint(f"{path} has {path.stat().st_size} bytes, {entry['bytes']} were written")
             if _sha256(path) != entry["sha256"]:
                 raise DamagedCheckpoint(f"{path} has changed since it was written (SHA-256 differs)")
-        if folder.name != f"step-{step:08d}" or not {PROGRESS, "ckpt.index"} <= set(files):
+        if folder.name != f"step-{step:08d}" or not WRITTEN.issubset(files):
             raise DamagedCheckpoint(f"{folder / MANIFEST} describes another checkpoint")
         return Checkpoint(folder, step, json.loads((folder / PROGRESS).read_bytes()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -1,10 +1,14 @@
 """Numbers about a run: means over training steps, exact judgement of a split, and the files they are kept in."""
 
+import contextlib
 import dataclasses
 import json
+import math
 import pathlib
 
 import numpy as np
+
+from input_pipeline.errors import UnusableError
 
 
 @dataclasses.dataclass
@@ -33,11 +37,15 @@ class TrainTotals:
 
 
 class SplitTotals:
-    """Judges logits, batch after batch, in float64 on the host; padding has weight 0 and counts nowhere."""
+    """Judges logits, batch after batch, in float64 on the host; padding has weight 0 and counts nowhere.
+
+    Logits with a NaN or +infinity predict no class: their example is judged wrong and stands nowhere in `confusion`.
+    """
 
     def __init__(self, num_classes):
         self._loss = 0.0
         self._top_5 = 0
+        self._examples_per_class = np.zeros(num_classes, np.int64)
         self.confusion = np.zeros((num_classes, num_classes), np.int64)  # [true class, predicted class]
 
     def add(self, logits, labels, weights):
@@ -46,14 +54,17 @@ class SplitTotals:
         logits, labels = logits[real].astype(np.float64), labels[real]
         of_label = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
         highest = logits.max(axis=1, keepdims=True)
-        log_sum = highest[:, 0] + np.log(np.exp(logits - highest).sum(axis=1))
-        self._loss += float((log_sum - of_label).sum())
-        self._top_5 += int(((logits > of_label[:, None]).sum(axis=1) < 5)[np.isfinite(log_sum)].sum())
-        np.add.at(self.confusion, (labels, logits.argmax(axis=1)), 1)
+        with np.errstate(invalid="ignore"):  # infinity - infinity is the NaN that it should be
+            log_sum = np.log(np.exp(logits - highest).sum(axis=1))  # less `highest`
+            self._loss += float((log_sum + (highest[:, 0] - of_label)).sum())
+        predicts = np.isfinite(log_sum)
+        self._top_5 += int(((logits > of_label[:, None]).sum(axis=1) < 5)[predicts].sum())
+        np.add.at(self._examples_per_class, labels, 1)
+        np.add.at(self.confusion, (labels[predicts], logits[predicts].argmax(axis=1)), 1)
 
     def summary(self):
         """{"examples", "loss" (mean cross-entropy, no smoothing), "accuracy", "top_5_accuracy"}."""
-        examples = int(self.confusion.sum())
+        examples = int(self._examples_per_class.sum())
         return {
             "examples": examples,
             "loss": self._loss / examples,
@@ -63,33 +74,59 @@ class SplitTotals:
 
     def accuracy_per_class(self):
         """One accuracy a class, None for a class without example."""
-        counts = self.confusion.sum(axis=1)
         right = np.diagonal(self.confusion)
-        return [int(r) / int(n) if n else None for r, n in zip(right, counts, strict=True)]
+        return [int(r) / int(n) if n else None for r, n in zip(right, self._examples_per_class, strict=True)]
 
 
 class JsonLines:
-    """A file of one JSON object a line, each flushed as it is written."""
+    """A file of one JSON object a line, each flushed as it is written. A NaN or infinity, which JSON has not, becomes null.
 
-    def __init__(self, path):
+    Args:
+      path: the file; it need not be there yet.
+      names: what every record holds.
+
+    Every method raises UnusableError where the file cannot be read or written, or holds a line that is no such record.
+    """
+
+    def __init__(self, path, names=()):
         self.path = pathlib.Path(path)
+        self._names = set(names)
 
     def append(self, record):
         """Adds one record."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        with _naming(self.path, "written"), open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(finite) + "\n")
 
     def read(self):
         """All complete records; a last line that a killed process left half-written is not one."""
-        if not self.path.exists():
-            return []
-        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
-        return [json.loads(line) for line in lines if line.strip()]
+        with _naming(self.path, "read"):
+            lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
+        return [self._parse(line, number) for number, line in enumerate(lines, 1) if line.strip()]
+
+    def _parse(self, line, number):
+        try:
+            record = json.loads(line)
+            if self._names <= record.keys():
+                return record
+        except (ValueError, AttributeError, RecursionError):
+            pass
+        raise UnusableError(f"{self.path}: line {number} is not a record; remove the line, or give another --workdir")
 
     def keep(self, wanted):
-        """Drops the records for which `wanted(record)` is false, by one rename."""
-        records = self.read()
-        kept = [json.dumps(record) + "\n" for record in records if wanted(record)]
+        """Drops the records for which `wanted(record)` is false, and a half-written last line, by one rename."""
+        kept = [json.dumps(record) + "\n" for record in self.read() if wanted(record)]
         temporary = self.path.with_name(self.path.name + ".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(self.path)
+        with _naming(self.path, "written"):
+            temporary.write_text("".join(kept), encoding="utf-8")
+            temporary.replace(self.path)
+
+
+@contextlib.contextmanager
+def _naming(path, verb):
+    """Turns an OSError into the one line that names the file."""
+    try:
+        yield
+    except OSError as error:
+        remedy = "make room or mend its permissions, and start the same command again"
+        raise UnusableError(f"{path}: cannot be {verb} ({error.strerror}); {remedy}") from None

@@ -20,27 +20,27 @@ def create_strategy(config):
         tf.data.experimental.enable_debug_mode()
     if config.run.deterministic:
         tf.config.experimental.enable_op_determinism()
-    names = _device_names(config.device.virtual_devices)
-    wanted = config.device.devices or (1 if config.run.debug else len(names))
-    if wanted > len(names):
-        remedy = f"there are {len(names)} ({', '.join(names)}); give at most that, or 0 for all"
-        raise SettingError("devices", wanted, remedy)
+    gpus = [] if config.device.virtual_devices > 1 else tf.config.list_physical_devices("GPU")
+    there = len(gpus) or config.device.virtual_devices
+    wanted = config.device.devices or (1 if config.run.debug else there)
+    if wanted > there:
+        kind = "GPUs" if gpus else "logical CPU devices" if there > 1 else "device (the CPU)"
+        raise SettingError("devices", wanted, f"only {there} {kind} can be used; give at most {there}, or 0 for all")
     check_divisible(config.optimization.global_batch_size, wanted)
+    _set_up(gpus[:wanted], config.device.virtual_devices)
     if wanted == 1:
         return tf.distribute.get_strategy()
-    return tf.distribute.MirroredStrategy(names[:wanted])
+    return tf.distribute.MirroredStrategy([f"/{'gpu' if gpus else 'cpu'}:{index}" for index in range(wanted)])
 
 
-def _device_names(virtual_devices):
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    gpus = tf.config.list_physical_devices("GPU")
-    if virtual_devices > 1:
-        tf.config.set_visible_devices([], "GPU")
-        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * virtual_devices)
-        return [f"/cpu:{index}" for index in range(virtual_devices)]
+def _set_up(gpus, virtual_devices):
+    """Hides the GPUs that are not trained on, lets the others' memory grow, splits the CPU if asked to."""
+    tf.config.set_visible_devices(gpus, "GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
-    return [f"/gpu:{index}" for index in range(len(gpus))] or ["/cpu:0"]
+    if virtual_devices > 1:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * virtual_devices)
 
 
 _kept_alive = []

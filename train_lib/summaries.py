@@ -6,6 +6,8 @@ import tensorflow as tf
 
 from train_lib.metrics import JsonLines
 
+TIMES = ("seconds", "train_seconds", "images", "images_per_second")  # what a timing record holds besides its step
+
 
 class RunLog:
     """Writes the records of one run.
@@ -16,8 +18,8 @@ class RunLog:
     """
 
     def __init__(self, workdir, step):
-        self.metrics = JsonLines(workdir.path / "metrics.jsonl")
-        self.timing = JsonLines(workdir.path / "timing.jsonl")
+        self.metrics = JsonLines(workdir.path / "metrics.jsonl", ("kind", "step"))
+        self.timing = JsonLines(workdir.path / "timing.jsonl", ("step", *TIMES))
         # A test record belongs to the end of a run, so a run that goes on drops it too.
         self.metrics.keep(lambda record: record["step"] <= step and record["kind"] != "test")
         self.timing.keep(lambda record: record["step"] <= step)

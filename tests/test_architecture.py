@@ -1,0 +1,180 @@
+"""The shape of the house: what imports what, how large it may grow, where settings are read. All but one test read the source."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+PACKAGES = ("alexnet", "input_pipeline", "train_lib")
+# What each may import of ours. Whoever edits a network must not need to know of the loop.
+MAY_IMPORT = {
+    "alexnet": {"alexnet"},
+    "input_pipeline": {"input_pipeline"},
+    "train_lib": {"alexnet", "input_pipeline", "train_lib"},
+    "main": {"alexnet", "input_pipeline", "train_lib"},
+}
+TOP_LEVEL = {"main.py", "setup.cfg", "tests", *PACKAGES,  # what was asked for
+             "README.md", "LICENSE", "pyproject.toml", ".gitignore", ".ci", "docs"}  # what tools and readers need beside it
+LONGEST_FUNCTION, LONGEST_FILE, MOST_FLAGS = 60, 250, 60
+# The command line is judged by these, in under a second.
+WITHOUT_TENSORFLOW = (
+    "alexnet", "alexnet.names", "input_pipeline.config", "input_pipeline.settings", "input_pipeline.errors", "train_lib.config",
+    "train_lib.flags", "train_lib.workdir", "main",
+)
+
+FILES = [ROOT / "main.py", *sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))]
+TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(), str(path)) for path in FILES}
+
+
+def module_name(path):
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+MODULES = {module_name(path) for path in TREES}
+
+
+def imports(path, everywhere=True):
+    """The modules that a file imports; `from package import module` names the module. Without `everywhere`: at import time."""
+    tree = TREES[path]
+    inside = {node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)}
+    found = set()
+    for node in ast.walk(tree):
+        if node in inside and not everywhere:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: write imports in full"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in names}
+    return found
+
+
+def functions(path):
+    return [node for node in ast.walk(TREES[path]) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+
+
+def dotted(node):
+    """The dotted name of an expression such as tf.float32; empty for any other."""
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+@pytest.mark.parametrize("path", TREES)
+def test_imports_point_down_only(path):
+    own = module_name(path).split(".")[0]
+    ours = {name.split(".")[0] for name in imports(path)} & {*PACKAGES, "main", "tests", "conftest"}
+    assert ours <= MAY_IMPORT[own]
+
+
+def test_no_module_imports_itself_in_a_circle():
+    below = {module_name(path): imports(path) & MODULES for path in TREES}
+
+    def walk(name, way):
+        assert name not in way, " -> ".join([*way, name])
+        for other in sorted(below[name]):
+            if other not in done:
+                walk(other, [*way, name])
+        done.add(name)
+
+    done = set()
+    for name in sorted(below):
+        walk(name, [])
+    assert done == MODULES
+
+
+def test_only_main_reads_flags():
+    """A setting that is read from a global deep down cannot be passed in by a test or a notebook."""
+    for path, tree in TREES.items():
+        if path == "main.py":
+            continue
+        for node in ast.walk(tree):
+            named = {alias.name for alias in node.names} if isinstance(node, (ast.Import, ast.ImportFrom)) else {dotted(node)}
+            assert not any(name.split(".")[-1] == "FLAGS" for name in named), f"{path}:{node.lineno} reads FLAGS"
+        if path != "train_lib/flags.py":
+            assert not {name for name in imports(path) if name.startswith("absl") and name != "absl.logging"}, path
+
+
+def test_only_main_ends_the_process():
+    """A library that exits takes the notebook with it. The second signal of an impatient user is the one exception."""
+    for path, tree in TREES.items():
+        if path in ("main.py", "train_lib/signals.py"):
+            continue
+        called = {dotted(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        assert not called & {"sys.exit", "exit", "quit", "os._exit", "os.abort"}, path
+
+
+@pytest.mark.parametrize("path", TREES)
+def test_files_and_functions_stay_small(path):
+    assert len((ROOT / path).read_text().splitlines()) <= LONGEST_FILE
+    lengths = {node.name: node.end_lineno - node.lineno + 1 for node in functions(path)}
+    assert all(length <= LONGEST_FUNCTION for length in lengths.values()), lengths
+
+
+@pytest.mark.parametrize("path", TREES)
+def test_what_is_public_says_what_it_is_for(path):
+    tree = TREES[path]
+    if not tree.body:
+        return
+    assert ast.get_docstring(tree), path
+    owners = [tree, *(node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_"))]
+    for owner in owners:
+        for node in owner.body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                inherited = isinstance(owner, ast.ClassDef) and owner.bases
+                assert ast.get_docstring(node) or inherited, f"{path}:{node.lineno}: {node.name} has no docstring"
+
+
+def test_there_are_at_most_60_flags():
+    from train_lib import config
+
+    assert len(list(config.leaves())) <= MOST_FLAGS
+
+
+def test_nothing_else_lies_at_the_top_level():
+    """Of what git tracks; a user's own files beside it are theirs."""
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    tracked = {pathlib.PurePath(name).parts[0] for name in done.stdout.split("\0") if name}
+    assert tracked <= TOP_LEVEL
+
+
+def test_tests_are_flat_and_named_after_what_they_test():
+    allowed = {module_name(path).replace(".", "_") for path in TREES} | {*PACKAGES}
+    for path in (ROOT / "tests").glob("test_*.py"):
+        room = path.stem.removeprefix("test_")
+        assert room in {"architecture", "packaging"} or any(room.startswith(name) for name in allowed), path.name
+    assert not [path for path in (ROOT / "tests").rglob("test_*.py") if path.parent != ROOT / "tests"]
+
+
+def test_the_command_line_needs_no_tensorflow():
+    """Importing it takes seconds, and a misspelled flag must be answered at once."""
+    lines = [
+        "import importlib, sys",
+        f"for name in {WITHOUT_TENSORFLOW!r}:",
+        "    importlib.import_module(name)",
+        "    heavy = {'tensorflow', 'keras', 'tensorflow_datasets', 'matplotlib'} & set(sys.modules)",
+        "    assert not heavy, (name, heavy)",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", WITHOUT_TENSORFLOW)
+def test_nor_does_anything_that_it_imports(name):
+    """By the source: says which line is at fault where the test above only says that one is."""
+    paths = {module_name(path): path for path in TREES}
+    seen, waiting = set(), [name]
+    while waiting:
+        module = waiting.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        below = imports(paths[module], everywhere=False)
+        assert not {"tensorflow", "keras"} & {other.split(".")[0] for other in below}, f"{module} imports TensorFlow"
+        waiting += [other for other in below if other in paths]

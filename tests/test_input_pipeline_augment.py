@@ -1,0 +1,114 @@
+"""The image functions against NumPy."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from input_pipeline import augment
+
+
+def noise(height, width, channels=3):
+    """A random image, uint8 [height, width, channels]."""
+    return np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def numpy_resize(image, size):
+    """Triangle filter, as wide as the pixels of the smaller image; float64 [*size, channels]."""
+    def weights(old, new):
+        scale = old / new
+        distance = np.abs((np.arange(new)[:, None] + 0.5) * scale - (np.arange(old) + 0.5))
+        matrix = np.maximum(0, 1 - distance / max(scale, 1))
+        return matrix / matrix.sum(axis=1, keepdims=True)
+
+    rows, columns = weights(image.shape[0], size[0]), weights(image.shape[1], size[1])
+    return np.einsum("yr,rcd,xc->yxd", rows, image, columns)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_png_of_any_kind_gets_three_channels(channels):
+    image = noise(9, 7, channels)
+    decoded = augment.decode(tf.io.encode_png(image)).numpy()
+    assert decoded.dtype == np.uint8
+    expected = image[..., :3] if channels >= 3 else np.repeat(image[..., :1], 3, axis=-1)
+    np.testing.assert_array_equal(decoded, expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpeg_gets_three_channels(channels):
+    flat = np.full((9, 7, channels), 100, np.uint8)
+    decoded = augment.decode(tf.io.encode_jpeg(flat, quality=100)).numpy()
+    assert decoded.shape == (9, 7, 3)
+    np.testing.assert_allclose(decoded, 100, atol=1)
+
+
+def test_decoding_works_where_shapes_are_not_known():
+    decoded = tf.data.Dataset.from_tensors(tf.io.encode_png(noise(4, 5))).map(augment.decode)
+    assert decoded.element_spec.shape.as_list() == [None, None, 3]
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(20, 30, 10), (30, 20, 13), (8, 12, 16), (17, 17, 5), (50, 7, 9)])
+def test_the_short_side_gets_the_size(height, width, size):
+    image = noise(height, width)
+    resized = augment.resize_short_side(image, size).numpy()
+    short = min(height, width)
+    expected_shape = [size if side == short else round(side * size / short) for side in (height, width)]
+    assert resized.shape == (*expected_shape, 3)
+    assert resized.dtype == np.uint8
+    np.testing.assert_allclose(resized, numpy_resize(image, expected_shape), atol=0.51)
+
+
+def test_an_image_of_the_right_size_stays_as_it_is():
+    image = noise(11, 20)
+    np.testing.assert_array_equal(augment.resize_short_side(image, 11), image)
+
+
+@pytest.mark.parametrize(("height", "width", "top", "left"), [(8, 8, 0, 0), (8, 13, 0, 2), (11, 8, 1, 0), (12, 14, 2, 3)])
+def test_the_central_crop(height, width, top, left):
+    image = noise(height, width)
+    np.testing.assert_array_equal(augment.central_crop(image, 8), image[top : top + 8, left : left + 8])
+
+
+@pytest.fixture(scope="module")
+def windows():
+    """20,000 random 8 x 8 windows of a 12 x 13 image whose pixels tell their row and column."""
+    image = np.stack([*np.mgrid[0:12, 0:13], np.zeros((12, 13))], axis=-1).astype(np.uint8)
+    seeds = tf.data.Dataset.range(20_000).map(lambda position: tf.stack([tf.constant(2**31 - 1, tf.int64), position]))
+    cut = seeds.map(lambda seed: augment.random_crop_and_flip(tf.constant(image), 8, seed, True))
+    return image, next(iter(cut.batch(20_000))).numpy().astype(int)
+
+
+def choices(cut):
+    """(top, left, mirrored) of each window, read off its pixels."""
+    mirrored = cut[:, 0, 0, 1] > cut[:, 0, 1, 1]
+    return cut[:, 0, 0, 0], np.where(mirrored, cut[:, 0, -1, 1], cut[:, 0, 0, 1]), mirrored
+
+
+def test_random_windows_equal_numpy(windows):
+    image, cut = windows
+    for window, top, left, mirrored in zip(cut, *choices(cut), strict=True):
+        expected = image[top : top + 8, left : left + 8]
+        assert (window == (expected[:, ::-1] if mirrored else expected)).all()
+
+
+def test_random_windows_and_flips_are_uniform_over_all_places(windows):
+    top, left, mirrored = choices(windows[1])
+    counts = np.bincount((top * 6 + left) * 2 + mirrored)
+    assert len(counts) == 5 * 6 * 2  # the last place is reached, none beyond it
+    expected = 20_000 / len(counts)
+    freedom = len(counts) - 1
+    assert np.sum((counts - expected) ** 2) / expected < freedom + 4 * np.sqrt(2 * freedom)
+
+
+def test_a_random_window_is_a_function_of_the_seed_and_flips_only_when_asked():
+    image = noise(12, 13)
+    seeds = [tf.constant([3, position], tf.int64) for position in range(20)]
+    for seed in seeds:
+        plain, again = (augment.random_crop_and_flip(image, 8, seed, False).numpy() for _ in range(2))
+        flipped = augment.random_crop_and_flip(image, 8, seed, True).numpy()
+        np.testing.assert_array_equal(plain, again)
+        assert (flipped == plain).all() or (flipped == plain[:, ::-1]).all()
+
+
+def test_where_there_is_no_room_the_window_is_the_image():
+    image = noise(8, 8)
+    np.testing.assert_array_equal(augment.random_crop_and_flip(image, 8, tf.constant([0, 0], tf.int64), False), image)

@@ -1,0 +1,127 @@
+"""Early stopping, the best checkpoint and the plateau schedule on sequences judged by hand."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from train_lib import config as config_lib
+from train_lib.early_stopping import Judgement, Patience
+
+
+def judge(sequence, judgement=None, first=1, **values):
+    """Lets a Judgement observe (accuracy or loss) values at steps 1, 2, ...; returns it and which were the best."""
+    config = config_lib.from_values(values)
+    name = config.cadence.early_stopping_monitor.removeprefix("validation_")
+    judgement = judgement or Judgement()
+    best = [
+        judgement.observe({"accuracy": 0.5, "loss": 0.5, name: value}, step, config)
+        for step, value in enumerate(sequence, first)
+    ]
+    return judgement, best, config
+
+
+def stop_step(sequence, **values):
+    """After which of the values early stopping ends the run, None: never."""
+    judgement = Judgement()
+    for step, value in enumerate(sequence, 1):
+        _, _, config = judge([value], judgement, step, **values)
+        if judgement.out_of_patience(config):
+            return step
+    return None
+
+
+def test_accuracy_gains_upwards_and_loss_downwards():
+    assert judge([0.5, 0.6, 0.55, 0.7])[1] == [True, True, False, True]
+    assert judge([0.5, 0.6, 0.45, 0.7], early_stopping_monitor="validation_loss")[1] == [True, False, True, False]
+
+
+def test_a_tie_keeps_the_first():
+    """Later is not better: of equal accuracies the least trained network is kept, and patience goes on."""
+    judgement, best, _ = judge([0.5, 0.5, 0.5])
+    assert best == [True, False, False] and judgement.best_step == 1 and judgement.stopping.waited == 2
+
+
+@pytest.mark.parametrize("monitor", config_lib.MONITORS)
+def test_nan_never_gains_and_never_becomes_what_must_be_beaten(monitor):
+    values = [math.nan, math.nan, 0.3, math.nan, 0.3]
+    judgement, best, _ = judge(values, early_stopping_monitor=monitor)
+    assert best == [False, False, True, False, False]
+    assert (judgement.best_step, judgement.best.best, judgement.best.waited) == (3, 0.3, 2)
+
+
+def test_an_infinite_loss_is_beaten_by_a_finite_one():
+    judgement, best, _ = judge([math.inf, math.inf, 5.0], early_stopping_monitor="validation_loss")
+    assert best == [True, False, True] and judgement.best_step == 3
+
+
+@pytest.mark.parametrize(
+    ("patience", "sequence", "step"),
+    [
+        (1, [0.5, 0.6, 0.6], 3),
+        (2, [0.5, 0.4, 0.6, 0.5, 0.5, 0.9], 5),
+        (3, [0.5, 0.4, 0.4, 0.6, 0.4, 0.4], None),
+        (0, [0.5] * 50, None),
+        (2, [math.nan, math.nan, 0.9], 2),
+    ],
+)
+def test_patience_counts_evaluations_without_gain(patience, sequence, step):
+    assert stop_step(sequence, early_stopping_patience=patience) == step
+
+
+def test_min_delta_must_be_exceeded_and_is_for_stopping_alone():
+    """Eighths are exact in binary: a gain of just min_delta does not count, yet the best checkpoint takes any gain."""
+    values = {"early_stopping_patience": 2, "early_stopping_min_delta": 0.125}
+    sequence = [0.25, 0.375, 0.375 - 0.0625, 0.5]
+    judgement, best, config = judge(sequence[:3], **values)
+    assert best == [True, True, False] and judgement.out_of_patience(config) and judgement.best_step == 2
+    assert judge(sequence, **values)[0].stopping.waited == 0  # 0.5 is 0.25 above the 0.25 that must be beaten
+
+
+def test_small_gains_add_up():
+    """The value to beat stays where it was until it is beaten by more than min_delta: creeping still counts in the end."""
+    creeping = [0.25 + step * 0.0625 for step in range(8)]
+    assert stop_step(creeping, early_stopping_patience=3, early_stopping_min_delta=0.125) is None
+    assert stop_step(creeping, early_stopping_patience=2, early_stopping_min_delta=0.125) == 3
+
+
+def test_plateau_drops_after_five_evaluations_without_gain_three_times_at_most():
+    judgement, drops = Judgement(), []
+    for step in range(1, 30):
+        judge([0.5], judgement, step, schedule="plateau")
+        drops.append(judgement.plateau_drops)
+    # The first is a gain; then a drop after each five.
+    assert drops == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 14
+
+
+def test_a_gain_starts_the_plateau_count_again():
+    judgement, _, _ = judge([0.5] * 5 + [0.6] + [0.5] * 4)
+    assert judgement.plateau_drops == 0
+    assert judge([0.5], judgement, 11)[0].plateau_drops == 1
+
+
+@pytest.mark.parametrize("monitor", config_lib.MONITORS)
+@pytest.mark.parametrize("cut", [0, 1, 4, 11, 19])
+def test_a_judgement_survives_json_anywhere(monitor, cut):
+    """Killed after any evaluation, the run goes on with the same verdicts."""
+    sequence = [math.inf, *np.random.default_rng(cut).random(10).round(1).tolist(), math.nan, *[0.5] * 8]
+    values = {"early_stopping_monitor": monitor, "early_stopping_min_delta": 0.05, "early_stopping_patience": 4}
+    whole, best, _ = judge(sequence, **values)
+    before, first_part, _ = judge(sequence[:cut], **values)
+    stored = json.loads(json.dumps(dataclasses.asdict(before)))
+    after, second_part, _ = judge(sequence[cut:], Judgement.from_json(stored), cut + 1, **values)
+    assert after == whole and first_part + second_part == best
+
+
+def test_best_agrees_with_numpy():
+    values = np.random.default_rng(0).random(200)
+    assert judge(values.tolist())[0].best_step == values.argmax() + 1
+    assert judge(values.tolist(), early_stopping_monitor="validation_loss")[0].best_step == values.argmin() + 1
+
+
+def test_patience_starts_empty():
+    assert Patience() == Patience(best=None, waited=0)
+    patience = Patience()
+    assert patience.observe(-1e9, lower_is_better=False, min_delta=100.0)  # nothing to beat yet
