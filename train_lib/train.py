@@ -41,6 +41,9 @@ def train(config, workdir):
     except tf.errors.ResourceExhaustedError:
         remedy = "the device's memory is not enough for this batch; give a smaller one, or more devices"
         raise SettingError("global_batch_size", config.optimization.global_batch_size, remedy) from None
+    except (tf.errors.DataLossError, tf.errors.NotFoundError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UnusableError(f"--dataset={config.data.dataset}: a file is damaged or gone ({reason}); prepare it again") from None
 
 
 class Trainer:
