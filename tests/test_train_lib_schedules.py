@@ -46,6 +46,7 @@ def test_one_cycle_starts_at_a_25th_peaks_at_three_tenths_and_falls():
     values = rates("one_cycle", 100)
     assert values[0] == pytest.approx(0.04 / 25, rel=1e-12)
     assert values[15] == pytest.approx(0.04 * (1 + 1 / 25) / 2, rel=1e-12)  # half the rise, half the height
+    assert values[25] == pytest.approx(0.04 * (1 - 24 / 25 * (2 - math.sqrt(3)) / 4), rel=1e-12)  # 150 of 180 degrees
     assert max(values) == values[30] == 0.04
     assert values[65] == pytest.approx(0.02, rel=1e-12)
     assert values[:31] == sorted(values[:31]) and values[30:] == sorted(values[30:], reverse=True)

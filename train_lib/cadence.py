@@ -13,8 +13,6 @@ class Every:
 
     def next_due(self, step):
         """The first step after `step` at which this is due."""
-        if self.period <= 1:
-            return step + 1
         return math.ceil((math.floor(step / self.period) + 1) * self.period)
 
     def is_due(self, step):
