@@ -69,6 +69,9 @@ def main(config):
     except ExpectedError as error:
         print(f"error: {error}", file=sys.stderr)
         exit_code = error.exit_code
+    except KeyboardInterrupt:  # outside the training loop, which saves first (see `train_lib.signals`)
+        print("interrupted; the same command starts again", file=sys.stderr)
+        exit_code = 75
     # Without the interpreter's clean-up, which would wait for tf.data threads (see `train_lib.strategy.distribute`).
     sys.stdout.flush()
     sys.stderr.flush()

@@ -42,7 +42,9 @@ def parse(argv, flag_values):
     preset, mode, workdir = (_given(argv, flag_values, name) for name in ("preset", "mode", "workdir"))
     name = flag_values["preset"].default if preset is None else preset
     stored = {} if mode in (None, "train") else _stored_values(workdir)
-    _parse_into(flag_values, [argv[0], *_preset_arguments(name)], source=f" in {_preset_file(name)}")
+    rest = _parse_into(flag_values, [argv[0], *_preset_arguments(name)], source=f" in {_preset_file(name)}")
+    if rest[1:]:
+        raise flags.Error(f"{rest[1]!r} in {_preset_file(name)} is not a flag; every line has the form --name=value")
     for key, value in stored.items():
         flag_values[key].value = value
     if _given(argv, flag_values, "model") not in (None, flag_values["model"].value):
@@ -86,7 +88,8 @@ def _stored_values(workdir):
     if not workdir or not path.exists():
         return {}
     try:
-        stored = config_lib.to_values(config_lib.from_values(json.loads(path.read_bytes())))
+        content = json.loads(path.read_bytes())
+        stored = config_lib.to_values(config_lib.from_values(dict(content.items())))
     except (OSError, ValueError, TypeError, AttributeError, SettingError) as error:
         remedy = "repair it, remove it and give the flags, or give another --workdir"
         raise UnusableError(f"{path}: is not the configuration of a run ({error}); {remedy}") from None
@@ -106,7 +109,7 @@ def _preset_arguments(name):
     if name not in preset_names():
         raise SettingError("preset", name, f"no such preset; give one of {', '.join(preset_names())}")
     lines = _preset_file(name).read_text().splitlines()
-    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    return [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
 
 
 def to_flagfile(config):

@@ -1,5 +1,6 @@
 """The training loop. Open this file to read the story, `steps.py` to change the mathematics."""
 
+import dataclasses
 import sys
 import time
 
@@ -32,12 +33,13 @@ def train(config, workdir):
         return 0
     try:
         run = open_run(config, workdir, checkpoint, store)
+        trainer = Trainer(run)  # reads the records, and refuses damaged ones before anything is replaced
         workdir.remove_result()
         workdir.write_config(config)
         print(parameter_table(run.state.model))
         verb = "resuming at" if run.state.step else "starting at"
         print(f"{verb} step {run.state.step} of {run.plan.last_step} on {describe(run.strategy)}: {workdir.path}")
-        return Trainer(run).train()
+        return trainer.train()
     except tf.errors.ResourceExhaustedError:
         remedy = "the device's memory is not enough for this batch; give a smaller one, or more devices"
         raise SettingError("global_batch_size", config.optimization.global_batch_size, remedy) from None
@@ -63,11 +65,12 @@ class Trainer:
         self.log = RunLog(run.workdir, run.state.step)
         self.stopwatch = Stopwatch(clock)
         self.newest_record = None
-        self.terminal = Terminal(run.plan.last_step, run.state.step, clock)
+        self.best_before = None
 
     def train(self):
         """The story of a run. Returns its exit code."""
         self.iterator = self.open_batches()
+        self.terminal = Terminal(self.plan.last_step, self.state.step, self.clock)
         with StopRequest() as self.stop_request:
             while self.status() is None:
                 self.advance(self.plan.next_stop(self.state.step))
@@ -138,6 +141,7 @@ class Trainer:
         step, values, is_best = self.state.step, None, True
         if self.validation:
             values = self.validation.judge().summary()
+            self.best_before = (dataclasses.replace(self.state.judgement.best), self.state.judgement.best_step)
             is_best = self.state.judgement.observe(values, step, self.config)
             self.log.add_metrics("validation", step, self.plan.epoch(step), values)
         train = self.newest_record or self.state.totals.means()
@@ -156,6 +160,8 @@ class Trainer:
                 remedy = "make room and start the same command again"
                 line = f"{self.run.store.folder}: the last checkpoint cannot be saved ({reason}); {remedy}"
                 raise UnusableError(line) from None
+            if is_best and self.best_before:  # the best is what `best` can name
+                self.state.judgement.best, self.state.judgement.best_step = self.best_before
             self.terminal.line(f"{self.run.store.folder}: no checkpoint at step {self.state.step} ({reason}); going on")
 
     def conclude(self, status):
