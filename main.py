@@ -14,7 +14,8 @@ from input_pipeline.errors import ExpectedError
 from train_lib import flags as train_flags
 from train_lib.workdir import open_workdir
 
-MODES = {"train": "train_lib.train:train", "evaluate": "train_lib.evaluate:evaluate"}
+MODES = {"train": "train_lib.train:train", "evaluate": "train_lib.evaluate:evaluate",
+         "benchmark": "train_lib.benchmark:benchmark"}
 
 train_flags.define(flags.FLAGS)
 

@@ -119,6 +119,11 @@ def test_defaults_are_those_of_the_dataclasses():
         ({"debug": True, "virtual_devices": 2}, ["--virtual_devices=2", "--debug"]),
         ({"global_batch_size": 10, "virtual_devices": 4}, ["--global_batch_size=10", "8 or 12"]),
         ({"checkpoint": "-5"}, ["--checkpoint=-5", "latest"]),
+        ({"global_batch_size": 100, "virtual_devices": 2, "accumulate_steps": 4}, ["2 replicas", "4 accumulate_steps", "96 or 104"]),
+        ({"accumulate_steps": 0}, ["--accumulate_steps=0", "at least 1"]),
+        ({"ema_decay": 1.0}, ["--ema_decay=1.0", "below 1"]),
+        ({"xla": "maybe"}, ["--xla=maybe", "auto, on, off"]),
+        *(({"profile_steps": text}, [f"--profile_steps={text}", "START:STOP"]) for text in ("5", "5:", "9:3", "a:b", "-1:4")),
     ],
 )
 def test_values_that_cannot_work(values, words):
@@ -131,8 +136,8 @@ def test_values_that_cannot_work(values, words):
 @pytest.mark.parametrize(("batch", "replicas", "nearest"), [(10, 4, "8 or 12"), (3, 8, ": 8"), (129, 2, "128 or 130")])
 def test_the_nearest_batches_that_divide(batch, replicas, nearest):
     with pytest.raises(SettingError, match=nearest):
-        config_lib.check_divisible(batch, replicas)
-    config_lib.check_divisible(batch * replicas, replicas)
+        config_lib.check_divisible(config_lib.OptimizerConfig(global_batch_size=batch), replicas)
+    config_lib.check_divisible(config_lib.OptimizerConfig(global_batch_size=batch * replicas), replicas)
 
 
 # The command line.

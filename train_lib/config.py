@@ -7,9 +7,11 @@ from input_pipeline.config import DataConfig
 from input_pipeline.errors import SettingError
 from input_pipeline.settings import Settings, setting
 
-MODES = ("train", "evaluate")
+MODES = ("train", "evaluate", "benchmark")
+NEED_A_RUN = ("evaluate",)
 # What says how this process works, not what the experiment is; a run's config.json never decides it for a later process.
-OF_THIS_PROCESS = ("mode", "workdir", "debug", "init_from", "devices", "virtual_devices", "split", "checkpoint")
+OF_THIS_PROCESS = ("mode", "workdir", "debug", "init_from", "devices", "virtual_devices", "split", "checkpoint", "profile_steps",
+                   "benchmark_rows")
 MONITORS = ("validation_accuracy", "validation_loss")
 
 
@@ -38,8 +40,9 @@ class ModelConfig(Settings):
     )
     init_from: str | None = setting(None, "weights to start from: a workdir (its best checkpoint) or a checkpoint folder")
     precision: str = setting(
-        "float32", "of the computation; weights stay float32 under bfloat16; float64 is for proofs on CPU",
-        choices=("float32", "bfloat16", "float64"),
+        "float32", "of the computation; under bfloat16 and float16 the weights, response normalization, softmax and loss stay "
+        "float32; float16 scales the loss by a factor that it adapts; float64 is for proofs on CPU",
+        choices=("float32", "bfloat16", "float16", "float64"),
     )
 
     def __post_init__(self):
@@ -72,6 +75,14 @@ class OptimizerConfig(Settings):
     clip_global_norm: float = setting(0.0, "largest norm of the whole batch's gradient, 0: off", low=0.0)
     label_smoothing: float = setting(0.0, "probability spread over all classes", low=0.0, below=1.0)
     global_batch_size: int = setting(128, "images per step over all replicas together, never per replica", low=1)
+    accumulate_steps: int = setting(
+        1, "parts that each replica works through its share of the batch in, one after the other, to save memory; the update "
+        "stays that of the whole batch", low=1,
+    )
+    ema_decay: float = setting(
+        0.0, "of an exponential moving average of the weights, evaluated and saved beside them, such as 0.999; 0: off",
+        low=0.0, below=1.0,
+    )
     max_nonfinite_steps: int = setting(0, "updates in a row skipped for a NaN or infinity before the run stops", low=0)
 
 
@@ -116,6 +127,24 @@ class DeviceConfig(Settings):
     steps_per_loop: int = setting(
         20, "steps in one call of the compiled loop; fewer where a log, evaluation or checkpoint is due", low=1
     )
+    xla: str = setting(
+        "auto", "compile each replica's forward and backward pass with XLA, the reduction outside; auto: off",
+        choices=("auto", "on", "off"),
+    )
+    profile_steps: str = setting("", "START:STOP writes a TensorBoard trace of the steps from START up to STOP; empty: none")
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.profile_range()
+
+    def profile_range(self):
+        """(first step, step after the last) of --profile_steps, None where it is empty."""
+        if not self.profile_steps:
+            return None
+        start, colon, stop = self.profile_steps.partition(":")
+        if not (colon and start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
+            raise SettingError("profile_steps", self.profile_steps, "give START:STOP, two whole numbers, such as 100:110")
+        return int(start), int(stop)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +153,7 @@ class JudgeConfig(Settings):
 
     split: str = setting("", "the examples to evaluate on, TFDS slicing syntax; empty: --test_split")
     checkpoint: str = setting("best", "best, latest or a step")
+    benchmark_rows: str = setting("", "comma list of the rows to measure; empty: all")
 
     def __post_init__(self):
         super().__post_init__()
@@ -153,22 +183,24 @@ class ExperimentConfig(Settings):
         for name, value, needed in needs_validation:
             if needed and not self.data.validation_split:
                 raise SettingError(name, value, "needs a --validation_split to look at; give one, or leave this out")
-        if self.run.mode != "train" and self.run.workdir is None:
+        if self.run.mode in NEED_A_RUN and self.run.workdir is None:
             raise SettingError("workdir", None, f"--mode={self.run.mode} needs the folder of a run")
         replicas = self.device.virtual_devices
-        check_divisible(self.optimization.global_batch_size, replicas)
+        check_divisible(self.optimization, replicas)
         if self.run.debug and replicas > 1:
             raise SettingError("virtual_devices", replicas, "--debug runs on one device; give 1")
 
 
-def check_divisible(global_batch_size, num_replicas):
-    """Raises SettingError, with the nearest batches that do, where a batch does not divide by the replicas."""
-    if global_batch_size % num_replicas == 0:
+def check_divisible(optimization, num_replicas):
+    """Raises SettingError, with the nearest batches that do, where a batch does not divide by replicas and --accumulate_steps."""
+    size, parts = optimization.global_batch_size, num_replicas * optimization.accumulate_steps
+    if size % parts == 0:
         return
-    lower = global_batch_size // num_replicas * num_replicas
-    nearest = f"{lower} or {lower + num_replicas}" if lower else f"{num_replicas}"
-    remedy = f"must divide by the {num_replicas} replicas; the nearest that do: {nearest}"
-    raise SettingError("global_batch_size", global_batch_size, remedy)
+    lower = size // parts * parts
+    nearest = f"{lower} or {lower + parts}" if lower else f"{parts}"
+    accumulated = f" times {optimization.accumulate_steps} accumulate_steps" if optimization.accumulate_steps > 1 else ""
+    remedy = f"must divide by the {num_replicas} replicas{accumulated}; the nearest that do: {nearest}"
+    raise SettingError("global_batch_size", size, remedy)
 
 
 def sections():

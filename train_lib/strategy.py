@@ -26,7 +26,7 @@ def create_strategy(config):
     if wanted > there:
         kind = "GPUs" if gpus else "logical CPU devices" if there > 1 else "device (the CPU)"
         raise SettingError("devices", wanted, f"only {there} {kind} can be used; give at most {there}, or 0 for all")
-    check_divisible(config.optimization.global_batch_size, wanted)
+    check_divisible(config.optimization, wanted)
     _set_up(gpus[:wanted], config.device.virtual_devices)
     if wanted == 1:
         return tf.distribute.get_strategy()

@@ -76,7 +76,7 @@ def open_workdir(config):
     if initial and not pathlib.Path(initial).expanduser().exists():
         raise SettingError("init_from", initial, "there is no such folder; give a run's workdir or a checkpoint folder")
     workdir = _choose(config)
-    if config.run.mode != "train" and not any(workdir.checkpoints.glob("step-*")):
+    if config.run.mode in config_lib.NEED_A_RUN and not any(workdir.checkpoints.glob("step-*")):
         raise UnusableError(f"--workdir={workdir.path}: holds no checkpoint; give the folder of a run that has saved one")
     workdir.create()
     return workdir
