@@ -12,7 +12,8 @@ import pytest
 import tensorflow as tf
 
 from input_pipeline.errors import SettingError, UnusableError
-from train_lib.checkpointing import CheckpointStore, DamagedCheckpoint, assign, find_initial, verify
+from train_lib.checkpointing import CheckpointStore, DamagedCheckpoint, find_initial, verify
+from train_lib.state import assign
 
 DATA = "ckpt.data-00000-of-00001"
 FILES = ("ckpt.index", DATA, "progress.json", "manifest.json")

@@ -119,7 +119,7 @@ def test_defaults_are_those_of_the_dataclasses():
         ({"debug": True, "virtual_devices": 2}, ["--virtual_devices=2", "--debug"]),
         ({"global_batch_size": 10, "virtual_devices": 4}, ["--global_batch_size=10", "8 or 12"]),
         ({"checkpoint": "-5"}, ["--checkpoint=-5", "latest"]),
-        ({"global_batch_size": 100, "virtual_devices": 2, "accumulate_steps": 4}, ["2 replicas", "4 accumulate_steps", "96 or 104"]),
+        ({"global_batch_size": 100, "virtual_devices": 2, "accumulate_steps": 4}, ["times 4 accumulate_steps", "96 or 104"]),
         ({"accumulate_steps": 0}, ["--accumulate_steps=0", "at least 1"]),
         ({"ema_decay": 1.0}, ["--ema_decay=1.0", "below 1"]),
         ({"xla": "maybe"}, ["--xla=maybe", "auto, on, off"]),

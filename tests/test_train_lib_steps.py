@@ -4,54 +4,17 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from drivers import ZERO_ONE, Driver, make_config, random_split
 
-from input_pipeline.resident import ResidentSplit
-from train_lib import config as config_lib
 from train_lib import steps
 from train_lib.state import PixelScaling, create_state
 
 STEPS = 20
-BATCH = 32
-ZERO_ONE = PixelScaling(np.zeros(3), np.full(3, 1 / 255))
-
-
-def make_config(**values):
-    defaults = {
-        "model": "alexnet_mini", "model_options": "dense_units=64", "pixels": "zero_one", "augment": "crop,flip",
-        "global_batch_size": BATCH, "steps_per_loop": STEPS, "learning_rate": 2.0**-6, "dropout_rate": 0.0,
-    }
-    return config_lib.from_values(defaults | values)
 
 
 @pytest.fixture(scope="module")
 def split():
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (100, 32, 32, 3), np.uint8)
-    return ResidentSplit(images, generator.integers(0, 10, 100).astype(np.int32))
-
-
-class Driver:
-    """Drives the pieces by hand, as a user would in a notebook."""
-
-    def __init__(self, config, split):
-        self.config, self.split = config, split
-        self.strategy = tf.distribute.get_strategy()
-        self.state = create_state(config, self.strategy, 10, split.image_shape, ZERO_ONE)
-        self.loop = steps.make_train_loop(self.strategy, self.state, config)
-
-    def batches(self):
-        seed, size = self.config.run.seed, self.config.optimization.global_batch_size
-        return self.split.training_batches(seed, 0, size, self.config.data.augmentations)
-
-    def run(self, num_steps, batches=None, skipped=0):
-        iterator = iter(self.batches() if batches is None else batches)
-        rates = np.full(self.config.device.steps_per_loop, self.config.optimization.learning_rate)
-        done, reports = self.loop(
-            iterator, tf.constant(0, tf.int64), tf.constant(num_steps), tf.constant(rates), tf.constant(skipped))
-        return int(done), {name: values.numpy() for name, values in reports.items()}
-
-    def weights(self):
-        return [variable.numpy() for variable in self.state.model.trainable_variables]
+    return random_split()
 
 
 class LossPerStep(keras.callbacks.Callback):
@@ -113,7 +76,7 @@ def test_float64_equals_model_fit_over_20_steps(name, split):
     values, make_optimizer = OPTIMIZERS[name]
     driver = Driver(make_config(precision="float64", **values), split)
     losses, weights = fit(driver, make_optimizer(), STEPS)
-    done, reports = driver.run(STEPS)
+    done, _, reports = driver.run(STEPS)
     assert done == STEPS
     assert len(np.unique(losses)) == STEPS
     np.testing.assert_allclose(reports["loss"], losses, rtol=1e-9)
@@ -126,7 +89,7 @@ def test_float32_equals_model_fit_over_five_steps(name, split):
     values, make_optimizer = OPTIMIZERS[name]
     driver = Driver(make_config(**values), split)
     losses, _ = fit(driver, make_optimizer(), 5)
-    _, reports = driver.run(5)
+    *_, reports = driver.run(5)
     np.testing.assert_allclose(reports["loss"][:5], losses, rtol=1e-5)
 
 
@@ -183,7 +146,8 @@ def test_a_nonfinite_gradient_leaves_the_weights_untouched(split, bad_step):
     reached = Driver(config, split)
     if bad_step:
         reached.run(bad_step)
-    done, reports = driver.run(4, with_nan(driver.batches(), bad_step))
+    done, skipped, reports = driver.run(4, lambda batches: with_nan(batches, bad_step))
+    assert skipped == 1
     assert done == bad_step + 1
     assert reports["finite"][: bad_step + 1].tolist() == [True] * bad_step + [False]
     for ours, before in zip(driver.weights(), reached.weights(), strict=True):
@@ -196,7 +160,8 @@ def test_a_nonfinite_gradient_leaves_the_weights_untouched(split, bad_step):
 def test_tolerated_nonfinite_steps_are_skipped_and_training_goes_on(split):
     config = make_config(steps_per_loop=4, max_nonfinite_steps=1)
     driver = Driver(config, split)
-    done, reports = driver.run(4, with_nan(driver.batches(), 1))
+    done, skipped, reports = driver.run(4, lambda batches: with_nan(batches, 1))
+    assert skipped == 0
     assert done == 4
     assert reports["finite"].tolist() == [True, False, True, True]
     assert all(np.isfinite(weight).all() for weight in driver.weights())
@@ -205,11 +170,12 @@ def test_tolerated_nonfinite_steps_are_skipped_and_training_goes_on(split):
 def test_short_stretches_equal_one_long_one_and_do_not_trace_again(split):
     config = make_config(precision="float64", steps_per_loop=8)
     whole, parts = Driver(config, split), Driver(config, split)
-    _, reports = whole.run(8)
+    *_, reports = whole.run(8)
     iterator, losses = iter(parts.batches()), []
     rates = tf.constant(np.full(8, config.optimization.learning_rate))
     for first, count in ((0, 3), (3, 1), (4, 4)):
-        _, part = parts.loop(iterator, tf.constant(first, tf.int64), tf.constant(count), rates, tf.constant(0))
+        *_, part = parts.loop(
+            iterator, tf.constant(first, tf.int64), tf.constant(count), rates, tf.constant(0), tf.constant(False))
         losses += part["loss"].numpy()[:count].tolist()
     assert losses == reports["loss"].tolist()
     assert parts.loop.experimental_get_tracing_count() == 1
@@ -225,11 +191,11 @@ def test_pixels_are_scaled_on_the_device():
 def test_eager_and_compiled_losses_agree(split):
     """What --debug runs is what the compiled loop computes."""
     config = make_config(precision="float64", steps_per_loop=3)
-    _, compiled = Driver(config, split).run(3)
+    *_, compiled = Driver(config, split).run(3)
     driver = Driver(config, split)
     tf.config.run_functions_eagerly(True)
     try:
-        _, eager = driver.run(3)
+        *_, eager = driver.run(3)
     finally:
         tf.config.run_functions_eagerly(False)
     np.testing.assert_allclose(eager["loss"], compiled["loss"], rtol=1e-12)

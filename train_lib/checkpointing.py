@@ -44,6 +44,11 @@ class Checkpoint:
         reader = tf.train.load_checkpoint(str(self.folder / "ckpt"))
         return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if name.startswith(prefix)}
 
+    def judged_weights(self):
+        """{name: NumPy array} of the network's weights as they were evaluated: averaged where the run has averages."""
+        averages = {name.replace("ema/", "model/", 1): tensor for name, tensor in self.tensors("ema/").items()}
+        return self.tensors("model/") | averages
+
 
 class CheckpointStore:
     """The checkpoints of one workdir.
@@ -208,27 +213,6 @@ def verify(folder):
         return Checkpoint(folder, step, json.loads((folder / PROGRESS).read_bytes()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedCheckpoint(f"{folder} cannot be read ({type(error).__name__}: {error})") from None
-
-
-def assign(variables, tensors, source):
-    """Gives every variable the tensor of its name; nothing is assigned unless all names and shapes agree.
-
-    Args:
-      variables: {name: Keras variable}.
-      tensors: {name: array}; further ones are ignored.
-      source: what to call the tensors in an error.
-
-    Raises:
-      UnusableError: a tensor is missing or has another shape.
-    """
-    for name, variable in variables.items():
-        if name not in tensors:
-            raise UnusableError(f"{source}: holds no {name}; it comes from another network or optimizer")
-        if tensors[name].shape != tuple(variable.shape):
-            shapes = f"{list(tensors[name].shape)}, the network's has {list(variable.shape)}"
-            raise UnusableError(f"{source}: {name} has shape {shapes}; it comes from another network")
-    for name, variable in variables.items():
-        variable.assign(tensors[name])
 
 
 def find_initial(path):

@@ -7,8 +7,9 @@ from input_pipeline.errors import UnusableError
 from input_pipeline.sources import open_source
 from input_pipeline.splits import open_split
 from train_lib import checkpointing
+from train_lib.failures import explained
 from train_lib.metrics import SplitTotals
-from train_lib.state import PixelScaling, create_state
+from train_lib.state import PixelScaling, assign, create_state
 from train_lib.steps import make_eval_step
 from train_lib.strategy import create_strategy, distribute
 from train_lib.terminal import number, percent
@@ -50,15 +51,20 @@ class SplitJudge:
 def restore_for_use(config, strategy, checkpoint):
     """Builds the network of a checkpoint, gives it its weights, and returns a TrainState without a past."""
     about = checkpoint.description
-    tensors = checkpoint.tensors()
+    tensors = checkpoint.tensors("pixels/")
     pixels = PixelScaling(tensors["pixels/offset"], tensors["pixels/scale"])
     state = create_state(config, strategy, len(about["class_names"]), about["image_shape"], pixels)
-    checkpointing.assign(state.weights(), tensors, checkpoint.folder)
+    assign(state.weights(), checkpoint.judged_weights(), checkpoint.folder)
     return state
 
 
 def evaluate(config, workdir):
     """The mode `evaluate`: judges --split with --checkpoint of a Workdir, prints it and writes it down; returns 0."""
+    with explained(config):
+        return _evaluate(config, workdir)
+
+
+def _evaluate(config, workdir):
     checkpoint = checkpointing.CheckpointStore(workdir.checkpoints).find(config.judge.checkpoint)
     strategy = create_strategy(config)
     source = open_source(config.data)

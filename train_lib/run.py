@@ -12,7 +12,7 @@ from input_pipeline.splits import open_split
 from train_lib import checkpointing
 from train_lib import config as config_lib
 from train_lib.cadence import Plan, make_plan
-from train_lib.state import PixelScaling, TrainState, create_state, pixel_scaling
+from train_lib.state import PixelScaling, TrainState, assign, create_state, pixel_scaling
 from train_lib.strategy import create_strategy
 from train_lib.workdir import Workdir
 
@@ -60,7 +60,7 @@ class Run:
 
 def tensors_of(state):
     """{name: NumPy array} of everything in a TrainState that is a tensor."""
-    variables = {**state.weights(), **state.slots()}
+    variables = {**state.weights(), **state.slots(), **state.averaged_weights()}
     return {name: keras.ops.convert_to_numpy(variable) for name, variable in variables.items()} | {
         "pixels/offset": state.pixels.offset,
         "pixels/scale": state.pixels.scale,
@@ -127,7 +127,9 @@ def say_what_changed(config, checkpoint, log):
 def restore(state, checkpoint, plan):
     """Gives a new TrainState the tensors and the progress of a checkpoint."""
     tensors = checkpoint.tensors()
-    checkpointing.assign({**state.weights(), **state.slots()}, tensors, checkpoint.folder)
+    for name in state.averaged_weights():  # averaging begins here where the run so far had none
+        tensors.setdefault(name, tensors[name.replace("ema/", "model/", 1)])
+    assign({**state.weights(), **state.slots(), **state.averaged_weights()}, tensors, checkpoint.folder)
     state.set_progress(checkpoint.description["progress"])
     state.skipped_in_a_row = 0
     if plan.last_step > checkpoint.description["last_step"]:
@@ -140,16 +142,18 @@ def initialize(state, checkpoint, log):
     Raises:
       UnusableError: the weights are those of another network.
     """
-    tensors = checkpoint.tensors("model/")
+    tensors = checkpoint.judged_weights()
     variables = state.weights()
     last_layer = [name for name in variables if name.startswith("model/logits/")] or list(variables)[-2:]
     differing = [name for name in last_layer if name in tensors and tensors[name].shape != tuple(variables[name].shape)]
     if differing:
         log(f"{checkpoint.folder}: {', '.join(last_layer)} left as initialised, the number of classes differs")
-    checkpointing.assign(
+    assign(
         {name: variable for name, variable in variables.items() if not (differing and name in last_layer)},
         tensors, checkpoint.folder,
     )
+    for weight, average in zip(state.model.trainable_variables, state.averages, strict=False):
+        average.assign(weight.numpy())
     log(f"weights from {checkpoint.folder}")
 
 
@@ -160,7 +164,7 @@ def restore_best(run):
       UnusableError: it is damaged.
     """
     best = run.store.find("best")
-    checkpointing.assign(run.state.weights(), best.tensors("model/"), best.folder)
+    assign(run.state.weights(), best.judged_weights(), best.folder)
     return best.step
 
 

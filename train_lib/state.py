@@ -1,14 +1,19 @@
 """Everything that must survive a crash, in one place."""
 
+import contextlib
 import dataclasses
+import re
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 import alexnet
-from input_pipeline.errors import SettingError
+from input_pipeline.errors import SettingError, UnusableError
 from train_lib.early_stopping import Judgement
+from train_lib.loss_scale import LossScale
 from train_lib.metrics import TrainTotals
+from train_lib.optimizers import make_optimizer
 
 
 @dataclasses.dataclass
@@ -19,6 +24,8 @@ class TrainState:
       model: images to logits.
       optimizer: Keras optimizer, built; only its slots and `update_step` are used.
       pixels: PixelScaling measured on the training data.
+      averages: --ema_decay's averages, variables in the order of model.trainable_variables; empty where it is off.
+      loss_scale: of float16, else None.
       step: updates done, skipped ones included.
       judgement: what is known about the validation values.
       totals: of the train record under way.
@@ -28,6 +35,8 @@ class TrainState:
     model: keras.Model
     optimizer: keras.Optimizer
     pixels: "PixelScaling"
+    averages: list = dataclasses.field(default_factory=list)
+    loss_scale: LossScale | None = None
     step: int = 0
     judgement: Judgement = dataclasses.field(default_factory=Judgement)
     totals: TrainTotals = dataclasses.field(default_factory=TrainTotals)
@@ -54,8 +63,29 @@ class TrainState:
         return _by_path("model", self.model.variables)
 
     def slots(self):
-        """{name: variable} of the optimizer; its learning rate is not state, it comes from the schedule."""
-        return _by_path("optimizer", [v for v in self.optimizer.variables if v is not self.optimizer._learning_rate])
+        """{name: variable} of the optimizer and the loss scale; the learning rate is no state, it comes from the schedule."""
+        slots = _by_path("optimizer", [v for v in self.optimizer.variables if v is not self.optimizer._learning_rate])
+        if self.loss_scale:
+            slots |= {"loss_scale/value": self.loss_scale.value, "loss_scale/good_steps": self.loss_scale.good_steps}
+        return slots
+
+    def averaged_weights(self):
+        """{name: variable} of the averages, {} where there are none."""
+        weights = self.model.trainable_variables if self.averages else []
+        return {f"ema/{weight.path}": average for weight, average in zip(weights, self.averages, strict=True)}
+
+    @contextlib.contextmanager
+    def averages_in_place(self):
+        """Inside, the network has the averages for weights."""
+        weights = self.model.trainable_variables if self.averages else []
+        kept = [keras.ops.convert_to_numpy(weight) for weight in weights]
+        try:
+            for weight, average in zip(weights, self.averages, strict=True):
+                weight.assign(average.numpy())
+            yield
+        finally:
+            for weight, value in zip(weights, kept, strict=True):
+                weight.assign(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,14 +126,51 @@ def create_state(config, strategy, num_classes, image_shape, pixels):
             )
         except ValueError as error:
             raise SettingError("image_size", image_shape[0], " ".join(str(error).split())) from None
+        except TypeError as error:  # what TensorFlow raises for an operation that does not know a dtype
+            if "DataType" not in str(error):
+                raise
+            reason = next(line for line in str(error).splitlines() if "DataType" in line)
+            layer = re.search(r"of '(\w+)' \(of type", str(error))
+            named = f"the layer {layer[1]}" if layer else "a layer"
+            remedy = f"{named} of {config.network.model} cannot take it ({_plain(reason)}); give another"
+            raise SettingError("precision", config.network.precision, remedy) from None
+        _check_xla(config, strategy, model)
         optimizer = make_optimizer(config.optimization)
         optimizer.build(model.trainable_variables)
-    return TrainState(model, optimizer, pixels)
+        averaged = model.trainable_variables if config.optimization.ema_decay else []
+        averages = [tf.Variable(weight.numpy(), trainable=False) for weight in averaged]
+        loss_scale = LossScale() if config.network.precision == "float16" else None
+    return TrainState(model, optimizer, pixels, averages, loss_scale)
 
 
-def make_optimizer(config):
-    """The Keras optimizer of an OptimizerConfig: its update rule alone, all else is done in `steps`."""
-    if config.optimizer == "sgd":
-        return keras.optimizers.SGD(config.learning_rate, momentum=config.momentum, nesterov=config.nesterov, name="sgd")
-    # Decoupled weight decay is a line in `steps`, so adamw needs no class of its own here.
-    return keras.optimizers.Adam(config.learning_rate, name=config.optimizer)
+def _plain(text):
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def _check_xla(config, strategy, model):
+    """Raises SettingError where batch normalization would have to reduce over the replicas inside a compiled forward pass."""
+    layers = [layer.name for layer in model.layers if getattr(layer, "synchronized", False)]
+    if config.device.xla == "on" and layers and strategy.num_replicas_in_sync > 1:
+        remedy = f"{layers[0]} of {config.network.model} sums over the replicas, which XLA cannot compile; give off"
+        raise SettingError("xla", "on", remedy)
+
+
+def assign(variables, tensors, source):
+    """Gives every variable the tensor of its name; nothing is assigned unless all names and shapes agree.
+
+    Args:
+      variables: {name: Keras variable}.
+      tensors: {name: array}; further ones are ignored.
+      source: what to call the tensors in an error.
+
+    Raises:
+      UnusableError: a tensor is missing or has another shape.
+    """
+    for name, variable in variables.items():
+        if name not in tensors:
+            raise UnusableError(f"{source}: holds no {name}; it comes from another network or optimizer")
+        if tensors[name].shape != tuple(variable.shape):
+            shapes = f"{list(tensors[name].shape)}, the network's has {list(variable.shape)}"
+            raise UnusableError(f"{source}: {name} has shape {shapes}; it comes from another network")
+    for name, variable in variables.items():
+        variable.assign(tensors[name])

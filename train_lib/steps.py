@@ -36,79 +36,126 @@ def scale_pixels(images, pixels, dtype):
 
 
 def forward_and_backward(state, config, batch, step, first_example):
-    """One replica's share of the batch: sums over its examples, divided by the global batch.
+    """Part of a batch: sums over its examples, divided by the global batch.
 
     Args:
       batch: {"image": uint8 [b, height, width, 3], "label": int32 [b]}.
       step: int64 scalar; with the seed it fixes the dropout masks.
-      first_example: the row of the global batch that this share starts with.
+      first_example: the row of the global batch that this part starts with.
 
     Returns:
-      This share's summands: gradients (a list like model.trainable_variables), loss, number of correct examples.
+      This part's summands: gradients (a list like model.trainable_variables, times the loss scale), loss, number of correct
+      examples.
     """
-    global_batch_size = config.optimization.global_batch_size
     images = scale_pixels(batch["image"], state.pixels, state.model.inputs[0].dtype)
     with dropout_masks(config.run.seed, step, first_example), tf.GradientTape() as tape:
         logits = state.model(images, training=True)
         losses = cross_entropy(batch["label"], logits, config.optimization.label_smoothing)
-        loss = tf.reduce_sum(losses) / global_batch_size
-    gradients = tape.gradient(loss, state.model.trainable_variables)
+        loss = tf.reduce_sum(losses) / config.optimization.global_batch_size
+        scaled_loss = loss * state.loss_scale.value if state.loss_scale else loss
+    gradients = tape.gradient(scaled_loss, state.model.trainable_variables)
     correct = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), batch["label"])
     return gradients, loss, tf.reduce_sum(tf.cast(correct, loss.dtype))
 
 
-def replica_step(state, config, batch, step):
+def replica_summands(state, config, batch, step):
+    """One replica's share of the batch, in --accumulate_steps parts: `forward_and_backward`'s result, summed over them."""
+    parts = config.optimization.accumulate_steps
+    rows = tf.shape(batch["label"])[0] // parts
+    first_example = tf.distribute.get_replica_context().replica_id_in_sync_group * rows * parts
+
+    def compute(part, first_example):
+        return forward_and_backward(state, config, part, step, first_example)
+
+    if config.device.xla == "on":
+        compute = tf.function(compute, jit_compile=True, autograph=False)
+    sums = None
+    for index in range(parts):
+        part = {name: values[index * rows : (index + 1) * rows] for name, values in batch.items()} if parts > 1 else batch
+        # One part after the other: computed side by side they would need the memory that accumulation is to save.
+        with tf.control_dependencies(tf.nest.flatten(sums) if sums else []):
+            summands = compute(part, first_example + index * rows)
+            sums = tf.nest.map_structure(tf.add, sums, summands) if sums else summands
+    return sums
+
+
+def sum_over_replicas(tensors):
+    """Sums each of a list of tensors over all replicas, packed into one vector: one all-reduce a step, whatever the network."""
+    replica = tf.distribute.get_replica_context()
+    if replica.num_replicas_in_sync == 1:
+        return tensors
+    packed = tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], axis=0)
+    sums = tf.split(replica.all_reduce(SUM, packed), [tensor.shape.num_elements() for tensor in tensors])
+    return [tf.reshape(total, tensor.shape) for total, tensor in zip(sums, tensors, strict=True)]
+
+
+def replica_step(state, config, batch, step, stop_requested):
     """Forward, backward, reduction, clipping: what every replica does, with the same result on each.
 
     Returns:
       gradients: of the whole batch's mean loss, clipped, in the order of model.trainable_variables.
-      report: {"loss", "accuracy", "gradient_norm", "finite"}, scalars over the whole batch.
+      report: scalars over the whole batch: "loss", "accuracy", "gradient_norm" (before clipping); "finite": whether the update
+        is to be made; "counts": whether a skipped one counts as such; "stopping": whether any replica was asked to stop.
     """
-    replica = tf.distribute.get_replica_context()
-    first_example = replica.replica_id_in_sync_group * tf.shape(batch["label"])[0]
-    summands = forward_and_backward(state, config, batch, step, first_example)
-    gradients, loss, num_correct = replica.all_reduce(SUM, summands)
-    accuracy = num_correct / config.optimization.global_batch_size
+    statistics = state.model.non_trainable_weights  # of batch normalization; the forward pass changes them
+    before = [tf.identity(variable) for variable in statistics]
+    gradients, loss, num_correct = replica_summands(state, config, batch, step)
     # The norm and the decision to skip are taken after the reduction: before it, replicas would clip and skip differently.
+    *gradients, loss, num_correct, num_stops = sum_over_replicas(
+        [*gradients, loss, num_correct, tf.cast(stop_requested, loss.dtype)])
+    if state.loss_scale:
+        gradients = [gradient / state.loss_scale.value for gradient in gradients]
     norm = tf.linalg.global_norm(gradients)
     if config.optimization.clip_global_norm:
-        limit = tf.cast(config.optimization.clip_global_norm, norm.dtype)
+        limit = tf.constant(config.optimization.clip_global_norm, norm.dtype)
         gradients = [gradient * (limit / tf.maximum(norm, limit)) for gradient in gradients]
     finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
-    return gradients, {"loss": loss, "accuracy": accuracy, "gradient_norm": norm, "finite": finite}
+    for variable, value in zip(statistics, before, strict=True):
+        variable.assign(tf.where(finite, variable, value))
+    # A lower loss scale mends gradients that overflow; it cannot mend a loss.
+    mendable = tf.math.is_finite(loss) & state.loss_scale.can_fall() if state.loss_scale else False
+    return gradients, {
+        "loss": loss, "accuracy": num_correct / config.optimization.global_batch_size, "gradient_norm": norm,
+        "finite": finite, "counts": ~(finite | mendable), "stopping": num_stops > 0,
+    }
 
 
 def apply_update(strategy, state, config, gradients, learning_rate):
-    """Changes weights and slots on every replica, in the cross-replica context.
+    """Changes weights, slots and averages on every replica, in the cross-replica context.
 
     Weight decay comes after clipping and leaves biases and normalisation (all vectors) alone. For sgd it goes into the
     momentum (paper, section 5: v <- 0.9 v - 0.0005 * lr * w - lr * gradient), for adam into the gradient, and for adamw
     straight off the weight (Loshchilov and Hutter, "Decoupled weight decay").
     """
 
-    def update(weight, gradient):
+    def update(weight, gradient, *averages):
         decay = config.optimization.weight_decay if len(weight.shape) > 1 else 0.0
         if decay and config.optimization.optimizer == "adamw":
             weight.assign_sub(tf.cast(learning_rate * decay, weight.dtype) * weight)
         elif decay:
             gradient += decay * weight
         state.optimizer.update_step(gradient, weight, learning_rate)
+        for average in averages:
+            average.assign_add((1 - config.optimization.ema_decay) * (weight - average))
 
-    for variable, gradient in zip(state.model.trainable_variables, gradients, strict=True):
-        strategy.extended.update(variable.value, update, args=(gradient,), group=False)
+    averages = [(average,) for average in state.averages] or [()] * len(gradients)
+    for variable, gradient, average in zip(state.model.trainable_variables, gradients, averages, strict=True):
+        strategy.extended.update(variable.value, update, args=(gradient, *average), group=False)
     state.optimizer.iterations.assign_add(1)
 
 
-def train_step(strategy, state, config, batch, step, learning_rate):
-    """One update on all replicas; a loss or gradient that is not finite changes nothing.
+def train_step(strategy, state, config, batch, step, learning_rate, stop_requested=False):
+    """One update on all replicas; a loss or gradient that is not finite changes nothing but a loss scale.
 
     Returns:
       `replica_step`'s report.
     """
-    gradients, report = strategy.run(lambda share: replica_step(state, config, share, step), args=(batch,))
+    gradients, report = strategy.run(lambda share: replica_step(state, config, share, step, stop_requested), args=(batch,))
     report = {name: strategy.experimental_local_results(value)[0] for name, value in report.items()}
     if report["finite"]:
         apply_update(strategy, state, config, gradients, learning_rate)
+    if state.loss_scale:
+        state.loss_scale.update(report["finite"])
     return report
 
 
@@ -116,34 +163,36 @@ def make_train_loop(strategy, state, config):
     """Compiles the inner loop: several steps in one call from the host.
 
     Returns:
-      loop(iterator, first_step, num_steps, learning_rates, skipped_in_a_row) -> (steps done, {name: [steps_per_loop]}).
-      It stops early, at the first step that goes beyond max_nonfinite_steps. `learning_rates` and the reports always
-      have steps_per_loop entries, so that a shorter last stretch does not compile again.
+      loop(iterator, first_step, num_steps, learning_rates, skipped_in_a_row, stop_requested) -> (steps done,
+      skipped_in_a_row, stopping, {name: [steps_per_loop]}). It ends early at the first step that goes beyond
+      max_nonfinite_steps and, stopping, at the first where any process asks to. `learning_rates` and the reports always have
+      steps_per_loop entries, so that a shorter last stretch does not compile again.
     """
     size = config.device.steps_per_loop
 
     @tf.function
-    def train_loop(iterator, first_step, num_steps, learning_rates, skipped_in_a_row):
+    def train_loop(iterator, first_step, num_steps, learning_rates, skipped_in_a_row, stop_requested):
         wide = tf.float64 if config.network.precision == "float64" else tf.float32
         losses = tf.TensorArray(wide, size, element_shape=())
         accuracies = tf.TensorArray(wide, size, element_shape=())
         norms = tf.TensorArray(wide, size, element_shape=())
         finite = tf.TensorArray(tf.bool, size, element_shape=())
-        done = 0
+        done, stopping = 0, False
         with strategy.scope():
             for index in tf.range(num_steps):
                 step = first_step + tf.cast(index, tf.int64)
-                report = train_step(strategy, state, config, next(iterator), step, learning_rates[index])
+                report = train_step(strategy, state, config, next(iterator), step, learning_rates[index], stop_requested)
                 losses = losses.write(index, report["loss"])
                 accuracies = accuracies.write(index, report["accuracy"])
                 norms = norms.write(index, report["gradient_norm"])
                 finite = finite.write(index, report["finite"])
                 done += 1
-                skipped_in_a_row = tf.where(report["finite"], 0, skipped_in_a_row + 1)
-                if skipped_in_a_row > config.optimization.max_nonfinite_steps:
+                stopping = report["stopping"]
+                skipped_in_a_row = tf.where(report["finite"], 0, skipped_in_a_row + tf.cast(report["counts"], tf.int32))
+                if stopping or skipped_in_a_row > config.optimization.max_nonfinite_steps:
                     break
         reports = {"loss": losses, "accuracy": accuracies, "gradient_norm": norms, "finite": finite}
-        return done, {name: values.stack() for name, values in reports.items()}
+        return done, skipped_in_a_row, stopping, {name: values.stack() for name, values in reports.items()}
 
     return train_loop
 

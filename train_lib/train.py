@@ -7,10 +7,11 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline.errors import SettingError, UnusableError
+from input_pipeline.errors import UnusableError
 from train_lib import schedules
 from train_lib.checkpointing import CheckpointStore
 from train_lib.evaluate import SplitJudge
+from train_lib.failures import explained
 from train_lib.run import is_finished, open_run, refuse_other_experiment, restore_best
 from train_lib.signals import StopRequest
 from train_lib.steps import make_eval_step, make_train_loop
@@ -31,7 +32,7 @@ def train(config, workdir):
     if is_finished(config, checkpoint, workdir.read_result()):
         print(f"{workdir.path}: finished at step {checkpoint.step}; give a larger --epochs or --max_steps to go on")
         return 0
-    try:
+    with explained(config):
         run = open_run(config, workdir, checkpoint, store)
         trainer = Trainer(run)  # reads the records, and refuses damaged ones before anything is replaced
         workdir.remove_result()
@@ -40,12 +41,6 @@ def train(config, workdir):
         verb = "resuming at" if run.state.step else "starting at"
         print(f"{verb} step {run.state.step} of {run.plan.last_step} on {describe(run.strategy)}: {workdir.path}")
         return trainer.train()
-    except tf.errors.ResourceExhaustedError:
-        remedy = "the device's memory is not enough for this batch; give a smaller one, or more devices"
-        raise SettingError("global_batch_size", config.optimization.global_batch_size, remedy) from None
-    except (tf.errors.DataLossError, tf.errors.NotFoundError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UnusableError(f"--dataset={config.data.dataset}: a file is damaged or gone ({reason}); prepare it again") from None
 
 
 class Trainer:
@@ -105,15 +100,15 @@ class Trainer:
         rates = np.zeros(size)
         rates[: stop - first] = [self.learning_rate(step) for step in range(first, stop)]
         start = self.clock()
-        done, reports = self.train_loop(
+        done, skipped, stopping, reports = self.train_loop(
             self.iterator, tf.constant(first, tf.int64), tf.constant(stop - first), tf.constant(rates),
-            tf.constant(self.state.skipped_in_a_row))
+            tf.constant(self.state.skipped_in_a_row), tf.constant(False))
         done, finite = int(done), reports["finite"].numpy()
         self.stopwatch.add_training(self.clock() - start, done * self.config.optimization.global_batch_size)
         losses, accuracies = reports["loss"].numpy()[:done], reports["accuracy"].numpy()[:done]
         self.state.totals.add(losses, accuracies, finite[:done])
         self.state.step += done
-        self.state.skipped_in_a_row = skipped_at_end(finite[:done], self.state.skipped_in_a_row)
+        self.state.skipped_in_a_row = int(skipped)
         if done != stop - first and not self.has_diverged():
             raise AssertionError(f"the loop was to do {stop - first} steps from {first} on and did {done}")
         shown = {**self.state.totals.means(), "learning_rate": rates[done - 1]}
@@ -132,6 +127,8 @@ class Trainer:
         """Ends the train record under way."""
         step, means = self.state.step, self.state.totals.means()
         self.newest_record = {**means, "learning_rate": self.learning_rate(step - 1)}
+        if self.state.loss_scale:
+            self.newest_record["loss_scale"] = float(self.state.loss_scale.value.numpy())
         self.log.add_metrics("train", step, self.plan.epoch(step), self.newest_record)
         self.log.add_timing(step, self.stopwatch.lap())
         self.state.totals = type(self.state.totals)()
@@ -140,7 +137,7 @@ class Trainer:
         """Evaluates the validation split, shows and records it; returns whether it is the best so far."""
         step, values, is_best = self.state.step, None, True
         if self.validation:
-            values = self.validation.judge().summary()
+            values = self.judge_weights()
             self.best_before = (dataclasses.replace(self.state.judgement.best), self.state.judgement.best_step)
             is_best = self.state.judgement.observe(values, step, self.config)
             self.log.add_metrics("validation", step, self.plan.epoch(step), values)
@@ -148,6 +145,15 @@ class Trainer:
         epoch, epochs = self.plan.epoch(step), self.config.schedule.epochs
         self.terminal.line(evaluation_line(epoch, epochs, step, train, values, is_best))
         return is_best
+
+    def judge_weights(self):
+        """The validation values; where weights are averaged, those of the averages, and the weights' own as "raw_..."."""
+        raw = self.validation.judge().summary()
+        if not self.state.averages:
+            return raw
+        with self.state.averages_in_place():
+            averaged = self.validation.judge().summary()
+        return averaged | {f"raw_{name}": raw[name] for name in ("loss", "accuracy")}
 
     def save(self, is_best):
         """Saves a checkpoint. One that fails is said, and tried again when the next is due; the last one must not fail."""
@@ -227,9 +233,3 @@ def closing_lines(path, result):
         f"next             python main.py --mode=evaluate --workdir={path}",
     ]
 
-
-def skipped_at_end(finite, skipped_before):
-    """How many updates in a row are skipped at the end of consecutive steps, `finite` bool [steps]."""
-    for is_finite in finite:
-        skipped_before = 0 if is_finite else skipped_before + 1
-    return skipped_before

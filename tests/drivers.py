@@ -1,0 +1,66 @@
+"""Drives the pieces of a training step by hand, as a user would in a notebook."""
+
+import numpy as np
+import tensorflow as tf
+
+from input_pipeline.resident import ResidentSplit
+from train_lib import config as config_lib
+from train_lib import steps
+from train_lib.state import PixelScaling, create_state
+from train_lib.strategy import distribute
+
+BATCH = 32
+ZERO_ONE = PixelScaling(np.zeros(3), np.full(3, 1 / 255))
+
+
+def make_config(**values):
+    """An ExperimentConfig of a small network that trains on batches of 32."""
+    defaults = {
+        "model": "alexnet_mini", "model_options": "dense_units=64", "pixels": "zero_one", "augment": "crop,flip",
+        "global_batch_size": BATCH, "steps_per_loop": 20, "learning_rate": 2.0**-6, "dropout_rate": 0.0,
+    }
+    return config_lib.from_values(defaults | values)
+
+
+def random_split(num_examples=100):
+    """Images of noise."""
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (num_examples, 32, 32, 3), np.uint8)
+    return ResidentSplit(images, generator.integers(0, 10, num_examples).astype(np.int32))
+
+
+def mirrored(num_replicas):
+    """A strategy over that many logical CPU devices (`conftest.py` makes four)."""
+    if num_replicas == 1:
+        return tf.distribute.get_strategy()
+    return tf.distribute.MirroredStrategy([f"/cpu:{index}" for index in range(num_replicas)])
+
+
+class Driver:
+    """A network in training, without a run around it."""
+
+    def __init__(self, config, split, num_replicas=1, make_state=None):
+        self.config, self.split, self.strategy = config, split, mirrored(num_replicas)
+        make_state = make_state or (lambda: create_state(config, self.strategy, 10, split.image_shape, ZERO_ONE))
+        with self.strategy.scope():
+            self.state = make_state()
+        self.loop = steps.make_train_loop(self.strategy, self.state, config)
+
+    def batches(self, shard=None):
+        """The training batches of one pipeline."""
+        seed, size = self.config.run.seed, self.config.optimization.global_batch_size
+        shard = {} if shard is None else {"shard": shard}
+        return self.split.training_batches(seed, 0, size, self.config.data.augmentations, **shard)
+
+    def run(self, num_steps, spoil=lambda batches: batches, first_step=0):
+        """Trains in one call of the loop; returns steps done, updates skipped in a row and the reports as NumPy arrays."""
+        iterator = distribute(self.strategy, lambda shard: spoil(self.batches(shard)))
+        rates = np.full(self.config.device.steps_per_loop, self.config.optimization.learning_rate)
+        done, skipped, _, reports = self.loop(
+            iterator, tf.constant(first_step, tf.int64), tf.constant(num_steps), tf.constant(rates), tf.constant(0),
+            tf.constant(False))
+        return int(done), int(skipped), {name: values.numpy() for name, values in reports.items()}
+
+    def weights(self):
+        """The trainable weights as NumPy arrays."""
+        return [variable.numpy() for variable in self.state.model.trainable_variables]

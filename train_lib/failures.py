@@ -1,0 +1,32 @@
+"""TensorFlow's errors that a user can do something about, each as the one line that says what."""
+
+import contextlib
+import re
+
+import tensorflow as tf
+
+from input_pipeline.errors import SettingError, UnusableError
+
+_KERNEL_MISSING = re.compile(r"No OpKernel was registered to support Op '(\w+)'|Could not find device for node: \S+ = (\w+)\[")
+_NODE = re.compile(r"\{\{node ([^}]+)\}\}")
+
+
+@contextlib.contextmanager
+def explained(config):
+    """Inside, errors of the device's memory, of missing kernels and of damaged files become ExpectedErrors that name the flag."""
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError:
+        remedy = "the device's memory is not enough; give a smaller batch, more devices, or a larger --accumulate_steps"
+        raise SettingError("global_batch_size", config.optimization.global_batch_size, remedy) from None
+    except tf.errors.OpError as error:
+        if missing := _KERNEL_MISSING.search(error.message):
+            node = _NODE.search(error.message)
+            where = f" ({node[1]})" if node else ""
+            remedy = f"the network's {missing[1] or missing[2]}{where} cannot compute in it on this device; give another"
+            raise SettingError("precision", config.network.precision, remedy) from None
+        if isinstance(error, (tf.errors.DataLossError, tf.errors.NotFoundError)):
+            reason = error.message.strip().splitlines()[0]
+            remedy = "a file is damaged or gone ({}); prepare it again"
+            raise UnusableError(f"--dataset={config.data.dataset}: {remedy.format(reason)}") from None
+        raise
