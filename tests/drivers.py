@@ -7,7 +7,7 @@ from input_pipeline.resident import ResidentSplit
 from train_lib import config as config_lib
 from train_lib import steps
 from train_lib.state import PixelScaling, create_state
-from train_lib.strategy import distribute
+from train_lib.strategy import distribute, mirror_on_cpu
 
 BATCH = 32
 ZERO_ONE = PixelScaling(np.zeros(3), np.full(3, 1 / 255))
@@ -33,7 +33,7 @@ def mirrored(num_replicas):
     """A strategy over that many logical CPU devices (`conftest.py` makes four)."""
     if num_replicas == 1:
         return tf.distribute.get_strategy()
-    return tf.distribute.MirroredStrategy([f"/cpu:{index}" for index in range(num_replicas)])
+    return mirror_on_cpu(num_replicas)
 
 
 class Driver:
@@ -52,9 +52,12 @@ class Driver:
         shard = {} if shard is None else {"shard": shard}
         return self.split.training_batches(seed, 0, size, self.config.data.augmentations, **shard)
 
-    def run(self, num_steps, spoil=lambda batches: batches, first_step=0):
-        """Trains in one call of the loop; returns steps done, updates skipped in a row and the reports as NumPy arrays."""
-        iterator = distribute(self.strategy, lambda shard: spoil(self.batches(shard)))
+    def run(self, num_steps, spoil=lambda batches, shard: batches, first_step=0):
+        """Trains in one call of the loop; returns steps done, updates skipped in a row and the reports as NumPy arrays.
+
+        `spoil(batches, shard)` may change what a replica gets.
+        """
+        iterator = distribute(self.strategy, lambda shard: spoil(self.batches(shard), shard))
         rates = np.full(self.config.device.steps_per_loop, self.config.optimization.learning_rate)
         done, skipped, _, reports = self.loop(
             iterator, tf.constant(first_step, tf.int64), tf.constant(num_steps), tf.constant(rates), tf.constant(0),

@@ -146,7 +146,7 @@ def test_a_nonfinite_gradient_leaves_the_weights_untouched(split, bad_step):
     reached = Driver(config, split)
     if bad_step:
         reached.run(bad_step)
-    done, skipped, reports = driver.run(4, lambda batches: with_nan(batches, bad_step))
+    done, skipped, reports = driver.run(4, lambda batches, shard: with_nan(batches, bad_step))
     assert skipped == 1
     assert done == bad_step + 1
     assert reports["finite"][: bad_step + 1].tolist() == [True] * bad_step + [False]
@@ -160,7 +160,7 @@ def test_a_nonfinite_gradient_leaves_the_weights_untouched(split, bad_step):
 def test_tolerated_nonfinite_steps_are_skipped_and_training_goes_on(split):
     config = make_config(steps_per_loop=4, max_nonfinite_steps=1)
     driver = Driver(config, split)
-    done, skipped, reports = driver.run(4, lambda batches: with_nan(batches, 1))
+    done, skipped, reports = driver.run(4, lambda batches, shard: with_nan(batches, 1))
     assert skipped == 0
     assert done == 4
     assert reports["finite"].tolist() == [True, False, True, True]

@@ -30,7 +30,19 @@ def create_strategy(config):
     _set_up(gpus[:wanted], config.device.virtual_devices)
     if wanted == 1:
         return tf.distribute.get_strategy()
-    return tf.distribute.MirroredStrategy([f"/{'gpu' if gpus else 'cpu'}:{index}" for index in range(wanted)])
+    if gpus:
+        return tf.distribute.MirroredStrategy([f"/gpu:{index}" for index in range(wanted)])
+    return mirror_on_cpu(wanted)
+
+
+def mirror_on_cpu(num_replicas):
+    """MirroredStrategy over logical CPU devices.
+
+    It sums by plain additions. TensorFlow's default here, collective operations, is no faster (measured), and a process could
+    not have two strategies of different sizes: their groups collide, and the second fails or hangs.
+    """
+    devices = [f"/cpu:{index}" for index in range(num_replicas)]
+    return tf.distribute.MirroredStrategy(devices, cross_device_ops=tf.distribute.ReductionToOneDevice())
 
 
 def _set_up(gpus, virtual_devices):
@@ -53,8 +65,12 @@ def distribute(strategy, make_batches):
         local = context.num_replicas_in_sync // context.num_input_pipelines
         return make_batches(Shard(context.input_pipeline_id * local, local, context.num_replicas_in_sync))
 
-    iterator = iter(strategy.distribute_datasets_from_function(batches))
-    # Deleting a MirroredStrategy's iterator waits for an autotune thread that no option reaches, up to a minute (measured).
+    # On CPU devices there is nowhere to fetch to, and the datasets that do it cannot have their autotune switched off.
+    on_host = tf.distribute.InputOptions(
+        experimental_fetch_to_device=False, experimental_replication_mode=tf.distribute.InputReplicationMode.PER_REPLICA)
+    options = None if tf.config.list_logical_devices("GPU") else on_host
+    iterator = iter(strategy.distribute_datasets_from_function(batches, options))
+    # Deleting an iterator that fetches waits for its autotune thread, up to a minute (measured).
     _kept_alive.append(iterator)
     return iterator
 
