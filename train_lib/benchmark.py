@@ -99,7 +99,7 @@ class Measurement:
         try:
             yield
         except RowFailed as error:
-            self._bench.log(f"{name} left out: {error}")
+            self._bench.note(f"{name} left out: {error}")
             self._names = [other for other in self._names if other != name]
             self._rounds.pop(name, None)
             if name in self._rows:
@@ -129,6 +129,7 @@ class Measurement:
             "model_fit_default_stall_seconds": self.stalls(),
             "verdict": verdict,
             "advice": advice,
+            "notes": self._bench.notes,
             "environment": self._environment(),
         }
 

@@ -16,7 +16,7 @@ from input_pipeline.errors import ExpectedError
 from input_pipeline.sources import open_source
 from input_pipeline.splits import open_split
 from train_lib import config as config_lib
-from train_lib.benchmark_fit import make_fit_model
+from train_lib.benchmark_fit import make_fit_model, reason_of
 from train_lib.strategy import create_strategy
 
 SHUFFLED = 10_000
@@ -80,7 +80,7 @@ def serve(questions, answers):
             else:
                 answer = fit.run(message["steps"])
         except (ExpectedError, ValueError, TypeError, RuntimeError, tf.errors.OpError) as error:
-            answer = {"error": (str(error).strip().splitlines() or [type(error).__name__])[0]}
+            answer = {"error": reason_of(error)}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

@@ -51,7 +51,7 @@ def make_fit_model(config, strategy, num_classes, image_shape, pixels=None, **co
         if smoothing := config.optimization.label_smoothing:
 
             def loss(labels, logits):
-                return steps.cross_entropy(tf.reshape(labels, [-1]), logits, smoothing)
+                return steps.cross_entropy(tf.cast(labels, tf.int32), logits, smoothing)  # Keras makes floats of them
 
         model.compile(make_fit_optimizer(config.optimization), loss, metrics=["accuracy"], **compile_options)
     return model
@@ -79,13 +79,18 @@ class FitRow:
     def __init__(self, bench):
         self._bench, run, config = bench, bench.run, bench.config
         if config.optimization.accumulate_steps > 1:
-            bench.log("model_fit works through each batch at once: Keras has nothing like --accumulate_steps")
+            bench.note("model_fit works through each batch at once: Keras has nothing like --accumulate_steps")
+        steps_per_execution = config.device.steps_per_loop
+        if run.strategy.num_replicas_in_sync > 1 and steps_per_execution > 1:
+            # Keras 3.15 ends with "You must feed a value for placeholder" otherwise (tried on two logical devices).
+            bench.note("model_fit calls each step from Python: Keras has no steps_per_execution for several replicas")
+            steps_per_execution = 1
         self._dataset = run.train_split.training_batches(
             config.run.seed, 0, config.optimization.global_batch_size, config.data.augmentations,
         ).map(lambda batch: (batch["image"], batch["label"]))
         self._model = make_fit_model(
             config, run.strategy, len(run.source.class_names), run.train_split.image_shape, run.state.pixels,
-            steps_per_execution=config.device.steps_per_loop, jit_compile=config.device.xla == "on")
+            steps_per_execution=steps_per_execution, jit_compile=config.device.xla == "on")
 
     def warm_up(self):
         """Traces and compiles; images/s of the second call."""
@@ -101,12 +106,17 @@ class FitRow:
             if self._bench.run.strategy.num_replicas_in_sync == 1:
                 raise
             # Not ours to mend: Keras 3 promises little for model.fit under tf.distribute.
-            raise RowFailed(f"model.fit fails under this strategy ({str(error).strip().splitlines()[0]})") from None
+            raise RowFailed(f"model.fit fails under this strategy, {reason_of(error)}") from None
         wait_for_devices()
         return self._bench.images_per_second(num_steps, self._bench.clock() - start)
 
     def close(self):
         """Nothing to close."""
+
+
+def reason_of(error):
+    """An exception's type and first line."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 class DefaultFitRow:

@@ -32,11 +32,18 @@ class Bench:
       run: an open Run in a temporary folder, which the row `loop` trains; the others have weights of their own.
       log: called with a line for the user.
       clock: seconds, monotonic.
+      notes: the lines of `note`.
     """
 
     run: Run
     log: Callable = print
     clock: Callable = time.monotonic
+    notes: list = dataclasses.field(default_factory=list)
+
+    def note(self, line):
+        """Tells the user, and whoever reads benchmark.json, of something that bears on the figures."""
+        self.notes.append(line)
+        self.log(line)
 
     @property
     def config(self):
