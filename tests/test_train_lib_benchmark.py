@@ -142,7 +142,8 @@ def bench_of(**values):
 
 def test_a_step_that_is_skipped_is_no_measurement():
     """An update that is not made takes less time than one that is."""
-    assert StepRow(bench_of()).measure(2) > 0
+    row = StepRow(bench_of(precision="float16"))  # skips its first steps on purpose, until its loss scale has fallen
+    assert row.warm_up() > 0 and row.measure(2) > 0 and row._finite
     with pytest.raises(SettingError, match=r"--learning_rate=1e\+30"):
         StepRow(bench_of(learning_rate=1e30)).warm_up()
 
@@ -182,6 +183,17 @@ def test_a_child_that_dies_is_one_clear_line(monkeypatch, module, words):
     finally:
         row.close()
     assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value)
+
+
+def test_a_child_that_is_killed_is_one_clear_line():
+    """What the kernel does when memory runs out; the child's last words are then no reason."""
+    row = benchmark_fit.DefaultFitRow(bench_of())
+    row._child.kill()
+    try:
+        with pytest.raises(RowFailed, match="its process ended by signal 9"):
+            row.measure(2)
+    finally:
+        row.close()
 
 
 def test_the_child_answers_errors_and_goes_on():

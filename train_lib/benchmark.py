@@ -6,13 +6,14 @@ import tempfile
 
 import tensorflow as tf
 
-from input_pipeline.errors import SettingError, UnusableError
+from input_pipeline.errors import UnusableError
 from train_lib import benchmark_names, environment
 from train_lib import benchmark_report as report
 from train_lib.benchmark_fit import DefaultFitRow, FitRow
 from train_lib.benchmark_loop import LoopRow
 from train_lib.benchmark_names import RowFailed
 from train_lib.benchmark_rows import InputRow, StepRow, open_bench
+from train_lib.failures import explained
 from train_lib.strategy import describe
 
 # {row: what makes it from a Bench}; `benchmark_names.ROWS` says what each is.
@@ -26,17 +27,13 @@ def benchmark(config, workdir):
       ExpectedError: nothing can be measured with these settings, data and devices.
     """
     names = benchmark_names.parse_rows(config.judge.benchmark_rows)
-    try:
-        # Beside the result, not in /tmp: the loop's checkpoints are to cost what they cost on the run's own file system.
-        with tempfile.TemporaryDirectory(dir=workdir.path, prefix="benchmark-") as folder:
-            bench = open_bench(config, folder, print)
-            with Measurement(bench, names) as measurement:
-                measurement.warm_up()
-                measurement.measure_rounds()
-                result = measurement.result()
-    except tf.errors.ResourceExhaustedError:
-        remedy = "the device's memory is not enough for this batch in every row; give a smaller one, or fewer --benchmark_rows"
-        raise SettingError("global_batch_size", config.optimization.global_batch_size, remedy) from None
+    # Beside the result, not in /tmp: the loop's checkpoints are to cost what they cost on the run's own file system.
+    with explained(config), tempfile.TemporaryDirectory(dir=workdir.path, prefix="benchmark-") as folder:
+        bench = open_bench(config, folder, print)
+        with Measurement(bench, names) as measurement:
+            measurement.warm_up()
+            measurement.measure_rounds()
+            result = measurement.result()
     path = workdir.write_json("benchmark.json", result)
     print("\n" + report.table(result["rows"], result["ratios"], result["bookkeeping"], measurement.stalls()))
     print(f"\n{result['verdict'] or 'no verdict'}: {result['advice']}\nwritten: {path}")

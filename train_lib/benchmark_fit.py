@@ -130,7 +130,8 @@ class DefaultFitRow:
         self._bench = bench
         self.stalls = []  # seconds that fit took to return after the last step of each round
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, `close` closes it
-        own = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
+        own = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore"}
+        own["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # it shares the GPU with this process
         root = str(pathlib.Path(__file__).resolve().parent.parent)
         users = environment.of_the_user()
         path = os.pathsep.join(filter(None, [root, users.get("PYTHONPATH")]))
@@ -160,7 +161,9 @@ class DefaultFitRow:
         except BrokenPipeError:
             line = ""
         if not line.endswith("\n"):  # the pipe closes when the child ends, however it ends
-            raise RowFailed(f"its process ended with code {self._child.wait()} ({self._last_words()})")
+            code = self._child.wait()
+            how = f"by signal {-code}" if code < 0 else f"with code {code} ({self._last_words()})"
+            raise RowFailed(f"its process ended {how}")
         answer = json.loads(line)
         if "error" in answer:
             raise RowFailed(answer["error"])

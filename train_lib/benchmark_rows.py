@@ -21,6 +21,7 @@ from train_lib.strategy import distribute
 from train_lib.workdir import Workdir
 
 INPUT_SECONDS = 0.3  # a round of the input alone lasts at least so long; its batches take less than a millisecond
+MOST_SKIPPED = 40  # first steps of float16, in which its loss scale falls to where it belongs
 DRAINED_BATCHES = 8  # at least what a pipeline has ready from before: they would count as infinitely fast
 
 
@@ -115,7 +116,7 @@ class StepRow:
         config, strategy, split, state = bench.config, bench.run.strategy, bench.run.train_split, bench.new_state()
         self._batch = _batch_on_devices(config, strategy, split)
         self._rate = tf.constant(config.optimization.learning_rate, tf.float64)
-        self._next_step = 0
+        self._next_step, self._finite = 0, False
 
         @tf.function
         def step(batch, index, learning_rate):
@@ -126,7 +127,10 @@ class StepRow:
 
     def warm_up(self):
         """Traces and compiles; images/s of the calls after the first."""
-        self.measure(1)
+        for _ in range(MOST_SKIPPED):
+            self.measure(1)
+            if self._finite:
+                break
         return self.measure(3)
 
     def measure(self, num_steps):
@@ -137,7 +141,8 @@ class StepRow:
         wait_for_devices()
         seconds = self._bench.clock() - start
         self._next_step += num_steps
-        refuse_diverged(self._bench.config, bool(report["finite"].numpy()))
+        self._finite = bool(report["finite"].numpy())
+        refuse_diverged(self._bench.config, not report["counts"].numpy())
         return self._bench.images_per_second(num_steps, seconds)
 
     def close(self):
@@ -153,8 +158,8 @@ def _batch_on_devices(config, strategy, split):
         return {name: tf.identity(values) for name, values in batch.items()}
 
 
-def refuse_diverged(config, finite):
-    """Raises SettingError where a step was not finite: one that is skipped takes less time than one that is made."""
-    if not finite:
+def refuse_diverged(config, going_on):
+    """Raises SettingError where training has diverged: a step that is skipped takes less time than one that is made."""
+    if not going_on:
         remedy = "the loss or its gradient is not finite, so that nothing can be measured; give a lower one"
         raise SettingError("learning_rate", config.optimization.learning_rate, remedy)
