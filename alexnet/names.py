@@ -1,6 +1,7 @@
 """The names of the networks and of their options. Imports nothing heavy: a command line is judged at once."""
 
 import difflib
+import math
 import typing
 
 OWN = ("alexnet", "alexnet_tower", "alexnet_tower_sequential", "alexnet_mini", "alexnet_mini_sequential")
@@ -25,24 +26,31 @@ ALL = OWN + APPLICATIONS
 
 
 class Option(typing.NamedTuple):
-    """One switch of a network: type and default; an int is one of `choices`, if any, else `low` or more."""
+    """One switch of a network: type and default.
+
+    An int is one of `choices`, if any, else `low` or more; a float lies above 0 and is at most `high`.
+    """
 
     kind: type
-    default: bool | int
+    default: bool | int | float
     choices: tuple = ()
     low: int = 1
+    high: float = math.inf
 
 
+_WIDTH = Option(float, 1.0, high=4.0)  # what the filters of every convolution are multiplied by, rounded, at least one
 _TOWER = {
     "lrn": Option(bool, False),
     "overlapping_pooling": Option(bool, True),
     "dense_units": Option(int, 1024),
+    "width": _WIDTH,
 }
 _MINI = {
     "lrn": Option(bool, False),
     "overlapping_pooling": Option(bool, False),
     "dense_units": Option(int, 4096),
     "dense7_relu": Option(bool, False),
+    "width": _WIDTH,
 }
 # {network: {option: Option}}. The networks take their defaults from here and have none of their own.
 OPTIONS = {
@@ -79,7 +87,7 @@ def parse_options(name, options):
       options: a text such as "lrn=false,towers=1", a dict such as {"lrn": False, "towers": 1}, or None.
 
     Returns:
-      {option: value}, bools and ints, of every option that the network has; defaults where none was given.
+      {option: value}, bools, ints and floats, of every option that the network has; defaults where none was given.
 
     Raises:
       ValueError: no such network, option or value; one line that names them and what is allowed.
@@ -116,6 +124,10 @@ def _judge(key, value, option):
     if option.kind is bool:
         typed = {"true": True, "false": False}.get(str(value).lower())
         allowed, fits = "true or false", typed is not None
+    elif option.kind is float:
+        typed = _to_float(value)
+        allowed = f"a number above 0 and at most {option.high:g}"
+        fits = typed is not None and 0 < typed <= option.high
     else:
         typed = _to_int(value)
         allowed = " or ".join(map(str, option.choices)) or f"a whole number, {option.low} or more"
@@ -130,3 +142,13 @@ def _to_int(value):
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     return int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else None
+
+
+def _to_float(value):
+    """`value` as a float if it is a number, or the text of one; else None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return None

@@ -54,6 +54,14 @@ def test_dict_and_text_agree():
     )
 
 
+@pytest.mark.parametrize(("given", "expected"), [("0.1", 0.1), ("4", 4.0), ("2.5e-1", 0.25), (2, 2.0), (0.5, 0.5)])
+def test_width_is_a_float_however_it_is_written(given, expected):
+    """An int that slips through would make `config.json` and the command line disagree on a run's own options."""
+    options = names.parse_options("alexnet_mini", {"width": given})
+    assert options["width"] == expected and type(options["width"]) is float
+    assert names.parse_options("alexnet_mini", f"width={given}") == options
+
+
 def test_what_was_parsed_can_be_parsed_again():
     for name in names.ALL:
         options = names.parse_options(name, None)
@@ -74,6 +82,13 @@ def test_what_was_parsed_can_be_parsed_again():
         ("alexnet", "dense_units=4.5", ["dense_units=4.5", "whole number"]),
         ("alexnet", {"dense_units": 4.5}, ["dense_units=4.5", "whole number"]),
         ("alexnet", "dense_units", ["dense_units", "key=value"]),
+        ("alexnet_mini", "width=0", ["width=0", "above 0 and at most 4"]),
+        ("alexnet_mini", "width=4.01", ["width=4.01", "at most 4"]),
+        ("alexnet_mini", "width=nan", ["width=nan", "a number"]),
+        ("alexnet_tower", "width=wide", ["width=wide", "a number"]),
+        ("alexnet_tower", {"width": True}, ["width=True", "a number"]),
+        ("alexnet_tower", {"width": None}, ["width=None", "a number"]),
+        ("alexnet", "width=0.5", ["alexnet", "width"]),
         ("alexnet", "lrn=", ["lrn=", "key=value"]),
         ("alexnet", "lrn=true,,towers=1", ["key=value"]),
         ("alexnet", "lrn=true,lrn=false", ["lrn", "twice"]),

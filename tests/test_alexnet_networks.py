@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 import alexnet
+from alexnet import alexnet as alexnet_networks
 from alexnet.layers import GroupedConv2D
 
 TOWER_SHAPES = {
@@ -162,6 +163,30 @@ def test_options_change_what_they_name():
     for relu in (False, True):
         dense7 = build("alexnet_mini", {"dense_units": 16, "dense7_relu": relu}).get_layer("dense7")
         assert (dense7.activation is keras.activations.relu) == relu
+
+
+def filters_of(model):
+    return [layer.filters for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
+
+
+def test_width_multiplies_the_filters_of_every_convolution():
+    """A convolution that forgets the width, or rounds to no filter at all, would still train."""
+    assert filters_of(build("alexnet_mini", "width=0.1")) == [2, 6, 13, 6, 6]
+    assert filters_of(build("alexnet_tower", "width=0.5")) == [24, 64, 96, 96, 64]
+    assert filters_of(build("alexnet_mini_sequential", "width=2,dense_units=4")) == [48, 128, 256, 128, 128]
+    assert filters_of(build("alexnet_tower", "width=0.001,dense_units=4")) == [1, 1, 1, 1, 1]
+
+
+def test_the_small_network_of_the_benchmark_takes_a_hundredth_of_the_work():
+    """The docstring's figures, by hand: a network that is small in name only would measure the wrong thing."""
+    convolutions = [(32, 25 * 3, 2), (16, 9 * 2, 6), (8, 9 * 6, 13), (8, 9 * 13, 6), (4, 9 * 6, 6)]
+    dense = [(24, 256), (256, 256), (256, 10)]
+    parameters = sum((seen + 1) * filters for _, seen, filters in convolutions) + sum((n + 1) * m for n, m in dense)
+    multiply_adds = sum(size**2 * seen * filters for size, seen, filters in convolutions) + sum(n * m for n, m in dense)
+    assert build("alexnet_mini", "width=0.1,dense_units=256").count_params() == parameters == 76_781
+    assert multiply_adds == 350_528
+    documented = alexnet_networks.alexnet_mini.__doc__
+    assert f"{parameters:,}" in documented and f"{multiply_adds:,}" in documented
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -30,6 +30,7 @@ class Plan:
       last_step: where training ends at the latest.
       log, evaluate, checkpoints: when a train record, an evaluation and a checkpoint are due.
       steps_per_loop: the longest stretch between two looks.
+      profile: where a profile starts and stops; empty: there is none.
     """
 
     epoch_steps: Fraction
@@ -39,11 +40,13 @@ class Plan:
     evaluate: Every
     checkpoints: tuple
     steps_per_loop: int
+    profile: tuple = ()
 
     def next_stop(self, step):
         """How far one call of the compiled loop may go from `step`: to the next event, at most steps_per_loop steps."""
         events = (self.log, self.evaluate, *self.checkpoints)
-        return min(step + self.steps_per_loop, self.last_step, *(event.next_due(step) for event in events))
+        profile = (border for border in self.profile if border > step)
+        return min(step + self.steps_per_loop, self.last_step, *(event.next_due(step) for event in events), *profile)
 
     def log_due(self, step):
         """Whether a train record ends at `step`."""
@@ -76,6 +79,7 @@ def make_plan(config, num_examples):
         evaluate=Every(_decimal(config.cadence.eval_every_epochs) * epoch_steps),
         checkpoints=(Every(epoch_steps),) + ((Every(Fraction(every_steps)),) if every_steps else ()),
         steps_per_loop=config.device.steps_per_loop,
+        profile=config.device.profile_range() or (),
     )
 
 

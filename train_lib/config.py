@@ -6,6 +6,7 @@ from alexnet import names
 from input_pipeline.config import DataConfig
 from input_pipeline.errors import SettingError
 from input_pipeline.settings import Settings, setting
+from train_lib import benchmark_names
 
 MODES = ("train", "evaluate", "benchmark")
 NEED_A_RUN = ("evaluate",)
@@ -153,12 +154,13 @@ class JudgeConfig(Settings):
 
     split: str = setting("", "the examples to evaluate on, TFDS slicing syntax; empty: --test_split")
     checkpoint: str = setting("best", "best, latest or a step")
-    benchmark_rows: str = setting("", "comma list of the rows to measure; empty: all")
+    benchmark_rows: str = setting("", f"comma list of what to measure: {', '.join(benchmark_names.ROWS)}; empty: all")
 
     def __post_init__(self):
         super().__post_init__()
         if self.checkpoint not in ("best", "latest") and not self.checkpoint.isdecimal():
             raise SettingError("checkpoint", self.checkpoint, "give best, latest or the number of a step")
+        benchmark_names.parse_rows(self.benchmark_rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,6 +191,8 @@ class ExperimentConfig(Settings):
         check_divisible(self.optimization, replicas)
         if self.run.debug and replicas > 1:
             raise SettingError("virtual_devices", replicas, "--debug runs on one device; give 1")
+        if self.run.debug and self.run.mode == "benchmark":
+            raise SettingError("debug", True, "--mode=benchmark measures the compiled step; leave it out")
 
 
 def check_divisible(optimization, num_replicas):

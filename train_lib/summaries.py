@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from train_lib.metrics import JsonLines
 
+KINDS = ("train", "validation")  # the folders of event files
 TIMES = ("seconds", "train_seconds", "images", "images_per_second")  # what a timing record holds besides its step
 
 
@@ -24,8 +25,9 @@ class RunLog:
         self.metrics.keep(lambda record: record["step"] <= step and record["kind"] != "test")
         self.timing.keep(lambda record: record["step"] <= step)
         folder = workdir.path / "tensorboard"
-        shutil.rmtree(folder, ignore_errors=True)
-        self._writers = {kind: tf.summary.create_file_writer(str(folder / kind)) for kind in ("train", "validation")}
+        for kind in KINDS:  # and nothing else in it: profiles of an earlier part of the run stay
+            shutil.rmtree(folder / kind, ignore_errors=True)
+        self._writers = {kind: tf.summary.create_file_writer(str(folder / kind)) for kind in KINDS}
         for record in self.metrics.read():
             self._summarize(record["kind"], record)
         for record in self.timing.read():

@@ -81,3 +81,24 @@ def parameter_table(model):
     rows.append((model.name, "", f"{model.count_params():,}"))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {count:>{widths[2]}}".rstrip() for name, shape, count in rows)
+
+
+def closing_lines(path, result):
+    """What a user reads at the end of a run: what came out, where it is, what to type next."""
+    if result["status"] == "diverged":
+        return [f"error: the loss or its gradient is not finite at step {result['steps'] - 1}; {path} holds the last finite "
+                "weights; start again with a lower --learning_rate, or with --clip_global_norm"]
+    if result["status"] == "preempted":
+        return [f"stopped at step {result['steps']}; the same command with --workdir={path} goes on from there"]
+    lines = [f"{result['status'].replace('_', ' ')} after {result['steps']} steps, {result['epochs']:.4g} epochs, "
+             f"{result['seconds']:.0f} s, {result['images_per_second'] or 0:,.0f} images/s"]
+    if result["best_validation_accuracy"] is not None:
+        lines.append(f"best validation accuracy {percent(result['best_validation_accuracy'])}, at step {result['best_step']}")
+    if result["test_accuracy"] is not None:
+        lines.append(f"test accuracy of the best checkpoint {percent(result['test_accuracy'])}")
+    return lines + [
+        f"run              {path}",
+        f"best checkpoint  {path / 'checkpoints' / (path / 'checkpoints' / 'best').read_text().strip()}",
+        f"TensorBoard      tensorboard --logdir={path / 'tensorboard'}",
+        f"next             python main.py --mode=evaluate --workdir={path}",
+    ]

@@ -12,12 +12,13 @@ from train_lib import schedules
 from train_lib.checkpointing import CheckpointStore
 from train_lib.evaluate import SplitJudge
 from train_lib.failures import explained
+from train_lib.profiling import Profile
 from train_lib.run import is_finished, open_run, refuse_other_experiment, restore_best
 from train_lib.signals import StopRequest
 from train_lib.steps import make_eval_step, make_train_loop
 from train_lib.strategy import describe, distribute
 from train_lib.summaries import RunLog, Stopwatch, totals_of
-from train_lib.terminal import Terminal, evaluation_line, parameter_table, percent
+from train_lib.terminal import Terminal, closing_lines, evaluation_line, parameter_table
 from train_lib.workdir import RESULT
 
 EXIT_CODES = {"completed": 0, "early_stopped": 0, "diverged": 4, "preempted": 75}
@@ -64,19 +65,33 @@ class Trainer:
 
     def train(self):
         """The story of a run. Returns its exit code."""
-        self.iterator = self.open_batches()
-        self.terminal = Terminal(self.plan.last_step, self.state.step, self.clock)
-        with StopRequest() as self.stop_request:
+        self.start()
+        with self.stop_request, self.profile:
             while self.status() is None:
-                self.advance(self.plan.next_stop(self.state.step))
-                step = self.state.step
-                if self.plan.log_due(step):
-                    self.write_train_record()
-                is_best = self.plan.evaluation_due(step) and self.judge_validation()
-                if self.plan.checkpoint_due(step) or self.status():
-                    self.save(is_best)
+                self.turn()
         self.terminal.close()
         return self.conclude(self.status())
+
+    def start(self):
+        """Opens what only the loop needs: batches, the display, the profile and the ear for signals."""
+        first_step, last_step = self.state.step, self.plan.last_step
+        self.iterator = self.open_batches()
+        self.terminal = Terminal(last_step, first_step, self.clock)
+        self.stop_request = StopRequest()
+        folder, steps = self.run.workdir.path / "tensorboard", self.config.device.profile_range()
+        self.profile = Profile(steps, folder, first_step, last_step, self.terminal.line)
+
+    def turn(self):
+        """One turn of the loop: some steps, and what is due after them."""
+        self.profile.begin_before(self.state.step)
+        self.advance(self.plan.next_stop(self.state.step))
+        step = self.state.step
+        self.profile.end_after(step)
+        if self.plan.log_due(step):
+            self.write_train_record()
+        is_best = self.plan.evaluation_due(step) and self.judge_validation()
+        if self.plan.checkpoint_due(step) or self.status():
+            self.save(is_best)
 
     def status(self):
         """How the run has ended, None while it goes on."""
@@ -211,25 +226,3 @@ class Trainer:
             "test_accuracy": test_accuracy,
             **totals_of([*self.log.timing.read(), self.stopwatch.lap()]),
         }
-
-
-def closing_lines(path, result):
-    """What a user reads at the end of a run: what came out, where it is, what to type next."""
-    if result["status"] == "diverged":
-        return [f"error: the loss or its gradient is not finite at step {result['steps'] - 1}; {path} holds the last finite "
-                "weights; start again with a lower --learning_rate, or with --clip_global_norm"]
-    if result["status"] == "preempted":
-        return [f"stopped at step {result['steps']}; the same command with --workdir={path} goes on from there"]
-    lines = [f"{result['status'].replace('_', ' ')} after {result['steps']} steps, {result['epochs']:.4g} epochs, "
-             f"{result['seconds']:.0f} s, {result['images_per_second'] or 0:,.0f} images/s"]
-    if result["best_validation_accuracy"] is not None:
-        lines.append(f"best validation accuracy {percent(result['best_validation_accuracy'])}, at step {result['best_step']}")
-    if result["test_accuracy"] is not None:
-        lines.append(f"test accuracy of the best checkpoint {percent(result['test_accuracy'])}")
-    return lines + [
-        f"run              {path}",
-        f"best checkpoint  {path / 'checkpoints' / (path / 'checkpoints' / 'best').read_text().strip()}",
-        f"TensorBoard      tensorboard --logdir={path / 'tensorboard'}",
-        f"next             python main.py --mode=evaluate --workdir={path}",
-    ]
-

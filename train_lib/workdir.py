@@ -87,6 +87,8 @@ def _choose(config):
     if config.run.workdir is not None:
         return Workdir(config.run.workdir)
     name = f"{config.data.dataset}-{config.network.model}-{time.strftime('%Y%m%d-%H%M%S')}".replace("/", "-").replace(":", "-")
+    if config.run.mode != "train":
+        name = f"{config.run.mode}-{name}"
     path, number = pathlib.Path("runs") / name, 2
     while path.exists():
         path, number = pathlib.Path("runs") / f"{name}-{number}", number + 1

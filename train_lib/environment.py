@@ -1,0 +1,42 @@
+"""The process's environment: variables that this project sets for its own process, and what a measurement was made on."""
+
+import os
+import platform
+
+_set_here = set()
+
+
+def set_default(name, value):
+    """Sets an environment variable that the user has not set."""
+    if name not in os.environ:
+        os.environ[name] = value
+        _set_here.add(name)
+
+
+def of_the_user():
+    """A copy of the environment without what `set_default` put there, for a process that shall have TensorFlow's defaults."""
+    return {name: value for name, value in os.environ.items() if name not in _set_here}
+
+
+def describe_machine():
+    """{"tensorflow", "keras", "python", "cpu", "cores", "onednn"} of this process; onednn is TF_ENABLE_ONEDNN_OPTS."""
+    import keras
+    import tensorflow as tf
+
+    onednn = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "TensorFlow's default")
+    return {
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "python": platform.python_version(),
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "onednn": f"{onednn} (set by this project)" if "TF_ENABLE_ONEDNN_OPTS" in _set_here else onednn,
+    }
+
+
+def _cpu_model():
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):  # not Linux, or a kernel that does not say
+        return platform.processor() or platform.machine()
