@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from input_pipeline.errors import SettingError, UnusableError
 
-_KERNEL_MISSING = re.compile(r"No OpKernel was registered to support Op '(\w+)'|Could not find device for node: \S+ = (\w+)\[")
+_KERNEL_MISSING = re.compile(r"No OpKernel was registered to support Op '(\w+)'|Could not find device for node: .+? = (\w+)\[")
 _NODE = re.compile(r"\{\{node ([^}]+)\}\}")
 
 
