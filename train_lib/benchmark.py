@@ -12,12 +12,15 @@ from train_lib import benchmark_report as report
 from train_lib.benchmark_fit import DefaultFitRow, FitRow
 from train_lib.benchmark_loop import LoopRow
 from train_lib.benchmark_names import RowFailed
-from train_lib.benchmark_rows import InputRow, StepRow, open_bench
+from train_lib.benchmark_rows import InputRow, OneDeviceRow, StepRow, open_bench
 from train_lib.failures import explained
 from train_lib.strategy import describe
 
 # {row: what makes it from a Bench}; `benchmark_names.ROWS` says what each is.
-MAKERS = {"input": InputRow, "step": StepRow, "loop": LoopRow, "model_fit": FitRow, "model_fit_default": DefaultFitRow}
+MAKERS = {
+    "input": InputRow, "step": StepRow, "one_device": OneDeviceRow, "loop": LoopRow, "model_fit": FitRow,
+    "model_fit_default": DefaultFitRow,
+}
 
 
 def benchmark(config, workdir):
@@ -30,6 +33,8 @@ def benchmark(config, workdir):
     # Beside the result, not in /tmp: the loop's checkpoints are to cost what they cost on the run's own file system.
     with explained(config), tempfile.TemporaryDirectory(dir=workdir.path, prefix="benchmark-") as folder:
         bench = open_bench(config, folder, print)
+        if bench.run.strategy.num_replicas_in_sync == 1 and not config.judge.benchmark_rows:
+            names = [name for name in names if name != "one_device"]
         with Measurement(bench, names) as measurement:
             measurement.warm_up()
             measurement.measure_rounds()

@@ -2,16 +2,17 @@
 
 from input_pipeline.errors import SettingError
 
-# {row: what it is}, in the order of the table. `benchmark_rows.MAKERS` has a maker for each.
+# {row: what it is}, in the order of the table. `benchmark.MAKERS` has a maker for each.
 ROWS = {
     "input": "training batches drawn on the host, no training",
     "step": "the compiled train step alone, on one batch that lies on the device",
+    "one_device": "the same step on one device with the whole batch, where there are several",
     "loop": "the whole loop: input, steps, records, display, checkpoints",
     "model_fit": "Keras model.fit on the same batches and settings",
     "model_fit_default": "model.fit as tutorials write it, in a process with TensorFlow's defaults",
 }
 # (row, row that it is divided by).
-RATIOS = (("loop", "step"), ("loop", "model_fit"), ("loop", "model_fit_default"))
+RATIOS = (("step", "one_device"), ("loop", "step"), ("loop", "model_fit"), ("loop", "model_fit_default"))
 
 
 class RowFailed(Exception):

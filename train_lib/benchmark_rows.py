@@ -14,6 +14,7 @@ import tensorflow as tf
 from input_pipeline.errors import SettingError
 from train_lib import config as config_lib
 from train_lib import steps
+from train_lib.benchmark_names import RowFailed
 from train_lib.checkpointing import CheckpointStore
 from train_lib.run import Run, open_run
 from train_lib.state import create_state
@@ -55,10 +56,10 @@ class Bench:
         """Throughput of so many global batches."""
         return num_steps * self.config.optimization.global_batch_size / seconds
 
-    def new_state(self):
+    def new_state(self, strategy):
         """A TrainState with fresh weights."""
         classes, shape = len(self.run.source.class_names), self.run.train_split.image_shape
-        return create_state(self.config, self.run.strategy, classes, shape, self.run.state.pixels)
+        return create_state(self.config, strategy, classes, shape, self.run.state.pixels)
 
 
 def open_bench(config, folder, log):
@@ -111,9 +112,10 @@ class InputRow:
 class StepRow:
     """The compiled train step, called from Python once a step, on one batch that lies on the device."""
 
-    def __init__(self, bench):
+    def __init__(self, bench, strategy=None):
         self._bench = bench
-        config, strategy, split, state = bench.config, bench.run.strategy, bench.run.train_split, bench.new_state()
+        strategy = strategy or bench.run.strategy
+        config, split, state = bench.config, bench.run.train_split, bench.new_state(strategy)
         self._batch = _batch_on_devices(config, strategy, split)
         self._rate = tf.constant(config.optimization.learning_rate, tf.float64)
         self._next_step, self._finite = 0, False
@@ -147,6 +149,15 @@ class StepRow:
 
     def close(self):
         """Nothing to close."""
+
+
+class OneDeviceRow(StepRow):
+    """What one device does with the whole batch: the row `step` is to be as many times as fast as there are devices."""
+
+    def __init__(self, bench):
+        if bench.run.strategy.num_replicas_in_sync == 1:
+            raise RowFailed("there is one device only, so that it would be the row step again")
+        super().__init__(bench, tf.distribute.get_strategy())  # TensorFlow's default: the first device
 
 
 def _batch_on_devices(config, strategy, split):
