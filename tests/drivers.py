@@ -39,8 +39,8 @@ def mirrored(num_replicas):
 class Driver:
     """A network in training, without a run around it."""
 
-    def __init__(self, config, split, num_replicas=1, make_state=None):
-        self.config, self.split, self.strategy = config, split, mirrored(num_replicas)
+    def __init__(self, config, split, num_replicas=1, make_state=None, strategy=None):
+        self.config, self.split, self.strategy = config, split, strategy or mirrored(num_replicas)
         make_state = make_state or (lambda: create_state(config, self.strategy, 10, split.image_shape, ZERO_ONE))
         with self.strategy.scope():
             self.state = make_state()
@@ -57,12 +57,15 @@ class Driver:
 
         `spoil(batches, shard)` may change what a replica gets.
         """
+        done, skipped, _, reports = self.loop(*self.arguments(num_steps, spoil, first_step))
+        return int(done), int(skipped), {name: values.numpy() for name, values in reports.items()}
+
+    def arguments(self, num_steps, spoil=lambda batches, shard: batches, first_step=0):
+        """What the loop is called with."""
         iterator = distribute(self.strategy, lambda shard: spoil(self.batches(shard), shard))
         rates = np.full(self.config.device.steps_per_loop, self.config.optimization.learning_rate)
-        done, skipped, _, reports = self.loop(
-            iterator, tf.constant(first_step, tf.int64), tf.constant(num_steps), tf.constant(rates), tf.constant(0),
-            tf.constant(False))
-        return int(done), int(skipped), {name: values.numpy() for name, values in reports.items()}
+        counts = tf.constant(first_step, tf.int64), tf.constant(num_steps)
+        return iterator, *counts, tf.constant(rates), tf.constant(0), tf.constant(False)
 
     def weights(self):
         """The trainable weights as NumPy arrays."""

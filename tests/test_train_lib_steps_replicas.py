@@ -115,6 +115,15 @@ def test_a_step_has_one_all_reduce(split, monkeypatch):
     assert called[0].shape.num_elements() == weights + 3  # and the loss, the correct examples, the wish to stop
 
 
+def test_a_step_has_one_collective_operation(split):
+    """The same in the graph, where the strategy reduces by collectives, as on GPUs and between machines."""
+    strategy = tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
+    driver = Driver(make_config(**EVERYTHING, accumulate_steps=2), split, strategy=strategy)
+    graph = driver.loop.get_concrete_function(*driver.arguments(1)).graph.as_graph_def()
+    operations = [node.op for function in graph.library.function for node in function.node_def] + [n.op for n in graph.node]
+    assert operations.count("CollectiveReduceV2") == 2  # on each of two replicas
+
+
 def batch_normalized(config):
     """A small network with synchronized batch normalization, as `alexnet.applications` makes them."""
     keras.utils.set_random_seed(0)
