@@ -12,8 +12,13 @@ _NODE = re.compile(r"\{\{node ([^}]+)\}\}")
 
 
 @contextlib.contextmanager
-def explained(config):
-    """Inside, errors of the device's memory, of missing kernels and of damaged files become ExpectedErrors that name the flag."""
+def explained(config, workers=None):
+    """Inside, TensorFlow's errors of memory, missing kernels, damaged files and lost workers become ExpectedErrors.
+
+    Args:
+      config: ExperimentConfig, whose values the errors name.
+      workers: Workers that train together; None: this machine is alone.
+    """
     try:
         yield
     except tf.errors.ResourceExhaustedError:
@@ -29,4 +34,6 @@ def explained(config):
             reason = error.message.strip().splitlines()[0]
             remedy = "a file is damaged or gone ({}); prepare it again"
             raise UnusableError(f"--dataset={config.data.dataset}: {remedy.format(reason)}") from None
+        if workers:
+            workers.explain(error)
         raise
