@@ -111,7 +111,7 @@ def _rank(value, task, addresses, tasks):
     kind, index = task.get("type"), task.get("index")
     if isinstance(index, str) and index.isdecimal():  # as some schedulers write it
         index = int(index)
-    if kind not in addresses:
+    if kind not in list(addresses):  # a list: `kind` may be anything
         raise ClusterError(value, f"`task` has the type {kind!r}; give one that `cluster` names: {' or '.join(addresses)}")
     if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(addresses[kind]):
         raise ClusterError(value, f"`task` has the index {index!r}; give one from 0 to {len(addresses[kind]) - 1}")

@@ -1,6 +1,7 @@
 """How the workers of a cluster find each other: all connect to the chief, which waits until everyone is there."""
 
 import contextlib
+import errno
 import json
 import socket
 import time
@@ -42,9 +43,13 @@ class Rendezvous:
     def _listen(self):
         """A listener on this worker's own port; where it is not the chief's it only proves that TensorFlow can have the port."""
         port = split_address(self._cluster.addresses[self._cluster.rank])[1]
-        family = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
         try:
-            return socket.create_server(("", port), **family)
+            try:
+                return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+            except (OSError, ValueError) as error:
+                if getattr(error, "errno", None) == errno.EADDRINUSE:
+                    raise
+                return socket.create_server(("", port))  # a machine without IPv6
         except OSError as error:
             what = f"TF_CONFIG: port {port} of this machine, for {self._cluster.name(self._cluster.rank)}, cannot be used"
             remedy = "end the process that has it, perhaps a worker of an earlier run, or name another"
@@ -71,7 +76,10 @@ class Rendezvous:
     def _greet(self, connection, connections):
         """The rank of a worker that has connected; None where it is none of ours, or one that is there already."""
         connection.settimeout(HELLO_SECONDS)
-        kind, hello = _receive(connection)
+        try:
+            kind, hello = _receive(connection)
+        except OSError:
+            kind, hello = None, None
         if kind != "hello" or not isinstance(hello, list) or len(hello) != 2:
             connection.close()
             return None
