@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from test_train_lib_distribution import COMMON
-from test_train_lib_distribution import run as run_alone
 from test_train_lib_rendezvous import free_addresses
 
 FLAGS = (*COMMON, "--precision=float64", "--checkpoint_every_steps=5")
@@ -34,6 +33,8 @@ def train(config, workdir, cluster=None):
         if self.state.step >= step:
             if what == "error":
                 raise UnusableError("--dataset=shapes: bad data")
+            if what == "defect":
+                raise ValueError("a defect")
             os.kill(os.getpid(), getattr(signal, what))
         return original(self, *arguments)
 
@@ -94,20 +95,12 @@ def assert_same_run(workdir, reference):
         np.testing.assert_allclose(reader.get_tensor(name), tensor, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
-@pytest.fixture(scope="module")
-def one_process(tmp_path_factory, data_dir):
-    """Records and tensors of the run in one process."""
-    from conftest import run_main
-
-    return run_alone(run_main, tmp_path_factory.mktemp("one") / "run", data_dir, *FLAGS[len(COMMON) :])
-
-
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_workers_equal_one_process(one_process, tmp_path, data_dir, count):
+def test_workers_equal_one_process(one_replica, tmp_path, data_dir, count):
     """Each worker's own mean, masks, shard or share of the evaluation would show; so would a second writer of the workdir."""
     results = run_workers(count, arguments_for(tmp_path / "run", data_dir))
     assert [code for code, _, _ in results.values()] == [0] * count, results
-    assert_same_run(tmp_path / "run", one_process)
+    assert_same_run(tmp_path / "run", one_replica)
     assert f"on each of {count} workers" in results[0][1] and "completed after 20 steps" in results[0][1]
     for rank in range(1, count):
         assert results[rank][1:] == ("", "")  # only the chief prints progress
@@ -115,7 +108,7 @@ def test_workers_equal_one_process(one_process, tmp_path, data_dir, count):
 
 
 @pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
-def test_a_killed_worker_ends_the_others_and_the_same_command_goes_on(one_process, tmp_path, data_dir, victim):
+def test_a_killed_worker_ends_the_others_and_the_same_command_goes_on(one_replica, tmp_path, data_dir, victim):
     """A survivor that hangs in a reduction, dies in a C++ abort or loses the checkpoint makes a night's training worthless."""
     command = arguments_for(tmp_path / "run", data_dir)
     start = time.monotonic()
@@ -126,7 +119,7 @@ def test_a_killed_worker_ends_the_others_and_the_same_command_goes_on(one_proces
     results = run_workers(2, command)
     assert [code for code, _, _ in results.values()] == [0, 0], results
     assert "resuming at step 10" in results[0][1]
-    assert_same_run(tmp_path / "run", one_process)
+    assert_same_run(tmp_path / "run", one_replica)
 
 
 def test_a_worker_that_never_comes(tmp_path, data_dir):
@@ -152,7 +145,7 @@ def test_a_hung_worker_ends_the_others(tmp_path, data_dir, victim, method):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_sigterm_on_one_worker_stops_all_at_one_step(one_process, tmp_path, data_dir, victim):
+def test_sigterm_on_one_worker_stops_all_at_one_step(one_replica, tmp_path, data_dir, victim):
     """A worker that stops alone leaves the others in a reduction; one that stops a step later saves another state."""
     command = arguments_for(tmp_path / "run", data_dir)
     results = run_workers(2, command, {victim: ("SIGTERM", "advance", 7)})
@@ -162,16 +155,20 @@ def test_sigterm_on_one_worker_stops_all_at_one_step(one_process, tmp_path, data
     for _, _, error in results.values():
         assert f"stopped at step {step}" in error
     assert [code for code, _, _ in run_workers(2, command).values()] == [0, 0]
-    assert_same_run(tmp_path / "run", one_process)
+    assert_same_run(tmp_path / "run", one_replica)
 
 
 @pytest.mark.slow
-def test_an_error_on_one_worker_releases_the_others(tmp_path, data_dir):
-    """Bad data on one machine is no reason for the others to wait."""
-    results = run_workers(2, arguments_for(tmp_path / "run", data_dir), {1: ("error", "advance", 5)})
-    assert (results[1][0], results[0][0]) == (3, 75), results
-    assert results[1][2] == "error: --dataset=shapes: bad data\n"
-    assert "worker 1 (127.0.0.1:" in results[0][2] and "exit code 3" in results[0][2] and results[0][2].count("\n") == 1
+@pytest.mark.parametrize(
+    ("what", "code", "words"), [("error", 3, "error: --dataset=shapes: bad data\n"), ("defect", 1, "a defect")])
+@pytest.mark.parametrize("victim", [0, 1])
+def test_an_error_on_one_worker_releases_the_others(tmp_path, data_dir, victim, what, code, words):
+    """Bad data on one machine, or an edit that raises, is no reason for the others to wait, nor for its own line to be lost."""
+    results = run_workers(2, arguments_for(tmp_path / "run", data_dir), {victim: (what, "advance", 5)})
+    assert (results[victim][0], results[1 - victim][0]) == (code, 75), results
+    assert words in results[victim][2]
+    error = results[1 - victim][2]
+    assert f"worker {victim} (127.0.0.1:" in error and f"exit code {code}" in error and error.count("\n") == 1
 
 
 @pytest.mark.slow

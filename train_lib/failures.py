@@ -8,6 +8,9 @@ import tensorflow as tf
 from input_pipeline.errors import SettingError, UnusableError
 
 _KERNEL_MISSING = re.compile(r"No OpKernel was registered to support Op '(\w+)'|Could not find device for node: .+? = (\w+)\[")
+# A connection that breaks inside a reduction, and what the other reductions of the process are then ended with.
+_OF_LOST_WORKERS = (tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.CancelledError, tf.errors.AbortedError,
+                    tf.errors.InternalError, tf.errors.UnknownError)
 _NODE = re.compile(r"\{\{node ([^}]+)\}\}")
 
 
@@ -34,6 +37,6 @@ def explained(config, workers=None):
             reason = error.message.strip().splitlines()[0]
             remedy = "a file is damaged or gone ({}); prepare it again"
             raise UnusableError(f"--dataset={config.data.dataset}: {remedy.format(reason)}") from None
-        if workers:
+        if workers and (isinstance(error, _OF_LOST_WORKERS) or "Collective ops is aborted" in error.message):
             workers.explain(error)
         raise
