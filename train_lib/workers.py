@@ -88,7 +88,8 @@ class Workers(OneWorker):
         self._exchange("done", None, list)
 
     def fail(self, error):
-        """Tells the others that this worker ends with an error."""
+        """Tells the others that this worker ends with an error, which from here on no listening thread forestalls."""
+        self._ending.acquire()
         interrupted = isinstance(error, KeyboardInterrupt)
         how = "was interrupted" if interrupted else f"ended with exit code {getattr(error, 'exit_code', 1)}; see its own error"
         self._tell_all("failed", f"{self.cluster.name(self.cluster.rank)} {how}, then start the same command on all workers")
