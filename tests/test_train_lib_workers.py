@@ -22,15 +22,16 @@ import main
 
 def train(config, workdir, cluster=None):
     from input_pipeline.errors import UnusableError
-    from train_lib import rendezvous, train as module
+    from train_lib import rendezvous, strategy, train as module
     rendezvous.CONNECT_SECONDS = float(os.environ["CONNECT_SECONDS"])
     what, method, step = json.loads(os.environ["ACCIDENT"])
     if method == "never":
         return module.train(config, workdir, cluster)
-    original = getattr(module.Trainer, method)
+    owner = strategy if method == "_across_workers" else module.Trainer
+    original = getattr(owner, method)
 
     def struck(self, *arguments):
-        if self.state.step >= step:
+        if owner is strategy or self.state.step >= step:
             if what == "error":
                 raise UnusableError("--dataset=shapes: bad data")
             if what == "defect":
@@ -38,7 +39,7 @@ def train(config, workdir, cluster=None):
             os.kill(os.getpid(), getattr(signal, what))
         return original(self, *arguments)
 
-    setattr(module.Trainer, method, struck)
+    setattr(owner, method, struck)
     return module.train(config, workdir, cluster)
 
 main.MODES["train"] = "__main__:train"
@@ -131,8 +132,17 @@ def test_a_worker_that_never_comes(tmp_path, data_dir):
     assert error.startswith("error: ") and error.count("\n") == 1 and f"worker 1 ({addresses[1]})" in error
 
 
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_worker_that_dies_while_tensorflow_connects(tmp_path, data_dir, victim):
+    """TensorFlow connects under the interpreter lock, where no thread of ours could end the process: it hung for an hour."""
+    command = arguments_for(tmp_path / "run", data_dir)
+    accidents = {victim: ("SIGKILL", "_across_workers", 0)}
+    (code, _, error), = run_workers(2, command, accidents, victims=[victim], timeout=60).values()
+    assert code == 75 and error.startswith(f"error: worker {victim} (127.0.0.1:") and error.count("\n") == 1, error
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["open_batches", "judge_validation", "save", "conclude"])
+@pytest.mark.parametrize("method", ["_across_workers", "open_batches", "judge_validation", "save", "conclude"])
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_hung_worker_ends_the_others(tmp_path, data_dir, victim, method):
     """A stopped process still holds its connections: only its silence gives it away, wherever the others wait."""

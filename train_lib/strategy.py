@@ -1,6 +1,7 @@
 """Which tf.distribute strategy: chosen from the devices that are there."""
 
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 from input_pipeline.batches import Shard
 from input_pipeline.errors import SettingError
@@ -68,6 +69,9 @@ def _set_up(gpus, virtual_devices):
 
 def _across_workers(cluster, accelerators):
     """MultiWorkerMirroredStrategy on a Cluster, from what was judged instead of TF_CONFIG once more."""
+    # TensorFlow's coordination service holds the interpreter lock while the workers connect. Where one dies just then it waits for
+    # an hour (still there after two minutes, measured) and lets no thread of ours end the process: `train_lib.workers` watches.
+    context.context().configure_coordination_service(service_type="")
     kind, index, _ = cluster.tasks[cluster.rank]
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec(cluster.spec()), task_type=kind, task_id=index, rpc_layer="grpc", num_accelerators=accelerators)
