@@ -1,6 +1,7 @@
 """Which tf.distribute strategy: chosen from the devices that are there."""
 
 import tensorflow as tf
+from tensorflow.python.distribute.collective_all_reduce_strategy import CollectiveAllReduceExtended
 from tensorflow.python.eager import context
 
 from input_pipeline.batches import Shard
@@ -32,14 +33,17 @@ def create_strategy(config, workers=None):
     if wanted > there:
         kind = "GPUs" if gpus else "logical CPU devices" if there > 1 else "device (the CPU)"
         raise SettingError("devices", wanted, f"only {there} {kind} can be used; give at most {there}, or 0 for all")
-    counts = workers.gather(wanted) if workers else [wanted]
-    if set(counts) != {wanted}:
-        remedy = f"the workers have {', '.join(map(str, counts))} devices; give --devices={min(counts)}, which all have"
+    ours = f"{wanted} {'GPU' if gpus else 'CPU'}"
+    everyones = workers.gather(ours) if workers else [ours]
+    if set(everyones) != {ours}:
+        remedy = f"the workers, in the order of their ranks, have {', '.join(everyones)}; give a number and a kind that all have"
         raise SettingError("devices", config.device.devices, remedy)
-    check_divisible(config.optimization, sum(counts))
+    check_divisible(config.optimization, wanted * len(everyones))
     _set_up(gpus[:wanted], config.device.virtual_devices)
-    if len(counts) > 1:
-        return _across_workers(workers.cluster, {"GPU": wanted} if gpus else {"CPU": 1})
+    if len(everyones) > 1:
+        strategy = _across_workers(workers.cluster, {"GPU": wanted} if gpus else {"CPU": 1})
+        workers.gather(None)  # until the servers of all are up, no reduction may begin
+        return strategy
     if wanted == 1:
         return tf.distribute.get_strategy()
     if gpus:
@@ -69,9 +73,11 @@ def _set_up(gpus, virtual_devices):
 
 def _across_workers(cluster, accelerators):
     """MultiWorkerMirroredStrategy on a Cluster, from what was judged instead of TF_CONFIG once more."""
-    # TensorFlow's coordination service holds the interpreter lock while the workers connect. Where one dies just then it waits for
-    # an hour (still there after two minutes, measured) and lets no thread of ours end the process: `train_lib.workers` watches.
+    # `train_lib.workers` watches over the workers. TensorFlow's own two ways hold the interpreter lock, so that no thread can end
+    # the process: the coordination service for an hour where a worker dies while it connects (still there after two minutes,
+    # measured), the health check for 10 s at a time where one hangs.
     context.context().configure_coordination_service(service_type="")
+    CollectiveAllReduceExtended._enable_check_health = False
     kind, index, _ = cluster.tasks[cluster.rank]
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec(cluster.spec()), task_type=kind, task_id=index, rpc_layer="grpc", num_accelerators=accelerators)
