@@ -138,6 +138,8 @@ class Workers(OneWorker):
                 if kind == "lost":
                     self._end(value)
             what = "died, or its connection broke"
+        except ConnectionError:
+            what = "died, or its connection broke"
         except TimeoutError:
             what = f"was not heard of for {SILENCE_SECONDS:g} s: it hangs, or its machine or the network is down"
         except (OSError, ValueError) as error:
