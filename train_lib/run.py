@@ -79,7 +79,7 @@ def tensors_of(state):
     }
 
 
-def open_run(config, workdir, checkpoint, store, workers, log=print):
+def open_run(config, workdir, checkpoint, store, log=print, workers=None):
     """Builds everything that training needs, from `checkpoint` where there is one.
 
     Raises:
@@ -87,6 +87,7 @@ def open_run(config, workdir, checkpoint, store, workers, log=print):
     """
     if checkpoint is not None:
         say_what_changed(config, checkpoint, log)
+    workers = workers or OneWorker()
     strategy = create_strategy(config, workers)
     source = workers.chief_first(lambda: open_source(config.data))  # which prepares it where that is not done
     train_split = open_split(config.data, source, config.data.train_split, "train_split", log)

@@ -47,7 +47,7 @@ def train_together(config, workdir, workers):
         print(f"{workdir.path}: finished at step {checkpoint.step}; give a larger --epochs or --max_steps to go on")
         return 0
     with explained(config, workers):
-        run = open_run(config, workdir, checkpoint, store, workers)
+        run = open_run(config, workdir, checkpoint, store, workers=workers)
         trainer = Trainer(run)  # reads the records, and refuses damaged ones before anything is replaced
         workdir.remove_result()
         workdir.write_config(config)
@@ -90,9 +90,10 @@ class Trainer:
         """Opens what only the loop needs: batches, the display, the profile and the ear for signals."""
         first_step, last_step = self.state.step, self.plan.last_step
         self.iterator = self.open_batches()
-        self.terminal = Terminal(last_step, first_step, self.clock)
+        is_chief = self.run.workers.is_chief
+        self.terminal = Terminal(last_step, first_step, self.clock, None if is_chief else False)
         self.stop_request = StopRequest()
-        folder, steps = self.run.workdir.path / "tensorboard", self.config.device.profile_range()
+        folder, steps = self.run.workdir.path / "tensorboard", self.config.device.profile_range() if is_chief else None
         self.profile = Profile(steps, folder, first_step, last_step, self.terminal.line)
 
     def turn(self):
