@@ -99,7 +99,8 @@ def distribute(strategy, make_batches):
     # On CPU devices there is nowhere to fetch to, and the datasets that do it cannot have their autotune switched off.
     on_host = tf.distribute.InputOptions(
         experimental_fetch_to_device=False, experimental_replication_mode=tf.distribute.InputReplicationMode.PER_REPLICA)
-    options = None if tf.config.list_logical_devices("GPU") else on_host
+    fetches = tf.config.list_logical_devices("GPU") or isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    options = None if fetches else on_host  # several workers know the default alone
     iterator = iter(strategy.distribute_datasets_from_function(batches, options))
     # Deleting an iterator that fetches waits for its autotune thread, up to a minute (measured).
     _kept_alive.append(iterator)
