@@ -20,3 +20,9 @@ class UnusableError(ExpectedError):
     """Data, a checkpoint or the file system cannot be used."""
 
     exit_code = 3
+
+
+class LostWorkerError(ExpectedError):
+    """Another worker of the run died, hangs, never came or ended with an error."""
+
+    exit_code = 75

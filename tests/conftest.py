@@ -29,6 +29,14 @@ def data_dir(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def one_replica(tmp_path_factory, data_dir):
+    """Records and tensors of the run that every number of replicas and workers must repeat, on one device in float64."""
+    from test_train_lib_distribution import run
+
+    return run(run_main, tmp_path_factory.mktemp("one") / "run", data_dir, "--precision=float64")
+
+
 def run_main(*arguments, timeout=300, cwd=None, env=None):
     """Runs main.py in a process of its own; returns the CompletedProcess with text output."""
     command = [sys.executable, str(ROOT / "main.py"), *map(str, arguments)]

@@ -23,13 +23,6 @@ def run(main, workdir, data_dir, *arguments):
     return lines, {key: reader.get_tensor(key) for key in reader.get_variable_to_shape_map()}
 
 
-@pytest.fixture(scope="module")
-def one_replica(tmp_path_factory, data_dir):
-    from conftest import run_main
-
-    return run(run_main, tmp_path_factory.mktemp("one") / "run", data_dir, "--precision=float64")
-
-
 @pytest.mark.parametrize("replicas", [2, 4])
 def test_replicas_equal_one_device_in_float64(one_replica, main, tmp_path, data_dir, replicas):
     """Clipping before the reduction, a mean per replica, equal dropout masks or another order of images would each show."""

@@ -13,6 +13,7 @@ from train_lib.state import PixelScaling, assign, create_state
 from train_lib.steps import make_eval_step
 from train_lib.strategy import create_strategy, distribute
 from train_lib.terminal import number, percent
+from train_lib.workers import OneWorker
 
 MOST_CLASSES_IN_TABLE = 20
 
@@ -26,9 +27,11 @@ class SplitJudge:
       split: ResidentSplit or StreamingSplit.
       num_classes: of the network.
       global_batch_size: images per step over all replicas.
+      workers: those that judge a share each; every one gets the same totals.
     """
 
-    def __init__(self, strategy, eval_step, split, num_classes, global_batch_size):
+    def __init__(self, strategy, eval_step, split, num_classes, global_batch_size, workers=None):
+        self._workers = workers or OneWorker()
         self._strategy = strategy
         self._eval_step = eval_step
         self._num_classes = num_classes
@@ -42,6 +45,7 @@ class SplitJudge:
             batch = next(self._iterator)
             logits = self._eval_step(batch)
             totals.add(*(self._host(values) for values in (logits, batch["label"], batch["weight"])))
+        totals.add_up(self._workers.sum)
         return totals
 
     def _host(self, per_replica):

@@ -8,12 +8,20 @@ import tensorflow as tf
 from input_pipeline.errors import SettingError, UnusableError
 
 _KERNEL_MISSING = re.compile(r"No OpKernel was registered to support Op '(\w+)'|Could not find device for node: .+? = (\w+)\[")
+# A connection that breaks inside a reduction, and what the other reductions of the process are then ended with.
+_OF_LOST_WORKERS = (tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.CancelledError, tf.errors.AbortedError,
+                    tf.errors.InternalError, tf.errors.UnknownError)
 _NODE = re.compile(r"\{\{node ([^}]+)\}\}")
 
 
 @contextlib.contextmanager
-def explained(config):
-    """Inside, errors of the device's memory, of missing kernels and of damaged files become ExpectedErrors that name the flag."""
+def explained(config, workers=None):
+    """Inside, TensorFlow's errors of memory, missing kernels, damaged files and lost workers become ExpectedErrors.
+
+    Args:
+      config: ExperimentConfig, whose values the errors name.
+      workers: Workers that train together; None: this machine is alone.
+    """
     try:
         yield
     except tf.errors.ResourceExhaustedError:
@@ -29,4 +37,6 @@ def explained(config):
             reason = error.message.strip().splitlines()[0]
             remedy = "a file is damaged or gone ({}); prepare it again"
             raise UnusableError(f"--dataset={config.data.dataset}: {remedy.format(reason)}") from None
+        if workers and (isinstance(error, _OF_LOST_WORKERS) or "Collective ops is aborted" in error.message):
+            workers.explain(error)
         raise

@@ -15,6 +15,7 @@ from train_lib.cadence import Plan, make_plan
 from train_lib.state import PixelScaling, TrainState, assign, create_state, pixel_scaling
 from train_lib.strategy import create_strategy
 from train_lib.workdir import Workdir
+from train_lib.workers import OneWorker
 
 # What fixes the mathematics and the order of the data: a run cannot go on with another value.
 FIXED = (
@@ -38,14 +39,24 @@ class Run:
     state: TrainState
     plan: Plan
     store: checkpointing.CheckpointStore
+    workers: OneWorker = dataclasses.field(default_factory=OneWorker)
 
     def open_test_split(self):
         """The test split."""
         return open_split(self.config.data, self.source, self.config.data.test_split, "test_split", log=lambda line: None)
 
     def save(self, is_best):
-        """Saves the state as a checkpoint."""
-        self.store.save(self.state.step, tensors_of(self.state), self.describe(), is_best)
+        """Saves the state as a checkpoint. Returns why that failed, None where it did not; the same on every worker."""
+        tensors = tensors_of(self.state)  # by all: to read a moving statistic is a reduction over the replicas
+
+        def write():
+            try:
+                self.store.save(self.state.step, tensors, self.describe(), is_best)
+            except (OSError, tf.errors.OpError) as error:
+                return str(error).strip().splitlines()[0]
+            return None
+
+        return self.workers.from_chief(write)
 
     def describe(self):
         """What a checkpoint says of itself besides its tensors; no wall-clock value."""
@@ -68,7 +79,7 @@ def tensors_of(state):
     }
 
 
-def open_run(config, workdir, checkpoint, store, log=print):
+def open_run(config, workdir, checkpoint, store, log=print, workers=None):
     """Builds everything that training needs, from `checkpoint` where there is one.
 
     Raises:
@@ -76,8 +87,9 @@ def open_run(config, workdir, checkpoint, store, log=print):
     """
     if checkpoint is not None:
         say_what_changed(config, checkpoint, log)
-    strategy = create_strategy(config)
-    source = open_source(config.data)
+    workers = workers or OneWorker()
+    strategy = create_strategy(config, workers)
+    source = workers.chief_first(lambda: open_source(config.data))  # which prepares it where that is not done
     train_split = open_split(config.data, source, config.data.train_split, "train_split", log)
     validation_split = None
     if config.data.validation_split:
@@ -95,7 +107,7 @@ def open_run(config, workdir, checkpoint, store, log=print):
         restore(state, checkpoint, plan)
     elif config.network.init_from:
         initialize(state, checkpointing.find_initial(config.network.init_from), log)
-    return Run(config, workdir, strategy, source, train_split, validation_split, state, plan, store)
+    return Run(config, workdir, strategy, source, train_split, validation_split, state, plan, store, workers)
 
 
 def refuse_other_experiment(config, checkpoint):

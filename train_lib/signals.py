@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the first asks the loop to save and stop, the second ends the process at once."""
+"""How a process ends early. The first SIGTERM or SIGINT asks the loop to save and stop, the second ends the process at once."""
 
 import os
 import signal
@@ -27,3 +27,10 @@ class StopRequest:
             os._exit(130)
         self.received = signal.Signals(number).name
         print(f"\n{self.received}: saving and stopping after this call; once more to end at once", file=sys.stderr, flush=True)
+
+
+def end_process(line, exit_code):
+    """Ends the process at once, from any thread, with one line on stderr: for a main thread that waits in C++ for good."""
+    # Not by print: the main thread may hold the stream.
+    os.write(2, f"{os.linesep if os.isatty(2) else ''}error: {line}\n".encode())
+    os._exit(exit_code)

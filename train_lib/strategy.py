@@ -1,16 +1,23 @@
 """Which tf.distribute strategy: chosen from the devices that are there."""
 
 import tensorflow as tf
+from tensorflow.python.distribute.collective_all_reduce_strategy import CollectiveAllReduceExtended
+from tensorflow.python.eager import context
 
 from input_pipeline.batches import Shard
 from input_pipeline.errors import SettingError
 from train_lib.config import check_divisible
 
 
-def create_strategy(config):
+def create_strategy(config, workers=None):
     """Sets the devices up and returns the strategy that trains on them. Call it before anything runs on a device.
 
-    One device: the default strategy, in the main thread. Several: MirroredStrategy, one replica each.
+    One device: the default strategy, in the main thread. Several: MirroredStrategy, one replica each. Several workers:
+    MultiWorkerMirroredStrategy, which returns when all have called this.
+
+    Args:
+      config: ExperimentConfig.
+      workers: Workers; None, or OneWorker: this machine alone.
 
     Raises:
       SettingError: more devices are asked for than there are, or the global batch does not divide by the replicas.
@@ -26,8 +33,17 @@ def create_strategy(config):
     if wanted > there:
         kind = "GPUs" if gpus else "logical CPU devices" if there > 1 else "device (the CPU)"
         raise SettingError("devices", wanted, f"only {there} {kind} can be used; give at most {there}, or 0 for all")
-    check_divisible(config.optimization, wanted)
+    ours = f"{wanted} {'GPU' if gpus else 'CPU'}"
+    everyones = workers.gather(ours) if workers else [ours]
+    if set(everyones) != {ours}:
+        remedy = f"the workers, in the order of their ranks, have {', '.join(everyones)}; give a number and a kind that all have"
+        raise SettingError("devices", config.device.devices, remedy)
+    check_divisible(config.optimization, wanted * len(everyones))
     _set_up(gpus[:wanted], config.device.virtual_devices)
+    if len(everyones) > 1:
+        strategy = _across_workers(workers.cluster, {"GPU": wanted} if gpus else {"CPU": 1})
+        workers.gather(None)  # until the servers of all are up, no reduction may begin
+        return strategy
     if wanted == 1:
         return tf.distribute.get_strategy()
     if gpus:
@@ -55,6 +71,19 @@ def _set_up(gpus, virtual_devices):
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * virtual_devices)
 
 
+def _across_workers(cluster, accelerators):
+    """MultiWorkerMirroredStrategy on a Cluster, from what was judged instead of TF_CONFIG once more."""
+    # `train_lib.workers` watches over the workers. TensorFlow's own two ways hold the interpreter lock, so that no thread can end
+    # the process: the coordination service for an hour where a worker dies while it connects (still there after two minutes,
+    # measured), the health check for 10 s at a time where one hangs.
+    context.context().configure_coordination_service(service_type="")
+    CollectiveAllReduceExtended._enable_check_health = False
+    kind, index, _ = cluster.tasks[cluster.rank]
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec(cluster.spec()), task_type=kind, task_id=index, rpc_layer="grpc", num_accelerators=accelerators)
+    return tf.distribute.MultiWorkerMirroredStrategy(resolver)
+
+
 _kept_alive = []
 
 
@@ -63,12 +92,15 @@ def distribute(strategy, make_batches):
 
     def batches(context):
         local = context.num_replicas_in_sync // context.num_input_pipelines
-        return make_batches(Shard(context.input_pipeline_id * local, local, context.num_replicas_in_sync))
+        endless = make_batches(Shard(context.input_pipeline_id * local, local, context.num_replicas_in_sync))
+        # Where several workers could run out of batches, TensorFlow would ask all of them before each step.
+        return endless.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
     # On CPU devices there is nowhere to fetch to, and the datasets that do it cannot have their autotune switched off.
     on_host = tf.distribute.InputOptions(
         experimental_fetch_to_device=False, experimental_replication_mode=tf.distribute.InputReplicationMode.PER_REPLICA)
-    options = None if tf.config.list_logical_devices("GPU") else on_host
+    fetches = tf.config.list_logical_devices("GPU") or isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    options = None if fetches else on_host  # several workers know the default alone
     iterator = iter(strategy.distribute_datasets_from_function(batches, options))
     # Deleting an iterator that fetches waits for its autotune thread, up to a minute (measured).
     _kept_alive.append(iterator)
@@ -78,5 +110,7 @@ def distribute(strategy, make_batches):
 def describe(strategy):
     """The devices that a strategy trains on, in words."""
     if strategy.num_replicas_in_sync > 1:
-        return ", ".join(device.split("/")[-1].removeprefix("device:") for device in strategy.extended.worker_devices)
+        local = [device.split("/")[-1].removeprefix("device:") for device in strategy.extended.worker_devices]
+        workers = strategy.num_replicas_in_sync // len(local)
+        return ", ".join(local) + (f" on each of {workers} workers" if workers > 1 else "")
     return "GPU:0" if tf.config.list_logical_devices("GPU") else "CPU:0"

@@ -1,5 +1,6 @@
 """Records of a run: metrics.jsonl, timing.jsonl and TensorBoard, each step once however often the run was killed."""
 
+import os
 import shutil
 
 import tensorflow as tf
@@ -11,7 +12,7 @@ TIMES = ("seconds", "train_seconds", "images", "images_per_second")  # what a ti
 
 
 class RunLog:
-    """Writes the records of one run.
+    """Writes the records of one run; those of a workdir that is not ours to write go nowhere.
 
     Args:
       workdir: Workdir.
@@ -19,6 +20,10 @@ class RunLog:
     """
 
     def __init__(self, workdir, step):
+        if not workdir.is_ours:
+            self.metrics = self.timing = JsonLines(os.devnull)
+            self._writers = {}
+            return
         self.metrics = JsonLines(workdir.path / "metrics.jsonl", ("kind", "step"))
         self.timing = JsonLines(workdir.path / "timing.jsonl", ("step", *TIMES))
         # A test record belongs to the end of a run, so a run that goes on drops it too.

@@ -1,5 +1,7 @@
 """What a run shows: a progress bar on a terminal, plain lines elsewhere, one line per evaluation in both."""
 
+import contextlib
+import os
 import sys
 
 from tqdm import tqdm
@@ -46,6 +48,13 @@ class Terminal:
         """Leaves the bar as it stands."""
         if self._bar is not None:
             self._bar.close()
+
+
+@contextlib.contextmanager
+def quiet_unless(is_chief):
+    """Context manager that drops what is printed on a worker other than the chief; errors, on stderr, still come through."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(sys.stdout if is_chief else nowhere):
+        yield
 
 
 def number(value):

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from input_pipeline.errors import UnusableError
 from train_lib import schedules
+from train_lib.agreement import check_common_ground, check_same_step
 from train_lib.checkpointing import CheckpointStore
 from train_lib.evaluate import SplitJudge
 from train_lib.failures import explained
@@ -18,23 +19,35 @@ from train_lib.signals import StopRequest
 from train_lib.steps import make_eval_step, make_train_loop
 from train_lib.strategy import describe, distribute
 from train_lib.summaries import RunLog, Stopwatch, totals_of
-from train_lib.terminal import Terminal, closing_lines, evaluation_line, parameter_table
+from train_lib.terminal import Terminal, closing_lines, evaluation_line, parameter_table, quiet_unless
 from train_lib.workdir import RESULT
+from train_lib.workers import join
 
 EXIT_CODES = {"completed": 0, "early_stopped": 0, "diverged": 4, "preempted": 75}
 
 
-def train(config, workdir):
-    """The mode `train`: runs, or resumes, an experiment in a Workdir. Returns the exit code of `EXIT_CODES`."""
+def train(config, workdir, cluster=None):
+    """The mode `train`: runs, or resumes, an experiment in a Workdir, on the workers of a Cluster where one is given.
+
+    Returns the exit code of `EXIT_CODES`, the same on every worker.
+    """
+    with join(cluster) as workers, quiet_unless(workers.is_chief):
+        check_common_ground(workers, config, workdir)
+        return train_together(config, workdir, workers)
+
+
+def train_together(config, workdir, workers):
+    """`train`, once the workers are connected."""
     store = CheckpointStore(workdir.checkpoints, config.cadence.keep_checkpoints)
-    store.remove_leftovers()
+    workers.from_chief(store.remove_leftovers)
     checkpoint = store.newest()
+    check_same_step(workers, workdir, checkpoint)
     refuse_other_experiment(config, checkpoint)
-    if is_finished(config, checkpoint, workdir.read_result()):
+    if is_finished(config, checkpoint, workers.from_chief(workdir.read_result)):
         print(f"{workdir.path}: finished at step {checkpoint.step}; give a larger --epochs or --max_steps to go on")
         return 0
-    with explained(config):
-        run = open_run(config, workdir, checkpoint, store)
+    with explained(config, workers):
+        run = open_run(config, workdir, checkpoint, store, workers=workers)
         trainer = Trainer(run)  # reads the records, and refuses damaged ones before anything is replaced
         workdir.remove_result()
         workdir.write_config(config)
@@ -62,6 +75,7 @@ class Trainer:
         self.stopwatch = Stopwatch(clock)
         self.newest_record = None
         self.best_before = None
+        self.stopping = False
 
     def train(self):
         """The story of a run. Returns its exit code."""
@@ -76,9 +90,10 @@ class Trainer:
         """Opens what only the loop needs: batches, the display, the profile and the ear for signals."""
         first_step, last_step = self.state.step, self.plan.last_step
         self.iterator = self.open_batches()
-        self.terminal = Terminal(last_step, first_step, self.clock)
+        is_chief = self.run.workers.is_chief
+        self.terminal = Terminal(last_step, first_step, self.clock, None if is_chief else False)
         self.stop_request = StopRequest()
-        folder, steps = self.run.workdir.path / "tensorboard", self.config.device.profile_range()
+        folder, steps = self.run.workdir.path / "tensorboard", self.config.device.profile_range() if is_chief else None
         self.profile = Profile(steps, folder, first_step, last_step, self.terminal.line)
 
     def turn(self):
@@ -101,7 +116,9 @@ class Trainer:
             return "early_stopped"
         if self.state.step >= self.plan.last_step:
             return "completed"
-        return "preempted" if self.stop_request.received else None
+        # Several workers stop where the step says that one was asked to: each knows of its own signal alone.
+        asked = self.stop_request.received if self.run.workers.is_alone else self.stopping
+        return "preempted" if asked else None
 
     def open_batches(self):
         """The endless iterator over training batches, from the present step on."""
@@ -117,14 +134,14 @@ class Trainer:
         start = self.clock()
         done, skipped, stopping, reports = self.train_loop(
             self.iterator, tf.constant(first, tf.int64), tf.constant(stop - first), tf.constant(rates),
-            tf.constant(self.state.skipped_in_a_row), tf.constant(False))
+            tf.constant(self.state.skipped_in_a_row), tf.constant(self.stop_request.received is not None))
         done, finite = int(done), reports["finite"].numpy()
         self.stopwatch.add_training(self.clock() - start, done * self.config.optimization.global_batch_size)
         losses, accuracies = reports["loss"].numpy()[:done], reports["accuracy"].numpy()[:done]
         self.state.totals.add(losses, accuracies, finite[:done])
         self.state.step += done
-        self.state.skipped_in_a_row = int(skipped)
-        if done != stop - first and not self.has_diverged():
+        self.state.skipped_in_a_row, self.stopping = int(skipped), bool(stopping)
+        if done != stop - first and not (self.stopping or self.has_diverged()):
             raise AssertionError(f"the loop was to do {stop - first} steps from {first} on and did {done}")
         shown = {**self.state.totals.means(), "learning_rate": rates[done - 1]}
         self.terminal.progress(self.state.step, shown, self.stopwatch.images_per_second)
@@ -173,17 +190,15 @@ class Trainer:
     def save(self, is_best):
         """Saves a checkpoint. One that fails is said, and tried again when the next is due; the last one must not fail."""
         self.log.flush()
-        try:
-            self.run.save(is_best)
-        except (OSError, tf.errors.OpError) as error:
-            reason = str(error).strip().splitlines()[0]
-            if self.status():
-                remedy = "make room and start the same command again"
-                line = f"{self.run.store.folder}: the last checkpoint cannot be saved ({reason}); {remedy}"
-                raise UnusableError(line) from None
-            if is_best and self.best_before:  # the best is what `best` can name
-                self.state.judgement.best, self.state.judgement.best_step = self.best_before
-            self.terminal.line(f"{self.run.store.folder}: no checkpoint at step {self.state.step} ({reason}); going on")
+        reason = self.run.save(is_best)
+        if reason is None:
+            return
+        if self.status():
+            remedy = "make room and start the same command again"
+            raise UnusableError(f"{self.run.store.folder}: the last checkpoint cannot be saved ({reason}); {remedy}")
+        if is_best and self.best_before:  # the best is what `best` can name
+            self.state.judgement.best, self.state.judgement.best_step = self.best_before
+        self.terminal.line(f"{self.run.store.folder}: no checkpoint at step {self.state.step} ({reason}); going on")
 
     def conclude(self, status):
         """Judges the test split by the best checkpoint, writes result.json and says what is where; returns the exit code."""
@@ -209,8 +224,9 @@ class Trainer:
 
     def make_judge(self, split):
         """A SplitJudge for a split."""
-        num_classes = len(self.run.source.class_names)
-        return SplitJudge(self.run.strategy, self.eval_step, split, num_classes, self.config.optimization.global_batch_size)
+        return SplitJudge(
+            self.run.strategy, self.eval_step, split, len(self.run.source.class_names),
+            self.config.optimization.global_batch_size, self.run.workers)
 
     def result(self, status, test_accuracy):
         """The content of result.json."""

@@ -18,6 +18,8 @@ class Workdir:
       path: the folder; made by `create`, not here.
     """
 
+    is_ours = True  # to write
+
     def __init__(self, path):
         self.path = pathlib.Path(path).expanduser()
 
@@ -65,8 +67,30 @@ class Workdir:
         return self.path / name
 
 
-def open_workdir(config):
+class ReadOnlyWorkdir(Workdir):
+    """The run's folder as a worker other than the chief has it: what the chief writes is read, all else is left alone."""
+
+    is_ours = False
+
+    def create(self):
+        """The chief makes the folder."""
+
+    def write_config(self, config):
+        """The chief writes it."""
+
+    def remove_result(self):
+        """The chief removes it."""
+
+    def write_json(self, name, value):
+        """The chief writes it."""
+
+
+def open_workdir(config, is_chief=True):
     """The Workdir that a mode works in, judged before TensorFlow is imported.
+
+    Args:
+      config: ExperimentConfig.
+      is_chief: whether this process is the one that writes it.
 
     Raises:
       UnusableError: it cannot be written, or holds no checkpoint where the mode needs one.
@@ -75,7 +99,7 @@ def open_workdir(config):
     initial = config.network.init_from
     if initial and not pathlib.Path(initial).expanduser().exists():
         raise SettingError("init_from", initial, "there is no such folder; give a run's workdir or a checkpoint folder")
-    workdir = _choose(config)
+    workdir = _choose(config) if is_chief else ReadOnlyWorkdir(config.run.workdir)
     if config.run.mode in config_lib.NEED_A_RUN and not any(workdir.checkpoints.glob("step-*")):
         raise UnusableError(f"--workdir={workdir.path}: holds no checkpoint; give the folder of a run that has saved one")
     workdir.create()
