@@ -74,7 +74,7 @@ def test_one_worker_alone_answers_itself():
 
 
 def test_whoever_does_not_come_is_named_to_all():
-    """TensorFlow would wait for an hour, and not say for whom."""
+    """TensorFlow would go on waiting, and not say for whom."""
     addresses = free_addresses(3)
     start = time.monotonic()
     chief, second = together(*(Rendezvous(cluster, wait_seconds=2).connect for cluster in clusters(addresses)[:2]))

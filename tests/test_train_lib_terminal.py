@@ -1,7 +1,6 @@
 """What a run shows and records: lines, bars, TensorBoard, seconds. Every clock is passed in."""
 
 import json
-import types
 
 import keras
 import pytest
@@ -10,6 +9,7 @@ import tensorflow as tf
 from input_pipeline.errors import UnusableError
 from train_lib.summaries import RunLog, Stopwatch, totals_of
 from train_lib.terminal import SECONDS_BETWEEN_LINES, Terminal, evaluation_line, number, parameter_table, percent
+from train_lib.workdir import Workdir
 
 VALUES = {"loss": 1.23456, "accuracy": 0.5, "learning_rate": 0.01}
 
@@ -151,7 +151,7 @@ SECONDS = {"seconds": 2.0, "train_seconds": 1.0, "images": 64, "images_per_secon
 
 @pytest.fixture
 def workdir(tmp_path):
-    return types.SimpleNamespace(path=tmp_path)
+    return Workdir(tmp_path)
 
 
 def write_run(workdir, steps=(4, 8, 12), resumed_at=0):

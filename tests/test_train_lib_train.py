@@ -10,6 +10,12 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT, run_main
 
+from train_lib import config as config_lib
+from train_lib.checkpointing import CheckpointStore
+from train_lib.run import open_run
+from train_lib.train import Trainer
+from train_lib.workdir import open_workdir
+
 SMALL = (
     "--model=alexnet_mini", "--model_options=dense_units=32", "--train_split=train[:300]", "--validation_split=train[300:350]",
     "--test_split=test[:70]", "--global_batch_size=24", "--log_every_steps=1", "--steps_per_loop=3", "--learning_rate=0.005",
@@ -78,6 +84,25 @@ def test_averaging_may_begin_and_end_with_a_resume(averaged, main, tmp_path, dat
     assert not [name for name in tensors(tmp_path / "run") if name.startswith("ema/")]
     done = main(*arguments, "--max_steps=23")
     assert done.returncode == 0 and [name for name in tensors(tmp_path / "run") if name.startswith("ema/")], done.stderr
+
+
+def test_nothing_is_traced_twice(tmp_path, data_dir):
+    """Short last stretches, evaluations, saves and a resume must not compile again: on GPUs that is a minute each time."""
+    values = {
+        "model": "alexnet_mini", "model_options": "dense_units=32", "train_split": "train[:300]", "test_split": "",
+        "validation_split": "train[300:350]", "global_batch_size": 24, "steps_per_loop": 4, "eval_every_epochs": 0.5,
+        "log_every_steps": 3, "epochs": 2, "data_dir": str(data_dir), "workdir": str(tmp_path / "run"),
+    }
+    for last_step in (9, 20):
+        config = config_lib.from_values(values | {"max_steps": last_step})
+        workdir = open_workdir(config)
+        store = CheckpointStore(workdir.checkpoints, 2)
+        run = open_run(config, workdir, store.newest(), store, log=lambda line: None)
+        assert run.state.step == (0 if last_step == 9 else 9)
+        trainer = Trainer(run)
+        assert trainer.train() == 0 and run.state.step == last_step
+        for function in (trainer.train_loop, trainer.eval_step):
+            assert function.experimental_get_tracing_count() == 1
 
 
 def test_a_breakpoint_in_the_step_stops_there(tmp_path, main, data_dir):

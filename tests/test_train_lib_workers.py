@@ -124,7 +124,7 @@ def test_a_killed_worker_ends_the_others_and_the_same_command_goes_on(one_replic
 
 
 def test_a_worker_that_never_comes(tmp_path, data_dir):
-    """TensorFlow waits an hour for it, without a word."""
+    """TensorFlow waits for it without a word, for more than a minute at least."""
     addresses = free_addresses(2)
     with started(addresses, arguments_for(tmp_path / "run", data_dir), ranks=[0], connect_seconds=1) as processes:
         _, error = processes[0].communicate(timeout=60)
@@ -134,7 +134,7 @@ def test_a_worker_that_never_comes(tmp_path, data_dir):
 
 @pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_worker_that_dies_while_tensorflow_connects(tmp_path, data_dir, victim):
-    """TensorFlow connects under the interpreter lock, where no thread of ours could end the process: it hung for an hour."""
+    """TensorFlow connects under the interpreter lock, where no thread of ours could end the process: it hung for minutes."""
     command = arguments_for(tmp_path / "run", data_dir)
     accidents = {victim: ("SIGKILL", "_across_workers", 0)}
     (code, _, error), = run_workers(2, command, accidents, victims=[victim], timeout=60).values()

@@ -80,7 +80,7 @@ def replica_summands(state, config, batch, step):
 
 
 def sum_over_replicas(tensors):
-    """Sums each of a list of tensors over all replicas, packed into one vector: one all-reduce a step, whatever the network."""
+    """Sums each of a list of tensors over all replicas, packed into one vector: one all-reduce for however many weights."""
     replica = tf.distribute.get_replica_context()
     if replica.num_replicas_in_sync == 1:
         return tensors

@@ -74,7 +74,7 @@ def _set_up(gpus, virtual_devices):
 def _across_workers(cluster, accelerators):
     """MultiWorkerMirroredStrategy on a Cluster, from what was judged instead of TF_CONFIG once more."""
     # `train_lib.workers` watches over the workers. TensorFlow's own two ways hold the interpreter lock, so that no thread can end
-    # the process: the coordination service for an hour where a worker dies while it connects (still there after two minutes,
+    # the process: the coordination service for minutes where a worker dies while it connects (still there after 110 s,
     # measured), the health check for 10 s at a time where one hangs.
     context.context().configure_coordination_service(service_type="")
     CollectiveAllReduceExtended._enable_check_health = False

@@ -3,9 +3,9 @@
 Every worker keeps one TCP connection to the chief, made on the chief's address in TF_CONFIG before TensorFlow listens there:
 it needs no port of its own, and lives on when TensorFlow takes the port over. A message is one line of JSON, [kind, value].
 
-TensorFlow sees a lost worker from inside a reduction alone, waits an hour for one that never comes, and says nothing to those
-that wait elsewhere: for data, for the chief's checkpoint, in an evaluation. Hence the heartbeat here, which replaces its own
-(see `train_lib.strategy`).
+TensorFlow sees a lost worker from inside a reduction alone, waits for minutes at least for one that never comes, and says nothing
+to those that wait elsewhere: for data, for the chief's checkpoint, in an evaluation. Hence the heartbeat here, which replaces its
+own (see `train_lib.strategy`).
 """
 
 import contextlib
