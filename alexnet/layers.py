@@ -8,6 +8,8 @@ import typing
 import keras
 import tensorflow as tf
 
+from alexnet.draws import example_integers
+
 
 @keras.saving.register_keras_serializable("alexnet")
 class LocalResponseNormalization(keras.layers.Layer):
@@ -98,33 +100,15 @@ def dropout_masks(seed, step, first_example=0):
         _mask_source.reset(token)
 
 
-# Philox gives four 32-bit numbers for one count.
-_NUMBERS_PER_COUNT = 4
-_PHILOX = 1
 _LAYER_BITS = 16
 
 
 def _kept(source, layer_index, batch_size, features, rate):
     """bool [batch_size, features]: row i is a pure function of (source, layer_index, first_example + i)."""
-    # Whole counts for each example: every row of the batch then starts at one and can be drawn by itself.
-    counts = math.ceil(features / _NUMBERS_PER_COUNT)
-    # The 128-bit counter. Low word: which of the batch's counts; high word: step and layer, side by side.
-    low = tf.cast(source.first_example, tf.int64) * counts
-    high = tf.cast(source.step, tf.int64) * 2**_LAYER_BITS + layer_index
-    seed = source.seed
-    key = tf.constant(seed % 2**64, tf.uint64) if isinstance(seed, int) else tf.cast(seed, tf.uint64)
-    # Integers, not the op's own uniform floats: TensorFlow's kernels make those from the lower bits of the
-    # same integers, XLA from the upper ones, and masks would change with the compiler. Measured with
-    # TensorFlow 2.21, CPU.
-    numbers = tf.raw_ops.StatelessRandomUniformFullIntV2(
-        shape=[batch_size, counts * _NUMBERS_PER_COUNT],
-        key=key[tf.newaxis],
-        counter=tf.cast(tf.stack([low, high]), tf.uint64),
-        alg=_PHILOX,
-        dtype=tf.uint32,
-    )
+    stream = tf.cast(source.step, tf.int64) * 2**_LAYER_BITS + layer_index
+    numbers = example_integers(source.seed, stream, source.first_example, batch_size, features)
     # float32 under every precision: float64 runs, which prove equalities, have the masks of float32 runs.
-    return tf.cast(numbers[:, :features], tf.float32) >= rate * 2.0**32
+    return tf.cast(numbers, tf.float32) >= rate * 2.0**32
 
 
 @keras.saving.register_keras_serializable("alexnet")

@@ -5,7 +5,7 @@ import dataclasses
 from input_pipeline.errors import SettingError
 from input_pipeline.settings import Settings, setting
 
-AUGMENTATIONS = ("crop", "flip")
+AUGMENTATIONS = ("crop", "flip", "random_resized_crop", "pca_color", "cutout", "mixup")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,9 @@ class DataConfig(Settings):
     augment: str = setting(
         "none",
         "none, or a comma list of crop (random crop: of the image padded by an eighth; on a stream, of the image "
-        "whose short side is 8/7 of --image_size) and flip (left-right, every second image)",
+        "whose short side is 8/7 of --image_size) or random_resized_crop (8 to 100 % of the area, sides 3:4 to 4:3), flip "
+        "(left-right, every second image), and in the compiled step pca_color (AlexNet's colour noise, sigma 0.1), cutout (a "
+        "square of half the short side becomes the mean) and mixup (Beta(0.2, 0.2), of examples 2 i and 2 i + 1 of a batch)",
     )
     input: str = setting(
         "auto", "memory: all images decoded once; stream: read again in each epoch; auto: memory if they fit in a quarter of it",
@@ -41,6 +43,8 @@ class DataConfig(Settings):
         if unknown:
             remedy = f"does not know {unknown[0]!r}; give none, or a comma list of {', '.join(AUGMENTATIONS)}"
             raise SettingError("augment", self.augment, remedy)
+        if {"crop", "random_resized_crop"} <= set(self.augmentations):
+            raise SettingError("augment", self.augment, "crop and random_resized_crop exclude each other; give one of them")
         if not self.dataset:
             raise SettingError("dataset", self.dataset, "give shapes or the name of a TFDS data set, such as cifar10")
         if not self.train_split:

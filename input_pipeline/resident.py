@@ -12,9 +12,10 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline import augment
+from input_pipeline import augment, resized_crop
 from input_pipeline.batches import ONE_REPLICA, PARALLEL_DECODES, num_evaluation_steps, without_autotune
 from input_pipeline.errors import UnusableError
+from input_pipeline.statistics import covariance
 
 PARALLEL_BATCHES = 2
 
@@ -65,6 +66,10 @@ class ResidentSplit:
         variance = counts @ values**2 / counts.sum(axis=1) - mean**2
         return mean, np.sqrt(np.maximum(variance, 0))
 
+    def pixel_covariance(self):
+        """Covariance of the channels over all pixels, float64 [3, 3], exact, in the range [0, 255] squared."""
+        return covariance(self.images[first : first + 1000] for first in range(0, self.num_examples, 1000))
+
     def training_batches(self, seed, first_step, global_batch_size, augmentations, shard=ONE_REPLICA):
         """An endless Dataset of per-replica batches, step after step and, within a step, replica after replica.
 
@@ -72,7 +77,8 @@ class ResidentSplit:
           seed: of the order and the augmentation.
           first_step: the step (0-based) whose batch comes first.
           global_batch_size: images per step over all replicas.
-          augmentations: any of "crop" (a window of the image padded by an eighth of its height with zeros), "flip".
+          augmentations: any of "crop" (a window of the image padded by an eighth of its height with zeros), "flip",
+            "random_resized_crop" (`resized_crop.crop_batch`); others are not for the host.
           shard: the replicas to feed.
 
         Returns:
@@ -89,10 +95,11 @@ class ResidentSplit:
         positions = tf.data.Dataset.range(first_step * shard.local_replicas, np.iinfo(np.int64).max)
         return self._map_numpy(positions, read, [tf.uint8, tf.int32], rows)
 
-    def evaluation_batches(self, global_batch_size, shard=ONE_REPLICA):
+    def evaluation_batches(self, global_batch_size, shard=ONE_REPLICA, test_crops=1):
         """An endless Dataset that goes through the split in order, again and again, padded to whole global batches.
 
         Elements are those of `training_batches` and "weight": float32 [b], 1 for an example, 0 for padding.
+        Whole images for any `test_crops`: the ten views are made of them on the device.
         """
         rows = global_batch_size // shard.num_replicas
         steps = num_evaluation_steps(self.num_examples, global_batch_size)
@@ -142,9 +149,14 @@ class BatchReader:
         self._num_examples = split.num_examples
         self._image_shape = split.image_shape
         self._windows = split.windows(padding)
-        self._plan = functools.lru_cache(maxsize=3)(
-            lambda epoch: plan_epoch(seed, epoch, split.num_examples, padding, "flip" in augmentations)
-        )
+        resized = "random_resized_crop" in augmentations
+
+        @functools.lru_cache(maxsize=3)
+        def choices(epoch):
+            plan = plan_epoch(seed, epoch, split.num_examples, padding, "flip" in augmentations)
+            return (*plan, resized_crop.epoch_draws(seed, epoch, split.num_examples)) if resized else plan
+
+        self._choices = choices
 
     def read(self, start, stop):
         """Examples start to stop - 1 of the run: uint8 [stop - start, height, width, 3] and int32 [stop - start]."""
@@ -152,12 +164,15 @@ class BatchReader:
         while start < stop:
             epoch, first = divmod(start, self._num_examples)
             last = min(first + stop - start, self._num_examples)
-            pieces.append([choice[first:last] for choice in self._plan(epoch)])
+            pieces.append([choice[first:last] for choice in self._choices(epoch)])
             start += last - first
-        order, top, left, mirrored = (np.concatenate(choices) for choices in zip(*pieces, strict=True))
+        order, top, left, mirrored, *draws = (np.concatenate(choices) for choices in zip(*pieces, strict=True))
         # One gather cuts each image's own window out of the padded table.
         images = self._windows[order, top, left].reshape(-1, *self._image_shape)
         images[mirrored] = images[mirrored, :, ::-1]
+        if draws:
+            with tf.device("/cpu:0"):  # where the batch is wanted next, too
+                images = resized_crop.crop_batch(images, *draws).numpy()
         return images, self._labels[order]
 
 

@@ -9,9 +9,10 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline import augment
+from input_pipeline import augment, resized_crop
 from input_pipeline.batches import ONE_REPLICA, PARALLEL_DECODES, num_evaluation_steps, without_autotune
 from input_pipeline.sources import Source
+from input_pipeline.statistics import covariance
 
 SHUFFLE_BUFFER = 8192  # encoded images, about 110 kB each for ImageNet: 900 MB
 PREFETCHED_BATCHES = 2
@@ -24,7 +25,7 @@ class StreamingSplit:
     """A split of a source, as square images of `image_size` pixels.
 
     Attributes:
-      margin: pixels that the short side of a decoded image has beyond image_size; the paper's 256 - 224 with "crop".
+      margin: pixels that the short side of a decoded image has beyond image_size; the paper's 256 - 224 where training crops.
     """
 
     source: Source
@@ -41,21 +42,30 @@ class StreamingSplit:
     def pixel_statistics(self):
         """Mean and standard deviation per channel, float64 [3] each, in [0, 255], over the first 2,000 examples."""
         total, squares, pixels = np.zeros(3), np.zeros(3), 0
-        images = self.source.records(self.split).take(STATISTICS_EXAMPLES).map(
-            lambda record: self._central(self.source.parse(record)["image"]), num_parallel_calls=PARALLEL_DECODES
-        )
-        for image in without_autotune(images.prefetch(PARALLEL_DECODES)):
-            values = image.numpy().reshape(-1, 3).astype(np.float64)
+        for image in self._first_examples():
+            values = image.reshape(-1, 3).astype(np.float64)
             total += values.sum(axis=0)
             squares += (values**2).sum(axis=0)
             pixels += len(values)
         mean = total / pixels
         return mean, np.sqrt(np.maximum(squares / pixels - mean**2, 0))
 
+    def pixel_covariance(self):
+        """Covariance of the channels, float64 [3, 3], in [0, 255] squared, over the first 2,000 examples."""
+        return covariance(self._first_examples())
+
+    def _first_examples(self):
+        def central(record):
+            return self._judged(record, self.image_size, self.image_size + self.margin)[0]
+
+        images = self.source.records(self.split).take(STATISTICS_EXAMPLES).map(central, num_parallel_calls=PARALLEL_DECODES)
+        return without_autotune(images.prefetch(PARALLEL_DECODES)).as_numpy_iterator()
+
     def training_batches(self, seed, first_step, global_batch_size, augmentations, shard=ONE_REPLICA):
         """An endless Dataset with the elements and the order of `resident.ResidentSplit.training_batches`.
 
-        "crop" takes a random window of an image whose short side is 8/7 of image_size (paper, section 4.1).
+        "crop" takes a random window of an image whose short side is 8/7 of image_size (paper, section 4.1),
+        "random_resized_crop" one of the original (`resized_crop.decode_crop_and_flip`).
         """
         rows = global_batch_size // shard.num_replicas
         first_example = first_step * global_batch_size
@@ -66,9 +76,12 @@ class StreamingSplit:
 
         def decode(position, record):
             example = self.source.parse(record)
-            image = augment.resize_short_side(augment.decode(example["image"]), self.image_size + self.margin)
-            key = tf.stack([tf.constant(seed, tf.int64), position])
-            image = augment.random_crop_and_flip(image, self.image_size, key, "flip" in augmentations)
+            key, flip = tf.stack([tf.constant(seed, tf.int64), position]), "flip" in augmentations
+            if "random_resized_crop" in augmentations:
+                image = resized_crop.decode_crop_and_flip(example["image"], self.image_size, key, flip)
+            else:
+                image = augment.resize_short_side(augment.decode(example["image"]), self.image_size + self.margin)
+                image = augment.random_crop_and_flip(image, self.image_size, key, flip)
             return {"image": image, "label": tf.cast(example["label"], tf.int32)}
 
         examples = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max).flat_map(records).skip(consumed)
@@ -76,17 +89,22 @@ class StreamingSplit:
         batches = examples.map(decode, num_parallel_calls=PARALLEL_DECODES).batch(rows, drop_remainder=True)
         return without_autotune(batches.prefetch(PREFETCHED_BATCHES))
 
-    def evaluation_batches(self, global_batch_size, shard=ONE_REPLICA):
-        """An endless Dataset with the elements and the order of `resident.ResidentSplit.evaluation_batches`."""
+    def evaluation_batches(self, global_batch_size, shard=ONE_REPLICA, test_crops=1):
+        """An endless Dataset with the elements and the order of `resident.ResidentSplit.evaluation_batches`.
+
+        With test_crops=10 each image is the middle square of one whose short side is 8/7 of image_size, all of it.
+        """
         rows = global_batch_size // shard.num_replicas
+        scaled = self.image_size + (self.image_size // 7 if test_crops > 1 else self.margin)
+        size = scaled if test_crops > 1 else self.image_size
         padding = num_evaluation_steps(self.num_examples, global_batch_size) * global_batch_size - self.num_examples
 
         def blank():
-            return tf.zeros(self.image_shape, tf.uint8), 0, 0.0
+            return tf.zeros([size, size, 3], tf.uint8), 0, 0.0
 
         def decode(_, record):
-            image, label, weight = tf.cond(tf.equal(record, PADDING), blank, lambda: self._judged(record))
-            return {"image": tf.ensure_shape(image, self.image_shape), "label": label, "weight": weight}
+            image, label, weight = tf.cond(tf.equal(record, PADDING), blank, lambda: self._judged(record, size, scaled))
+            return {"image": tf.ensure_shape(image, [size, size, 3]), "label": label, "weight": weight}
 
         blanks = tf.data.Dataset.from_tensors(PADDING).repeat(padding)
         records = self.source.records(self.split).concatenate(blanks).repeat().enumerate()
@@ -94,13 +112,10 @@ class StreamingSplit:
         batches = records.map(decode, num_parallel_calls=PARALLEL_DECODES).batch(rows, drop_remainder=True)
         return without_autotune(batches.prefetch(PREFETCHED_BATCHES))
 
-    def _judged(self, record):
+    def _judged(self, record, size, scaled):
         example = self.source.parse(record)
-        return self._central(example["image"]), tf.cast(example["label"], tf.int32), 1.0
-
-    def _central(self, encoded):
-        image = augment.resize_short_side(augment.decode(encoded), self.image_size + self.margin)
-        return augment.central_crop(image, self.image_size)
+        image = augment.resize_short_side(augment.decode(example["image"]), scaled)
+        return augment.central_crop(image, size), tf.cast(example["label"], tf.int32), 1.0
 
 
 def _only_rows_of(shard, numbered, global_batch_size):

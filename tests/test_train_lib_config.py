@@ -12,6 +12,7 @@ from input_pipeline.errors import SettingError, UnusableError
 from input_pipeline.settings import Settings, describe_range, setting
 from train_lib import config as config_lib
 from train_lib import flags as flags_lib
+from train_lib import shares
 from train_lib.workdir import Workdir
 
 PRESETS = tuple(flags_lib.preset_names())
@@ -136,8 +137,8 @@ def test_values_that_cannot_work(values, words):
 @pytest.mark.parametrize(("batch", "replicas", "nearest"), [(10, 4, "8 or 12"), (3, 8, ": 8"), (129, 2, "128 or 130")])
 def test_the_nearest_batches_that_divide(batch, replicas, nearest):
     with pytest.raises(SettingError, match=nearest):
-        config_lib.check_divisible(config_lib.OptimizerConfig(global_batch_size=batch), replicas)
-    config_lib.check_divisible(config_lib.OptimizerConfig(global_batch_size=batch * replicas), replicas)
+        shares.check_divisible(config_lib.OptimizerConfig(global_batch_size=batch), replicas)
+    shares.check_divisible(config_lib.OptimizerConfig(global_batch_size=batch * replicas), replicas)
 
 
 # The command line.

@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 from input_pipeline.errors import ExpectedError, SettingError
-from train_lib.config import check_divisible
+from train_lib.shares import check_shares
 
 TASK_TYPES = ("chief", "worker")
 EXAMPLE = '{"cluster": {"worker": ["a.example:2222", "b.example:2222"]}, "task": {"type": "worker", "index": 0}}'
@@ -132,4 +132,4 @@ def check_settings(config, cluster):
     if config.device.virtual_devices > 1:
         remedy = f"splits the CPU of one machine, and {several}; leave one of them out"
         raise SettingError("virtual_devices", config.device.virtual_devices, remedy)
-    check_divisible(config.optimization, len(cluster.tasks))
+    check_shares(config, len(cluster.tasks))

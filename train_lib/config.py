@@ -7,6 +7,7 @@ from input_pipeline.config import DataConfig
 from input_pipeline.errors import SettingError
 from input_pipeline.settings import Settings, setting
 from train_lib import benchmark_names
+from train_lib.shares import check_shares
 
 MODES = ("train", "evaluate", "benchmark")
 NEED_A_RUN = ("evaluate",)
@@ -155,12 +156,18 @@ class JudgeConfig(Settings):
 
     split: str = setting("", "the examples to evaluate on, TFDS slicing syntax; empty: --test_split")
     checkpoint: str = setting("best", "best, latest or a step")
+    test_crops: int = setting(
+        1, "views of an image to judge the test split by; 10: the four corners and the middle of a larger image, and their "
+        "mirror images, predictions averaged (AlexNet's test), at the end of training and in --mode=evaluate"
+    )
     benchmark_rows: str = setting("", f"comma list of what to measure: {', '.join(benchmark_names.ROWS)}; empty: all")
 
     def __post_init__(self):
         super().__post_init__()
         if self.checkpoint not in ("best", "latest") and not self.checkpoint.isdecimal():
             raise SettingError("checkpoint", self.checkpoint, "give best, latest or the number of a step")
+        if self.test_crops not in (1, 10):
+            raise SettingError("test_crops", self.test_crops, "give 1 or 10")
         benchmark_names.parse_rows(self.benchmark_rows)
 
 
@@ -189,23 +196,11 @@ class ExperimentConfig(Settings):
         if self.run.mode in NEED_A_RUN and self.run.workdir is None:
             raise SettingError("workdir", None, f"--mode={self.run.mode} needs the folder of a run")
         replicas = self.device.virtual_devices
-        check_divisible(self.optimization, replicas)
+        check_shares(self, replicas)
         if self.run.debug and replicas > 1:
             raise SettingError("virtual_devices", replicas, "--debug runs on one device; give 1")
         if self.run.debug and self.run.mode == "benchmark":
             raise SettingError("debug", True, "--mode=benchmark measures the compiled step; leave it out")
-
-
-def check_divisible(optimization, num_replicas):
-    """Raises SettingError, with the nearest batches that do, where a batch does not divide by replicas and --accumulate_steps."""
-    size, parts = optimization.global_batch_size, num_replicas * optimization.accumulate_steps
-    if size % parts == 0:
-        return
-    lower = size // parts * parts
-    nearest = f"{lower} or {lower + parts}" if lower else f"{parts}"
-    accumulated = f" times {optimization.accumulate_steps} accumulate_steps" if optimization.accumulate_steps > 1 else ""
-    remedy = f"must divide by the {num_replicas} replicas{accumulated}; the nearest that do: {nearest}"
-    raise SettingError("global_batch_size", size, remedy)
 
 
 def sections():

@@ -23,20 +23,21 @@ class SplitJudge:
 
     Args:
       strategy: tf.distribute strategy.
-      eval_step: from `steps.make_eval_step`.
+      eval_step: from `steps.make_eval_step`, with the same test_crops.
       split: ResidentSplit or StreamingSplit.
       num_classes: of the network.
       global_batch_size: images per step over all replicas.
       workers: those that judge a share each; every one gets the same totals.
+      test_crops: views of an image, 1 or 10.
     """
 
-    def __init__(self, strategy, eval_step, split, num_classes, global_batch_size, workers=None):
+    def __init__(self, strategy, eval_step, split, num_classes, global_batch_size, workers=None, test_crops=1):
         self._workers = workers or OneWorker()
         self._strategy = strategy
         self._eval_step = eval_step
         self._num_classes = num_classes
         self._steps = num_evaluation_steps(split.num_examples, global_batch_size)
-        self._iterator = distribute(strategy, lambda shard: split.evaluation_batches(global_batch_size, shard))
+        self._iterator = distribute(strategy, lambda shard: split.evaluation_batches(global_batch_size, shard, test_crops))
 
     def judge(self):
         """Goes through the split once, every example counted once; returns SplitTotals."""
@@ -55,8 +56,7 @@ class SplitJudge:
 def restore_for_use(config, strategy, checkpoint):
     """Builds the network of a checkpoint, gives it its weights, and returns a TrainState without a past."""
     about = checkpoint.description
-    tensors = checkpoint.tensors("pixels/")
-    pixels = PixelScaling(tensors["pixels/offset"], tensors["pixels/scale"])
+    pixels = PixelScaling.from_tensors(checkpoint.tensors("pixels/"))
     state = create_state(config, strategy, len(about["class_names"]), about["image_shape"], pixels)
     assign(state.weights(), checkpoint.judged_weights(), checkpoint.folder)
     return state
@@ -84,20 +84,22 @@ def _evaluate(config, workdir):
     if tuple(split.image_shape) != tuple(checkpoint.description["image_shape"]):
         shape = checkpoint.description["image_shape"]
         raise UnusableError(f"--image_size={config.data.image_size}: the checkpoint's network takes {shape[0]} x {shape[1]}")
-    judge = SplitJudge(strategy, make_eval_step(strategy, state), split, len(class_names), config.optimization.global_batch_size)
-    totals = judge.judge()
-    written = write_evaluation(workdir, checkpoint, split_name, class_names, totals)
-    print_evaluation(checkpoint, split_name, class_names, totals)
+    test_crops, batch_size = config.judge.test_crops, config.optimization.global_batch_size
+    eval_step = make_eval_step(strategy, state, test_crops)
+    totals = SplitJudge(strategy, eval_step, split, len(class_names), batch_size, test_crops=test_crops).judge()
+    written = write_evaluation(workdir, checkpoint, split_name, class_names, totals, test_crops)
+    print_evaluation(checkpoint, split_name, class_names, totals, test_crops)
     print(f"written: {', '.join(str(path) for path in written)}")
     return 0
 
 
-def write_evaluation(workdir, checkpoint, split_name, class_names, totals):
+def write_evaluation(workdir, checkpoint, split_name, class_names, totals, test_crops=1):
     """Writes evaluation.json and confusion_matrix.png; returns their paths."""
     report = {
         "checkpoint": checkpoint.folder.name,
         "step": checkpoint.step,
         "split": split_name,
+        "test_crops": test_crops,
         **totals.summary(),
         "accuracy_per_class": dict(zip(class_names, totals.accuracy_per_class(), strict=True)),
         "class_names": list(class_names),
@@ -108,10 +110,11 @@ def write_evaluation(workdir, checkpoint, split_name, class_names, totals):
     return workdir.write_json("evaluation.json", report), picture
 
 
-def print_evaluation(checkpoint, split_name, class_names, totals):
+def print_evaluation(checkpoint, split_name, class_names, totals, test_crops=1):
     """Prints the figures, the accuracy per class and, where it is readable, the confusion matrix as a table."""
     figures = totals.summary()
-    print(f"{split_name}, {figures['examples']} examples, checkpoint {checkpoint.folder.name}: "
+    views = f", mean of {test_crops} views" if test_crops > 1 else ""
+    print(f"{split_name}, {figures['examples']} examples, checkpoint {checkpoint.folder.name}{views}: "
           f"accuracy {percent(figures['accuracy'])}, top-5 {percent(figures['top_5_accuracy'])}, loss {number(figures['loss'])}")
     width = max(len(name) for name in class_names)
     show_matrix = len(class_names) <= MOST_CLASSES_IN_TABLE

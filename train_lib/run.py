@@ -73,8 +73,7 @@ def tensors_of(state):
     """{name: NumPy array} of everything in a TrainState that is a tensor."""
     variables = {**state.weights(), **state.slots(), **state.averaged_weights()}
     return {name: keras.ops.convert_to_numpy(variable) for name, variable in variables.items()} | {
-        "pixels/offset": state.pixels.offset,
-        "pixels/scale": state.pixels.scale,
+        **state.pixels.tensors(),
         "step": np.int64(state.step),
     }
 
@@ -98,10 +97,9 @@ def open_run(config, workdir, checkpoint, store, log=print, workers=None):
         source.num_examples(config.data.test_split, "test_split")  # a wrong name shall not surface after the last epoch
     plan = make_plan(config, train_split.num_examples)
     if checkpoint is None:
-        pixels = pixel_scaling(config.data.pixels, train_split)
+        pixels = pixel_scaling(config.data.pixels, train_split, config.data.augmentations)
     else:
-        tensors = checkpoint.tensors("pixels/")
-        pixels = PixelScaling(tensors["pixels/offset"], tensors["pixels/scale"])
+        pixels = PixelScaling.from_tensors(checkpoint.tensors("pixels/"))
     state = create_state(config, strategy, len(source.class_names), train_split.image_shape, pixels)
     if checkpoint is not None:
         restore(state, checkpoint, plan)

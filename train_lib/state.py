@@ -90,10 +90,30 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class PixelScaling:
-    """The network's input is (pixel - offset) * scale, per channel; float64 [3] each, pixels in [0, 255]."""
+    """The network's input is (pixel - offset) * scale, per channel, pixels in [0, 255]; and what augmentation measured.
+
+    Attributes:
+      offset: float64 [3].
+      scale: float64 [3].
+      mean: of the training pixels, float64 [3], with which cutout fills; None where --augment does not name it.
+      color_axes: float64 [3, 3], of pca_color; column i is eigenvector i of the channels' covariance times its eigenvalue,
+        that of pixels in [0, 1], and times 255. None where --augment does not name it.
+    """
 
     offset: np.ndarray
     scale: np.ndarray
+    mean: np.ndarray | None = None
+    color_axes: np.ndarray | None = None
+
+    def tensors(self):
+        """{name: array} of what is there, for a checkpoint."""
+        fields = {f"pixels/{field.name}": getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in fields.items() if value is not None}
+
+    @classmethod
+    def from_tensors(cls, tensors):
+        """The inverse of `tensors`; further ones are ignored."""
+        return cls(*(tensors.get(f"pixels/{field.name}") for field in dataclasses.fields(cls)))
 
 
 def _by_path(prefix, variables):
@@ -102,14 +122,28 @@ def _by_path(prefix, variables):
     return named
 
 
-def pixel_scaling(pixels, split):
-    """The PixelScaling for --pixels; "standardized" measures the training split."""
+def pixel_scaling(pixels, split, augmentations=()):
+    """The PixelScaling for --pixels and --augment; measures on the training split what they need, and nothing else."""
+    if pixels == "standardized" or "cutout" in augmentations:
+        mean, deviation = split.pixel_statistics()
     if pixels == "zero_one":
-        return PixelScaling(np.zeros(3), np.full(3, 1 / 255))
-    if pixels == "minus_one_one":
-        return PixelScaling(np.full(3, 127.5), np.full(3, 1 / 127.5))
-    mean, deviation = split.pixel_statistics()
-    return PixelScaling(mean, 1 / np.maximum(deviation, 1.0))
+        offset, scale = np.zeros(3), np.full(3, 1 / 255)
+    elif pixels == "minus_one_one":
+        offset, scale = np.full(3, 127.5), np.full(3, 1 / 127.5)
+    else:
+        offset, scale = mean, 1 / np.maximum(deviation, 1.0)
+    color_axes = principal_colors(split.pixel_covariance()) if "pca_color" in augmentations else None
+    return PixelScaling(offset, scale, mean if "cutout" in augmentations else None, color_axes)
+
+
+def principal_colors(covariance):
+    """PixelScaling's `color_axes` from the covariance of the channels, float64 [3, 3], of pixels in [0, 255].
+
+    The largest eigenvalue comes last. Of an eigenvector and its negative, the one whose largest component is positive.
+    """
+    eigenvalues, eigenvectors = np.linalg.eigh(covariance / 255**2)
+    largest = eigenvectors[np.argmax(np.abs(eigenvectors), axis=0), range(3)]
+    return 255 * eigenvalues * eigenvectors * np.sign(largest)
 
 
 def create_state(config, strategy, num_classes, image_shape, pixels):

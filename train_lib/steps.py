@@ -7,6 +7,8 @@ whole batch's, `apply_update` changes the weights from them, `make_train_loop` r
 import tensorflow as tf
 
 from alexnet.layers import dropout_masks
+from train_lib.device_augment import augment
+from train_lib.ten_crops import mean_prediction, ten_views
 
 SUM = tf.distribute.ReduceOp.SUM
 
@@ -40,7 +42,7 @@ def forward_and_backward(state, config, batch, step, first_example):
 
     Args:
       batch: {"image": uint8 [b, height, width, 3], "label": int32 [b]}.
-      step: int64 scalar; with the seed it fixes the dropout masks.
+      step: int64 scalar; with the seed it fixes the dropout masks and the augmentation.
       first_example: the row of the global batch that this part starts with.
 
     Returns:
@@ -48,13 +50,14 @@ def forward_and_backward(state, config, batch, step, first_example):
       examples.
     """
     images = scale_pixels(batch["image"], state.pixels, state.model.inputs[0].dtype)
+    images, targets = augment(config, state.pixels, images, batch["label"], step, first_example)
     with dropout_masks(config.run.seed, step, first_example), tf.GradientTape() as tape:
         logits = state.model(images, training=True)
-        losses = cross_entropy(batch["label"], logits, config.optimization.label_smoothing)
+        losses = targets.mean_loss(lambda labels: cross_entropy(labels, logits, config.optimization.label_smoothing))
         loss = tf.reduce_sum(losses) / config.optimization.global_batch_size
         scaled_loss = loss * state.loss_scale.value if state.loss_scale else loss
     gradients = tape.gradient(scaled_loss, state.model.trainable_variables)
-    correct = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), batch["label"])
+    correct = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), targets.labels)
     return gradients, loss, tf.reduce_sum(tf.cast(correct, loss.dtype))
 
 
@@ -197,12 +200,19 @@ def make_train_loop(strategy, state, config):
     return train_loop
 
 
-def make_eval_step(strategy, state):
-    """Compiles the forward pass for evaluation: per-replica images in, a list of logits [b, classes] out, one a replica."""
+def make_eval_step(strategy, state, test_crops=1):
+    """Compiles the forward pass for evaluation: per-replica images in, a list of logits [b, classes] out, one a replica.
+
+    With test_crops=10, the logits are the logarithm of the mean prediction for ten views of each image.
+    """
+
+    def logits_of(images):
+        return state.model(scale_pixels(images, state.pixels, state.model.inputs[0].dtype), training=False)
 
     def forward(batch):
-        images = scale_pixels(batch["image"], state.pixels, state.model.inputs[0].dtype)
-        return state.model(images, training=False)
+        if test_crops == 1:
+            return logits_of(batch["image"])
+        return mean_prediction(logits_of, ten_views(batch["image"], *state.model.inputs[0].shape[1:3]))
 
     @tf.function
     def eval_step(batch):

@@ -6,7 +6,7 @@ from tensorflow.python.eager import context
 
 from input_pipeline.batches import Shard
 from input_pipeline.errors import SettingError
-from train_lib.config import check_divisible
+from train_lib.shares import check_shares
 
 
 def create_strategy(config, workers=None):
@@ -38,7 +38,7 @@ def create_strategy(config, workers=None):
     if set(everyones) != {ours}:
         remedy = f"the workers, in the order of their ranks, have {', '.join(everyones)}; give a number and a kind that all have"
         raise SettingError("devices", config.device.devices, remedy)
-    check_divisible(config.optimization, wanted * len(everyones))
+    check_shares(config, wanted * len(everyones))
     _set_up(gpus[:wanted], config.device.virtual_devices)
     if len(everyones) > 1:
         strategy = _across_workers(workers.cluster, {"GPU": wanted} if gpus else {"CPU": 1})

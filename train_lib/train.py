@@ -218,15 +218,16 @@ class Trainer:
         if not split_name:
             return None
         split = self.run.validation_split if split_name == self.config.data.validation_split else self.run.open_test_split()
-        values = self.make_judge(split).judge().summary()
+        values = self.make_judge(split, self.config.judge.test_crops).judge().summary()
         self.log.add_metrics("test", best_step, self.plan.epoch(best_step), values)
         return values["accuracy"]
 
-    def make_judge(self, split):
+    def make_judge(self, split, test_crops=1):
         """A SplitJudge for a split."""
+        step = self.eval_step if test_crops == 1 else make_eval_step(self.run.strategy, self.state, test_crops)
         return SplitJudge(
-            self.run.strategy, self.eval_step, split, len(self.run.source.class_names),
-            self.config.optimization.global_batch_size, self.run.workers)
+            self.run.strategy, step, split, len(self.run.source.class_names),
+            self.config.optimization.global_batch_size, self.run.workers, test_crops)
 
     def result(self, status, test_accuracy):
         """The content of result.json."""

@@ -1,0 +1,107 @@
+"""Inception's training crop: a window of random area and shape, scaled to the size of the network's input.
+
+Szegedy et al., "Going Deeper with Convolutions", section 6: 8 to 100 % of the image's area, sides between 3:4 and 4:3. The
+logarithm of the ratio of the sides is uniform, so that a shape is as probable as the same shape turned by 90 degrees.
+"""
+
+import math
+
+import numpy as np
+import tensorflow as tf
+
+LEAST_AREA, GREATEST_AREA = 0.08, 1.0
+GREATEST_RATIO = 4 / 3
+ATTEMPTS = 10
+DRAWS = ATTEMPTS * 4
+
+
+def windows(draws, height, width):
+    """Random windows of images; the first of ten attempts that lies within the image, the whole image where none does.
+
+    Args:
+      draws: float32 [..., 40] in [0, 1).
+      height: of the images, int or int32 scalar tensor.
+      width: likewise.
+
+    Returns:
+      int32 [..., 4]: top, left, height, width.
+    """
+    area, ratio, down, across = tf.unstack(tf.reshape(draws, [*draws.shape[:-1], ATTEMPTS, 4]), axis=-1)
+    tall, wide = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
+    area = (LEAST_AREA + (GREATEST_AREA - LEAST_AREA) * area) * tall * wide
+    ratio = tf.exp((2 * ratio - 1) * math.log(GREATEST_RATIO))
+    rows, columns = tf.round(tf.sqrt(area / ratio)), tf.round(tf.sqrt(area * ratio))
+    fits = (rows >= 1) & (rows <= tall) & (columns >= 1) & (columns <= wide)
+    # A draw near 1 can round up to the room.
+    top = tf.minimum(tf.floor(down * (tall - rows + 1)), tall - rows)
+    left = tf.minimum(tf.floor(across * (wide - columns + 1)), wide - columns)
+    attempts = tf.stack([top, left, rows, columns], axis=-1)
+    first = tf.argmax(fits, axis=-1, output_type=tf.int32)
+    chosen = tf.gather(attempts, first, batch_dims=first.shape.rank, axis=first.shape.rank)
+    whole = tf.stack([0.0, 0.0, tall, wide])
+    return tf.cast(tf.where(tf.reduce_any(fits, axis=-1)[..., tf.newaxis], chosen, whole), tf.int32)
+
+
+def decode_crop_and_flip(encoded, size, seed, flip):
+    """A random window of an encoded image, scaled to `size` x `size` and mirrored with probability 1/2 if `flip`.
+
+    Of a JPEG only the window is decoded; any other format that TensorFlow knows is decoded whole.
+
+    Args:
+      encoded: bytes, string scalar.
+      size: height and width of the result.
+      seed: int64 [2]; the result is a function of it.
+      flip: whether to mirror.
+
+    Returns:
+      uint8 [size, size, 3].
+    """
+    draws = tf.random.stateless_uniform([DRAWS + 1], seed)
+
+    def of_jpeg():
+        shape = tf.image.extract_jpeg_shape(encoded)
+        return tf.image.decode_and_crop_jpeg(encoded, windows(draws[:DRAWS], shape[0], shape[1]), channels=3)
+
+    def of_other():
+        image = tf.ensure_shape(tf.io.decode_image(encoded, channels=3, expand_animations=False), [None, None, 3])
+        shape = tf.shape(image)
+        top, left, rows, columns = tf.unstack(windows(draws[:DRAWS], shape[0], shape[1]))
+        return image[top : top + rows, left : left + columns]
+
+    image = tf.cond(tf.io.is_jpeg(encoded), of_jpeg, of_other)
+    pixels = tf.image.resize(image, [size, size], antialias=True)
+    image = tf.cast(tf.clip_by_value(tf.round(pixels), 0, 255), tf.uint8)
+    return tf.where(draws[DRAWS] < 0.5, image[:, ::-1], image) if flip else image
+
+
+def epoch_draws(seed, epoch, num_examples):
+    """What the windows of an epoch are made from, float32 [num_examples, 40] in [0, 1), in the epoch's order.
+
+    Another stretch of the generator than that of `resident.plan_epoch`, which starts from the same key.
+    """
+    generator = np.random.Generator(np.random.Philox(key=[seed, epoch]).jumped())
+    return generator.random((num_examples, DRAWS), np.float32)
+
+
+def crop_batch(images, draws):
+    """Random windows of decoded images, scaled to the images' own size.
+
+    The corners of a window become those of the result (bilinear, corners aligned): a window of a small image is always
+    enlarged, so nothing needs smoothing, and no pixel outside of it is read.
+
+    Args:
+      images: uint8 [b, height, width, 3].
+      draws: float32 [b, 40].
+
+    Returns:
+      uint8 [b, height, width, 3].
+    """
+    height, width = images.shape[1:3]
+    top, left, rows, columns = tf.unstack(tf.cast(windows(draws, height, width), tf.float32), axis=-1)
+    last_row, last_column = max(height - 1, 1), max(width - 1, 1)
+    boxes = tf.stack(
+        [top / last_row, left / last_column, (top + rows - 1) / last_row, (left + columns - 1) / last_column], axis=-1)
+    # Rounding may take the last corner out of the image by a bit, where crop_and_resize reads a black pixel.
+    boxes = tf.minimum(boxes, 1 - 1e-6)
+    pixels = tf.image.crop_and_resize(images, boxes, tf.range(tf.shape(images)[0]), [height, width])
+    return tf.cast(tf.clip_by_value(tf.round(pixels), 0, 255), tf.uint8)

@@ -1,0 +1,24 @@
+"""Whether a global batch can be shared out over replicas and --accumulate_steps."""
+
+from input_pipeline.errors import SettingError
+
+
+def check_shares(config, num_replicas):
+    """Raises SettingError where an ExperimentConfig's batch does not divide, or leaves mixup an example without a partner."""
+    check_divisible(config.optimization, num_replicas)
+    rows = config.optimization.global_batch_size // (num_replicas * config.optimization.accumulate_steps)
+    if "mixup" in config.data.augmentations and rows % 2:
+        remedy = f"mixup pairs the {rows} images that a replica works on at a time; give a --global_batch_size that makes it even"
+        raise SettingError("augment", config.data.augment, remedy)
+
+
+def check_divisible(optimization, num_replicas):
+    """Raises SettingError, with the nearest batches that do, where a batch does not divide by replicas and --accumulate_steps."""
+    size, parts = optimization.global_batch_size, num_replicas * optimization.accumulate_steps
+    if size % parts == 0:
+        return
+    lower = size // parts * parts
+    nearest = f"{lower} or {lower + parts}" if lower else f"{parts}"
+    accumulated = f" times {optimization.accumulate_steps} accumulate_steps" if optimization.accumulate_steps > 1 else ""
+    remedy = f"must divide by the {num_replicas} replicas{accumulated}; the nearest that do: {nearest}"
+    raise SettingError("global_batch_size", size, remedy)
