@@ -34,7 +34,8 @@ def reference(split):
 
 
 @pytest.mark.parametrize(("num_replicas", "values"), [
-    (2, {}), (4, {}), (1, {"accumulate_steps": 4}), (2, {"accumulate_steps": 2}), (1, {"xla": "on"}),
+    (2, {}), (4, {}), (1, {"accumulate_steps": 4}), (2, {"accumulate_steps": 2}),
+    pytest.param(1, {"xla": "on"}, marks=pytest.mark.slow),
 ])
 def test_replicas_and_parts_equal_the_large_batch(split, reference, num_replicas, values):
     """Draws by replica, or pairs across parts, would train another network on each number of devices."""

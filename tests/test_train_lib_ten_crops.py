@@ -6,15 +6,16 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import run_main
 from drivers import make_config, mirrored, random_split
 
 from input_pipeline.batches import Shard
 from input_pipeline.errors import SettingError
 from train_lib import steps
-from train_lib.evaluate import SplitJudge
+from train_lib.evaluate import SplitJudge, evaluate
 from train_lib.state import PixelScaling, TrainState
 from train_lib.ten_crops import mean_prediction, ten_views
+from train_lib.train import train
+from train_lib.workdir import open_workdir
 
 PIXELS = PixelScaling(np.array([100.0, 120.0, 140.0]), np.array([1 / 50, 1 / 60, 1 / 70]))
 
@@ -104,20 +105,22 @@ def test_a_stream_gives_the_larger_image(data_dir):
         assert last["weight"].numpy().tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
 
 
-def test_a_run_judges_its_test_split_by_ten_views(tmp_path, data_dir):
+def test_a_run_judges_its_test_split_by_ten_views(tmp_path, data_dir, capsys):
     """The accuracy at the end of training and that of --mode=evaluate are one number; colours survive a resume."""
-    folder = tmp_path / "run"
-    common = (f"--workdir={folder}", f"--data_dir={data_dir}", "--model=alexnet_mini", "--model_options=dense_units=16",
-              "--train_split=train[:64]", "--validation_split=train[64:96]", "--test_split=test[:50]", "--global_batch_size=16",
-              "--augment=random_resized_crop,flip,pca_color,cutout,mixup", "--test_crops=10", "--pixels=zero_one")
-    for steps_of_all in (2, 4):
-        done = run_main(*common, f"--max_steps={steps_of_all}")
-        assert done.returncode == 0, done.stderr
-    done = run_main("--mode=evaluate", f"--workdir={folder}")
-    assert done.returncode == 0 and "mean of 10 views" in done.stdout, done.stderr
-    report, result = (json.loads((folder / name).read_text()) for name in ("evaluation.json", "result.json"))
+    values = {
+        "workdir": str(tmp_path / "run"), "data_dir": str(data_dir), "train_split": "train[:64]", "test_split": "test[:50]",
+        "validation_split": "train[64:96]", "global_batch_size": 16, "test_crops": 10, "model_options": "dense_units=16",
+        "augment": "random_resized_crop,flip,pca_color,cutout,mixup",
+    }
+    for max_steps in (2, 4):
+        config = make_config(**values, max_steps=max_steps)
+        workdir = open_workdir(config)
+        assert train(config, workdir) == 0
+    evaluate(config, workdir)
+    assert "mean of 10 views" in capsys.readouterr().out
+    report, result = (json.loads((workdir.path / name).read_text()) for name in ("evaluation.json", "result.json"))
     assert report["test_crops"] == 10 and report["accuracy"] == result["test_accuracy"]
-    tensors = [tf.train.load_checkpoint(str(path / "ckpt")) for path in (folder / "checkpoints").glob("step-*")]
+    tensors = [tf.train.load_checkpoint(str(path / "ckpt")) for path in (workdir.path / "checkpoints").glob("step-*")]
     axes = [checkpoint.get_tensor("pixels/color_axes") for checkpoint in tensors]
     assert len(axes) == 2 and np.linalg.norm(axes[0]) > 0
     np.testing.assert_array_equal(*axes)
