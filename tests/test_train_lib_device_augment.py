@@ -202,6 +202,15 @@ def test_the_draws_differ_between_steps_examples_and_kinds():
     assert len(np.unique(rows[:, 0])) == len(rows)
 
 
+def test_what_was_measured_survives_a_checkpoint(pixels):
+    """A resumed run would go on with other colours; a checkpoint without them must still be read."""
+    back = PixelScaling.from_tensors(pixels.tensors() | {"model/other": np.zeros(1)})
+    for name in ("offset", "scale", "mean", "color_axes"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(pixels, name))
+    plain = PixelScaling.from_tensors(PixelScaling(pixels.offset, pixels.scale).tensors())
+    assert plain.mean is None and plain.color_axes is None
+
+
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_parts_of_a_batch_get_the_rows_of_the_whole(pixels, jit_compile):
     """A generator with a state, or a number within the part, would augment differently on 1 and N replicas; XLA draws alike."""
