@@ -164,10 +164,8 @@ def test_mixup_by_hand():
 @pytest.mark.parametrize("alpha", [0.2, 0.5, 1.0, 3.0])
 def test_the_weights_follow_the_beta_distribution(alpha):
     """Against the distribution function; and finite at the ends, where u^(-1/alpha) overflows."""
-    integers = device.example_integers(4, tf.constant(1, tf.int64), 0, MANY, 2)
-    draws = device.symmetric_beta(device.uniforms(integers), alpha).numpy()
-    edges = np.array([1e-6, 1e-3, 0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98, 0.999, 1 - 1e-6])
-    edges = edges if alpha < 1 else np.linspace(0.1, 0.9, 9)
+    draws = device.symmetric_beta(device.uniforms(device.example_integers(4, 1, 0, MANY, 2)), alpha).numpy()
+    edges = np.array([1e-6, 1e-3, 0.02, 0.1, 0.5, 0.9, 0.98, 0.999, 1 - 1e-6]) if alpha < 1 else np.linspace(0.1, 0.9, 9)
     below = tf.math.betainc(tf.constant(alpha, tf.float64), tf.constant(alpha, tf.float64), tf.constant(edges)).numpy()
     counts = np.bincount(np.searchsorted(edges, draws), minlength=len(edges) + 1)
     assert chi_squared_is_fair(counts, np.diff([0, *below, 1]))
@@ -181,14 +179,13 @@ def test_the_weights_of_a_step_are_those_of_the_documented_distribution():
     np.testing.assert_allclose([kept.mean(), kept.var()], [0.5, 1 / (4 * 1.4)], atol=4 / np.sqrt(MANY))
 
 
-@pytest.mark.parametrize("values", [
-    {"global_batch_size": 7}, {"global_batch_size": 4, "accumulate_steps": 4}, {"global_batch_size": 4, "virtual_devices": 4},
-])
+@pytest.mark.parametrize("values", [{}, {"accumulate_steps": 2}, {"virtual_devices": 2}])
 def test_mixup_refuses_an_odd_share(values):
     """The last example of a part would be mixed with one of another replica, or with nothing."""
+    size = 6 if values else 3
     with pytest.raises(SettingError, match="--augment=mixup.*even"):
-        make_config(augment="mixup", **values)
-    make_config(augment="cutout", **values)
+        make_config(augment="mixup", global_batch_size=size, **values)
+    make_config(augment="cutout", global_batch_size=size, **values)
 
 
 # All of them.
@@ -247,8 +244,8 @@ def test_evaluation_sees_images_as_they_are(split, pixels):
     plain, augmented = (make_config(augment=names) for names in ("none", "pca_color,cutout,mixup"))
     batch = {"image": tf.constant(split.images[:8])}
     logits = []
+    strategy = tf.distribute.get_strategy()
     for config in (plain, augmented):
-        strategy = tf.distribute.get_strategy()
         state = create_state(config, strategy, 10, split.image_shape, pixels)
         logits.append(steps.make_eval_step(strategy, state)(batch).numpy())
     np.testing.assert_array_equal(*logits)
