@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from input_pipeline.bad_examples import BadExamples
 from input_pipeline.errors import SettingError, UnusableError
-from input_pipeline.listed import Listed, ListedSource
+from input_pipeline.listed import Listed, ListedSource, count_classes
 
 _DAMAGED = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError, SyntaxError)
 WANTED = "give one with x_train, y_train, x_test and y_test as keras.datasets saves them"
@@ -20,8 +20,8 @@ WANTED = "give one with x_train, y_train, x_test and y_test as keras.datasets sa
 def open_npz(config, path):
     """Opens arrays `x_<split>`, uint8 [n, height, width] or [n, height, width, 1, 3 or 4], and `y_<split>`, [n] or [n, 1].
 
-    The order is the arrays' own. Classes are named 0, 1, ... up to the largest label of y_train, or by an array
-    `class_names` of texts where there is one. Labels are read, of the images only the header.
+    The order is the arrays' own. Classes are named 0, 1, ... as far as y_train counts without a gap, or by an
+    array `class_names` of texts where there is one. Labels are read, of the images only the header.
 
     Args:
       config: DataConfig.
@@ -131,11 +131,11 @@ def _labels(arrays, split):
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         text = f"{arrays.file}: y_{split} is {labels.dtype} {list(labels.shape)}, for {count} images"
         raise UnusableError(f"{text}; labels must be whole numbers, one an image, counted from 0")
-    return labels
+    return labels.astype(np.int64)
 
 
 def _class_names(arrays, labels):
     if "class_names" in arrays.headers and arrays.headers["class_names"][1].kind == "U":
         return tuple(arrays.load("class_names").ravel().tolist())
     counted = labels.get("train", next(iter(labels.values())))
-    return tuple(str(number) for number in range(int(counted.max(initial=-1)) + 1))
+    return tuple(str(number) for number in range(count_classes(counted.tolist())))

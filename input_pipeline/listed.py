@@ -100,3 +100,12 @@ def common_shape(paths):
             return None
         common = common or (tuple(size) if size else None)
     return common and (*common, 3)
+
+
+def count_classes(labels):
+    """How many classes there are by the labels alone: the first whole number from 0 on that is not among them.
+
+    A gap is an empty class, so what lies beyond it is more likely a slip than a class.
+    """
+    there = set(labels)
+    return next(number for number in range(len(there) + 1) if number not in there)

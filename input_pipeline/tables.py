@@ -10,7 +10,7 @@ import tensorflow as tf
 from input_pipeline.bad_examples import BadExamples
 from input_pipeline.errors import SettingError, UnusableError
 from input_pipeline.folders import WITHOUT_SPLITS
-from input_pipeline.listed import Listed, ListedSource, common_shape, scattered
+from input_pipeline.listed import Listed, ListedSource, common_shape, count_classes, scattered
 
 
 def open_csv(config, path):
@@ -79,7 +79,7 @@ def _judge_row(row, bad):
         bad.add(row["where"], f"has the split {row['split']!r}", "use letters, digits, _ and -, such as train and test")
     elif not os.path.isfile(row["path"]):
         bad.add(row["where"], f"names {row['path']}, and there is no such file",
-                f"give paths relative to {os.path.dirname(row['path']) and os.path.dirname(row['where']) or '.'}")
+                "give a path relative to the table's folder, or remove the row")
     else:
         return True
     return False
@@ -89,8 +89,7 @@ def _class_names(rows, bad):
     labels = {row["label"] for row in rows}
     if not all(re.fullmatch(r"[+-]?\d+", label) for label in labels):
         return sorted(labels)
-    numbers = {int(label) for label in labels}
-    count = next(number for number in range(len(numbers) + 1) if number not in numbers)
+    count = count_classes(int(label) for label in labels)
     for row in rows:
         if not 0 <= int(row["label"]) < count:
             remedy = "labels that are whole numbers count the classes from 0 without a gap; mend it, or give names"

@@ -16,6 +16,7 @@ from input_pipeline.bad_examples import BadExamples
 from input_pipeline.errors import SettingError, UnusableError
 from input_pipeline.folders import WITHOUT_SPLITS
 from input_pipeline.interface import RecordFiles, Stretch, slices
+from input_pipeline.listed import count_classes
 
 CLASS_NAMES = "class_names.txt"
 FEATURES = {"image": tf.io.FixedLenFeature([], tf.string), "label": tf.io.FixedLenFeature([], tf.int64)}
@@ -178,14 +179,14 @@ def _class_names(paths):
             return names
         raise UnusableError(f"{there[0]}: is empty; write the name of a class on each line, or remove it")
     print(f"counting classes in {len(paths)} files; a {CLASS_NAMES} beside them, one name a line, saves that", file=sys.stderr)
-    labels = [-1]
+    labels = set()
     for path in paths:
         for record in _records(path):
             try:
-                labels.append(int(_feature(record, "label")))
+                labels.add(int(_feature(record, "label")))
             except Exception:  # protobuf's own, or no number; told when the record is decoded
                 continue
-    return tuple(str(number) for number in range(max(labels) + 1))
+    return tuple(str(number) for number in range(count_classes(labels)))
 
 
 def _common_shape(paths):

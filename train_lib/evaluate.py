@@ -84,6 +84,7 @@ def _evaluate(config, workdir):
     if tuple(split.image_shape) != tuple(checkpoint.description["image_shape"]):
         shape = checkpoint.description["image_shape"]
         raise UnusableError(f"--image_size={config.data.image_size}: the checkpoint's network takes {shape[0]} x {shape[1]}")
+    workdir.write_bad_examples(source.bad.lines())
     judge = SplitJudge(strategy, make_eval_step(strategy, state), split, len(class_names), config.optimization.global_batch_size)
     totals = judge.judge()
     written = write_evaluation(workdir, checkpoint, split_name, class_names, totals)

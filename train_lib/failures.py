@@ -11,6 +11,9 @@ _KERNEL_MISSING = re.compile(r"No OpKernel was registered to support Op '(\w+)'|
 # A connection that breaks inside a reduction, and what the other reductions of the process are then ended with.
 _OF_LOST_WORKERS = (tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.CancelledError, tf.errors.AbortedError,
                     tf.errors.InternalError, tf.errors.UnknownError)
+# Of the decoding of images and the parsing of records, in a stream; without the names of nodes around it.
+_BAD_EXAMPLE = re.compile(r"assertion failed: \[an image\].*|jpeg::Uncompress.*|Invalid (?:PNG|GIF|JPEG|WebP) .*"
+                          r"|Feature: \w+ \(data type.*|Could not parse example.*|Unknown image file format.*")
 _NODE = re.compile(r"\{\{node ([^}]+)\}\}")
 
 
@@ -33,6 +36,9 @@ def explained(config, workers=None):
             where = f" ({node[1]})" if node else ""
             remedy = f"the network's {missing[1] or missing[2]}{where} cannot compute in it on this device; give another"
             raise SettingError("precision", config.network.precision, remedy) from None
+        if isinstance(error, tf.errors.InvalidArgumentError) and (bad := _BAD_EXAMPLE.search(error.message)):
+            remedy = f"an example of the stream cannot be used ({bad[0][:150]}); --input=memory names it and can skip it"
+            raise UnusableError(f"--dataset={config.data.dataset}: {remedy}") from None
         if isinstance(error, (tf.errors.DataLossError, tf.errors.NotFoundError)):
             reason = error.message.strip().splitlines()[0]
             remedy = "a file is damaged or gone ({}); prepare it again"
