@@ -1,5 +1,7 @@
 """Decodes a whole split. What cannot be decoded is found, named and, as far as the source allows, left out."""
 
+import time
+
 import numpy as np
 import tensorflow as tf
 
@@ -65,16 +67,16 @@ def decode_split(source, split, num_examples, image_size):
 
 
 def decode_example(source, record, image_size):
-    """uint8 [height, width, 3] and the label of one record, in a TensorFlow graph or eagerly."""
+    """uint8 [height, width, 3] and the label of one record, in a TensorFlow graph or eagerly; image_size None: of any size."""
     example = source.parse(record)
     image = augment.decode(example["image"])
-    if image_size[0] == image_size[1]:
+    if image_size is not None and image_size[0] == image_size[1]:
         image = augment.central_crop(augment.resize_short_side(image, image_size[0]), image_size[0])
     label = example["label"]
     inside = tf.debugging.Assert((label >= 0) & (label < len(source.class_names)), ["label out of range:", label])
     with tf.control_dependencies([inside] if inside is not None else []):
         label = tf.identity(label)
-    return tf.ensure_shape(image, [*image_size, 3]), label
+    return tf.ensure_shape(image, [*(image_size or (None, None)), 3]), label
 
 
 def explain(source, split, image_size, first, positions=None):
@@ -99,6 +101,31 @@ def explain(source, split, image_size, first, positions=None):
                 source.bad.add(where.numpy().decode(errors="replace"), reason or "cannot be decoded", _REMEDY)
 
 
+def name_bad_example(source, split, seconds=60, clock=time.monotonic):
+    """Looks for the first example of `split` that cannot be used: what a stream that failed on it does not know.
+
+    Args:
+      seconds: after which it gives up; the images are decoded in parallel once more.
+      clock: returns seconds.
+
+    Raises:
+      UnusableError: found; the line names it.
+    """
+    def decode(position, record):
+        image, label = decode_example(source, record, None)
+        return position, tf.size(image), label
+
+    examples = source.records(split).enumerate().map(decode, num_parallel_calls=PARALLEL_DECODES).ignore_errors()
+    whole, deadline = 0, clock() + seconds
+    for position, _, _ in without_autotune(examples.prefetch(_BATCH)).as_numpy_iterator():
+        if clock() > deadline:
+            return
+        if position > whole:
+            break
+        whole += 1
+    explain(source, split, None, whole)
+
+
 def why_not(source, record, image_size):
     """Why a record cannot be used; empty where it can."""
     try:
@@ -116,7 +143,7 @@ def why_not(source, record, image_size):
         image = augment.decode(example["image"])
     except tf.errors.OpError as error:
         return f"is damaged or cut off ({short(error)})"
-    if image_size[0] != image_size[1] and tuple(image.shape[:2]) != tuple(image_size):
+    if image_size is not None and image_size[0] != image_size[1] and tuple(image.shape[:2]) != tuple(image_size):
         return f"is {image.shape[0]} x {image.shape[1]} pixels, others are {image_size[0]} x {image_size[1]}"
     return ""
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 from PIL import Image
 from source_files import CLASSES, encoded, picture, write_csv, write_folder, write_npz, write_records
 
-from input_pipeline import augment, headers, resident, sources, splits
+from input_pipeline import augment, headers, loading, resident, sources, splits
 from input_pipeline.bad_examples import BadExamples
 from input_pipeline.config import DataConfig
 from input_pipeline.errors import SettingError, UnusableError
@@ -372,3 +372,19 @@ def test_a_stream_says_that_it_cannot_skip(tmp_path):
     config = DataConfig(dataset=f"folder:{tmp_path}", input="stream", max_bad_examples=3)
     opened = sources.open_source(config)
     assert "--max_bad_examples=3: " in message_of(SettingError, splits.open_split, config, opened, "train", "train_split")
+
+
+@pytest.mark.parametrize("kind", ["folder", "tfrecord"])
+def test_what_a_stream_failed_on_is_found_and_named(tmp_path, kind):
+    """TensorFlow's error from a stream names no file; of a million nobody finds it."""
+    if kind == "folder":
+        where = str(write_folder(tmp_path) / "train" / "owl" / "011.png")
+        (tmp_path / "train" / "owl" / "011.png").write_bytes(WHOLE[:900])
+        source = sources.open_source(DataConfig(dataset=f"folder:{tmp_path}"))
+    else:
+        examples = [(WHOLE[:900] if index == 11 else picture(index), 0) for index in range(30)]
+        where = f"{sources.write_tfrecords(tmp_path, examples, CLASSES)[0]} record 11"
+        source = sources.open_source(DataConfig(dataset=f"tfrecord:{tmp_path}/*.tfrecord"))
+    assert message_of(UnusableError, loading.name_bad_example, source, "train").startswith(f"{where}: is damaged or cut off")
+    times = iter([0.0, 99.0])
+    loading.name_bad_example(source, "train", clock=lambda: next(times))  # time is up: no error, no answer

@@ -18,7 +18,7 @@ def test_a_run_on_own_files_ends_with_a_test_accuracy(main, tmp_path, kind):
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["steps"] == 2 and 0 <= result["test_accuracy"] <= 1
-    manifest = next((tmp_path / "run" / "checkpoints").glob("step-*/manifest.json")).read_text()
+    manifest = next((tmp_path / "run" / "checkpoints").glob("step-*/progress.json")).read_text()
     assert json.dumps(CLASSES)[1:-1] in " ".join(manifest.split())
     assert not (tmp_path / "run" / "bad_examples.txt").exists()
 
