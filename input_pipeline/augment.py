@@ -2,11 +2,27 @@
 
 import tensorflow as tf
 
+from input_pipeline import headers
+
 
 def decode(encoded):
-    """PNG, JPEG, BMP or a GIF's first frame: bytes -> uint8 [height, width, 3]; grey becomes three equal channels."""
+    """PNG, JPEG, WebP, BMP or a GIF's first frame: bytes -> uint8 [height, width, 3].
+
+    Grey becomes three equal channels, a palette its colours, 16 bits their upper 8; alpha is dropped, the colours stay as stored.
+
+    Raises:
+      InvalidArgumentError: it is damaged, of another kind, or by its header larger than `headers.MAX_PIXELS`.
+    """
+    reason = tf.ensure_shape(tf.numpy_function(_judge, [encoded], tf.string, stateful=False), [])
+    fine = tf.debugging.Assert(tf.equal(reason, ""), ["an image", reason])  # before anything is allocated for it
+    with tf.control_dependencies([] if fine is None else [fine]):
+        encoded = tf.identity(encoded)
     image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
     return tf.ensure_shape(image, [None, None, 3])
+
+
+def _judge(encoded):
+    return headers.check(encoded if isinstance(encoded, bytes) else encoded.item())  # outside a graph it comes as an array
 
 
 def resize_short_side(image, size):

@@ -1,18 +1,25 @@
 """What can be chosen about the data."""
 
 import dataclasses
+import difflib
 
 from input_pipeline.errors import SettingError
 from input_pipeline.settings import Settings, setting
 
 AUGMENTATIONS = ("crop", "flip", "random_resized_crop", "pca_color", "cutout", "mixup")
+# The kinds of --dataset=KIND:..., and what follows the colon.
+OWN_FILES = {"folder": "PATH", "npz": "PATH", "csv": "PATH", "tfrecord": "PATTERN"}
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Settings):
     """Data: where the images come from and how they reach the network."""
 
-    dataset: str = setting("shapes", "shapes (embedded, drawn on first use) or the name of any TFDS image-classification set")
+    dataset: str = setting(
+        "shapes", "shapes (embedded, drawn on first use), the name of any TFDS image-classification set, or your own files: "
+        "folder:PATH (PATH/<split>/<class>/*.png or .jpg, or PATH/<class>/*, which is one split, train), npz:PATH (x_train, "
+        "y_train, x_test, y_test), csv:PATH (columns image,label[,split]), tfrecord:PATTERN (features image, label)",
+    )
     data_dir: str | None = setting(None, "folder of prepared TFDS data; not given: ~/tensorflow_datasets")
     train_split: str = setting("train[:90%]", "TFDS slicing syntax: the examples to train on")
     validation_split: str = setting(
@@ -36,6 +43,10 @@ class DataConfig(Settings):
         "auto", "memory: all images decoded once; stream: read again in each epoch; auto: memory if they fit in a quarter of it",
         choices=("auto", "memory", "stream"),
     )
+    max_bad_examples: int = setting(
+        0, "how many examples that cannot be read or decoded are skipped, and listed in bad_examples.txt, before the run stops; "
+        "of data held in memory", low=0,
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -47,8 +58,24 @@ class DataConfig(Settings):
             raise SettingError("augment", self.augment, "crop and random_resized_crop exclude each other; give one of them")
         if not self.dataset:
             raise SettingError("dataset", self.dataset, "give shapes or the name of a TFDS data set, such as cifar10")
+        self._judge_own_files()
         if not self.train_split:
             raise SettingError("train_split", self.train_split, "give the examples to train on, such as train[:90%]")
+
+    def _judge_own_files(self):
+        kind, path = self.own_files
+        if kind and not path:
+            raise SettingError("dataset", self.dataset, f"names no file; give {kind}:{OWN_FILES[kind]}")
+        prefix, colon, _ = self.dataset.partition(":")
+        close = difflib.get_close_matches(prefix.lower(), OWN_FILES, n=1)
+        if colon and not kind and close:
+            raise SettingError("dataset", self.dataset, f"no such kind of data; did you mean {close[0]}:{OWN_FILES[close[0]]}?")
+
+    @property
+    def own_files(self):
+        """(kind, path) of a --dataset like folder:PATH; ("", "") of a name."""
+        kind, colon, path = self.dataset.partition(":")
+        return (kind, path) if colon and kind in OWN_FILES else ("", "")
 
     @property
     def augmentations(self):

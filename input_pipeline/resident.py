@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline import augment, resized_crop
-from input_pipeline.batches import ONE_REPLICA, PARALLEL_DECODES, num_evaluation_steps, without_autotune
-from input_pipeline.errors import UnusableError
+from input_pipeline import resized_crop
+from input_pipeline.batches import ONE_REPLICA, num_evaluation_steps, without_autotune
+from input_pipeline.loading import decode_split
 from input_pipeline.statistics import covariance
 
 PARALLEL_BATCHES = 2
@@ -188,27 +188,4 @@ def load(source, split, num_examples, image_size):
     Raises:
       UnusableError: a file is missing, damaged or too short, an image cannot be decoded, or an example has no label.
     """
-    images = np.empty((num_examples, image_size[0], image_size[1], 3), np.uint8)
-    labels = np.empty(num_examples, np.int32)
-
-    def decode(record):
-        example = source.parse(record)
-        image = augment.decode(example["image"])
-        if image_size[0] == image_size[1]:
-            image = augment.central_crop(augment.resize_short_side(image, image_size[0]), image_size[0])
-        return tf.ensure_shape(image, [*image_size, 3]), example["label"]
-
-    batches = source.records(split).map(decode, num_parallel_calls=PARALLEL_DECODES).batch(256).prefetch(PARALLEL_BATCHES)
-    filled = 0
-    try:
-        for image, label in without_autotune(batches):
-            images[filled : filled + len(label)] = image
-            labels[filled : filled + len(label)] = label
-            filled += len(label)
-    except tf.errors.OpError as error:
-        reason = " ".join(error.message.split())[:300]
-        remedy = "prepare the data again"
-        raise UnusableError(f"{source.name}: {split} cannot be read after {filled} examples ({reason}); {remedy}") from None
-    if labels.min() < 0:
-        raise UnusableError(f"{source.name}: {split} has examples without a label (-1); give another split")
-    return ResidentSplit(images, labels)
+    return ResidentSplit(*decode_split(source, split, num_examples, image_size))

@@ -1,217 +1,35 @@
-"""Where examples come from: the embedded data set and every TFDS image-classification set, by name."""
+"""Where examples come from, behind --dataset: TFDS by name, or the user's own folder, arrays, table or TFRecord files."""
 
-import contextlib
-import dataclasses
-import difflib
-import fcntl
-import functools
-import os
-import pathlib
-import re
-import socket
-import sys
-import urllib.parse
-import urllib.request
+from input_pipeline.arrays import open_npz
+from input_pipeline.folders import open_folder
+from input_pipeline.interface import Source
+from input_pipeline.tables import open_csv
+from input_pipeline.tfds_source import open_tfds
+from input_pipeline.tfrecords import open_tfrecord, write_tfrecords
 
-import tensorflow as tf
-import tensorflow_datasets as tfds
+__all__ = ["Source", "encoded_examples", "open_source", "write_tfrecords"]
 
-from input_pipeline import shapes
-from input_pipeline.errors import ExpectedError, SettingError, UnusableError
-
-# Encoded images are small; more readers than this only compete for the same disk.
-PARALLEL_READS = 4
-READ_BLOCK = 16  # records in a row from one file, TFDS's own default
-CONNECT_SECONDS = 5
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A prepared data set.
-
-    Attributes:
-      name: as given to --dataset.
-      class_names: one per label, in the order of the labels.
-      image_shape: (height, width, 3) where all images have one size, else None.
-      builder: the TFDS builder that reads it.
-    """
-
-    name: str
-    class_names: tuple
-    image_shape: tuple | None
-    builder: tfds.core.DatasetBuilder
-
-    def num_examples(self, split, flag):
-        """How many examples `split` has. Raises SettingError, naming `flag`, for a split that does not exist or is empty."""
-        try:
-            takes = [instruction.take for instruction in self.builder.info.splits[split].file_instructions]
-        except (KeyError, ValueError, AssertionError) as error:
-            there = ", ".join(f"{name} ({info.num_examples})" for name, info in self.builder.info.splits.items())
-            remedy = f"{self.name} has no such split ({_one_line(error)}); it has {there}; slices look like train[:90%]"
-            raise SettingError(flag, split, remedy) from None
-        if not takes or min(takes) < 1:  # TFDS counts train[90%:10%] as a negative number of examples
-            raise SettingError(flag, split, f"holds no example of {self.name}, or ends before it begins; give a larger slice")
-        return sum(takes)
-
-    def records(self, split):
-        """A finite Dataset of serialized examples (`parse` reads them), always in the same order."""
-        instructions, files = self._files(split)
-        return _read(files, instructions)
-
-    def shuffled_records(self, split, seed, epoch, buffer_size):
-        """Like `records`, in an order that is a function of (seed, epoch), both integers or int64 scalar tensors.
-
-        The files are shuffled, and then the records through a buffer of `buffer_size`.
-        """
-        # Dataset.shuffle mixes the graph's seed in: what a caller did to tf.random.set_seed must not change the order.
-        tf.compat.v1.get_default_graph().seed = None
-        # The keys of the augmentation are (seed, position >= 0).
-        key = tf.stack([tf.cast(seed, tf.int64), -1 - tf.cast(epoch, tf.int64)])
-        seeds = tf.random.stateless_uniform([2], key, minval=None, maxval=None, dtype=tf.int64)
-        instructions, files = self._files(split)
-        files = files.shuffle(len(instructions), seed=seeds[0], reshuffle_each_iteration=False)
-        return _read(files, instructions).shuffle(buffer_size, seed=seeds[1], reshuffle_each_iteration=False)
-
-    def parse(self, record):
-        """A serialized example -> {"image": encoded bytes, "label": int64}."""
-        return self._image_and_label.deserialize_example(record, decoders={"image": tfds.decode.SkipDecoding()})
-
-    @functools.cached_property
-    def _image_and_label(self):
-        # The other features of an example, if there are any, stay unread.
-        return tfds.features.FeaturesDict({name: self.builder.info.features[name] for name in ("image", "label")})
-
-    def _files(self, split):
-        instructions = self.builder.info.splits[split].file_instructions
-        names = [instruction.filename for instruction in instructions]
-        for name in names:
-            if not tf.io.gfile.exists(name):
-                raise UnusableError(f"{name}: this file of {self.name} is missing; copy it there or prepare the data again")
-        skips, takes = ([getattr(instruction, key) for instruction in instructions] for key in ("skip", "take"))
-        slices = (names, tf.constant(skips, tf.int64), tf.constant(takes, tf.int64))
-        return instructions, tf.data.Dataset.from_tensor_slices(slices)
-
-
-def _read(files, instructions):
-    records = files.interleave(
-        lambda name, skip, take: tf.data.TFRecordDataset(name).skip(skip).take(take),
-        cycle_length=PARALLEL_READS, block_length=READ_BLOCK, num_parallel_calls=PARALLEL_READS, deterministic=True,
-    )
-    # A shortened file ends in an error, not in an epoch that is shorter than the steps were counted for.
-    return records.apply(tf.data.experimental.assert_cardinality(sum(instruction.take for instruction in instructions)))
+_OPENERS = {"folder": open_folder, "npz": open_npz, "csv": open_csv, "tfrecord": open_tfrecord}
 
 
 def open_source(config):
-    """Opens the data set that a DataConfig names, and prepares it first where that was not done yet.
+    """Opens the data set that a DataConfig names: lists files and reads headers, decodes nothing.
+
+    One of TFDS is prepared first where that was not done yet.
+
+    Returns:
+      Source.
 
     Raises:
-      SettingError: no such data set, or not one of images with one label each.
-      UnusableError: it can be neither found prepared nor downloaded.
+      SettingError: no such data set, file or folder, or not one of images with one label each.
+      UnusableError: it can be neither found prepared nor downloaded, or what is there cannot be used.
     """
-    builder = _find_builder(config)
-    _check_features(builder, config)
-    builder = _prepare(builder, config)
-    _check_features(builder, config)  # once more: what was prepared may differ from what the code announced
-    if builder.info.file_format and builder.info.file_format.value != "tfrecord":
-        remedy = "is prepared in another format than TFRecord; prepare it again, as TFDS does by default"
-        raise UnusableError(f"--dataset={config.dataset}: {builder.data_path} {remedy}")
-    height, width, _ = builder.info.features["image"].shape
-    shape = (height, width, 3) if height and width else None
-    return Source(config.dataset, tuple(builder.info.features["label"].names), shape, builder)
+    kind, path = config.own_files
+    return _OPENERS[kind](config, path) if kind else open_tfds(config)
 
 
-def _check_features(builder, config):
-    features = builder.info.features
-    has_both = isinstance(features, tfds.features.FeaturesDict) and {"image", "label"} <= set(features)
-    image, label = (features["image"], features["label"]) if has_both else (None, None)
-    of_bytes = isinstance(image, tfds.features.Image) and image.tf_dtype == tf.uint8
-    if not of_bytes or not isinstance(label, tfds.features.ClassLabel):
-        remedy = "has no feature `image` of 8-bit pixels with one class `label`; give an image-classification set, like cifar10"
-        raise SettingError("dataset", config.dataset, remedy)
-
-
-def _find_builder(config):
-    directory = None if config.data_dir is None else os.path.expanduser(config.data_dir)
-    try:
-        if config.dataset == "shapes":
-            return shapes.Shapes(data_dir=directory)
-        return tfds.builder(config.dataset, data_dir=directory, try_gcs=False)
-    except OSError as error:
-        raise UnusableError(f"--data_dir={config.data_dir}: {_one_line(error)}; give a folder that can be read") from None
-    except Exception as error:  # TFDS raises whatever its parsers, importers and readers raise
-        known = ["shapes", *tfds.list_builders()]
-        name = re.split("[:/]", config.dataset)[0].lower()
-        if name in known or isinstance(error, ImportError):
-            raise SettingError("dataset", config.dataset, f"TFDS cannot open it: {_one_line(error)}") from None
-        close = difflib.get_close_matches(name, known, n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else "give shapes or a name from the TFDS catalogue"
-        raise SettingError("dataset", config.dataset, f"no such data set; {hint}") from None
-
-
-def _prepare(builder, config):
-    """Returns the builder of prepared data. One process prepares while any other waits; a prepared folder is only read."""
-    if builder.is_prepared():
-        return builder
-    folder = pathlib.Path(builder.data_dir_root)
-    manual = folder / "downloads" / "manual"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _only_process(folder / f".{builder.name}.lock"):
-            builder = _find_builder(config)  # another process may have prepared it in the meantime
-            if not builder.is_prepared():
-                _check_network(builder, manual.parent)
-                _download_and_prepare(builder, manual)
-            return builder
-    except ExpectedError:
-        raise
-    except Exception as error:  # TFDS raises whatever its downloads, readers and file systems raise
-        remedy = f"put the prepared folder {builder.info.full_name} into {folder}, or give the folder that holds it by --data_dir"
-        archives = sorted({info.filename for info in (builder.url_infos or {}).values() if info.filename})
-        if archives or builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-            named = " and ".join(archives) if 0 < len(archives) <= 3 else "the archives that TFDS wants"
-            remedy += f", or put {named} into {manual}"
-        reason = f"{type(error).__name__}: {_one_line(error)}"
-        raise UnusableError(f"--dataset={config.dataset}: cannot be prepared in {folder} ({reason}); {remedy}") from None
-
-
-def _check_network(builder, downloads):
-    """Raises ConnectionError where no host of the data can be reached: TFDS tries again for over three minutes.
-
-    Files that lie in `downloads` may be all that TFDS needs, and a proxy may reach what we do not see: TFDS finds out.
-    """
-    urls = [urllib.parse.urlsplit(url) for url in builder.url_infos or {}]
-    hosts = sorted({(url.hostname, url.port or {"http": 80, "https": 443}.get(url.scheme)) for url in urls})
-    has_files = any(path.is_file() for path in downloads.rglob("*"))
-    if not hosts or has_files or urllib.request.getproxies() or None in (port for _, port in hosts):
-        return
-    for address in hosts[:3]:
-        try:
-            socket.create_connection(address, timeout=CONNECT_SECONDS).close()
-            return
-        except OSError as error:
-            failure = error
-    raise ConnectionError(f"no network connection to {address[0]}: {failure}")
-
-
-def _download_and_prepare(builder, manual):
-    if not sys.stderr.isatty():
-        tfds.disable_progress_bar()
-    print(f"preparing {builder.name} {builder.version} in {builder.data_path}", file=sys.stderr)
-    download = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
-    with contextlib.redirect_stdout(sys.stderr):
-        builder.download_and_prepare(download_config=download)
-
-
-@contextlib.contextmanager
-def _only_process(lock_path):
-    with open(lock_path, "w") as lock:  # the lock goes with its process, however that ends; the file may stay
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process that prepares data ({lock_path})", file=sys.stderr)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _one_line(error):
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def encoded_examples(source, split):
+    """Yields (encoded image bytes, label) of a split of any Source, for `write_tfrecords`."""
+    for record in source.records(split):
+        example = source.parse(record)
+        yield example["image"].numpy(), int(example["label"])

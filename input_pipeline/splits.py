@@ -19,7 +19,8 @@ def open_split(config, source, split, flag, log=print):
       log: called with one line that says which path was chosen.
 
     Raises:
-      SettingError: the split does not exist, or the images vary in size and no --image_size is given.
+      SettingError: the split does not exist, the images vary in size and no --image_size is given, or a stream shall skip some.
+      UnusableError: held in memory, more examples than --max_bad_examples cannot be read or decoded.
     """
     num_examples = source.num_examples(split, flag)
     size = _image_size(config, source)
@@ -30,6 +31,9 @@ def open_split(config, source, split, flag, log=print):
         f"{'in memory' if in_memory else 'as a stream'}")
     if in_memory:
         return resident.load(source, split, num_examples, size)
+    if config.max_bad_examples:
+        remedy = "a stream counts its steps before it has seen the images; give --input=memory, or 0 and mend the data"
+        raise SettingError("max_bad_examples", config.max_bad_examples, remedy)
     if size[0] != size[1]:
         remedy = f"a stream gives square images, those of {source.name} are {size[0]} x {size[1]}; give --image_size"
         raise SettingError("input", config.input, remedy)

@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from input_pipeline import sources, splits
+from input_pipeline import sources, splits, tfds_source
 from input_pipeline.config import DataConfig
 from input_pipeline.errors import SettingError, UnusableError
 
@@ -102,7 +102,7 @@ def test_a_prepared_folder_is_opened_without_network_and_nothing_is_written(tmp_
     for path in [*tmp_path.rglob("*"), tmp_path]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     before = _state(tmp_path)
-    monkeypatch.setattr(sources, "_only_process", None)  # no lock either
+    monkeypatch.setattr(tfds_source, "_only_process", None)  # no lock either
     try:
         config = DataConfig(dataset="patches_in_test", data_dir=str(tmp_path))
         source = sources.open_source(config)

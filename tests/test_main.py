@@ -50,6 +50,9 @@ BAD_FLAGS = {
     "--seed=-1": ["seed", "-1"],
     "--image_size=-5": ["image_size", "-5"],
     "--train_split=": ["train_split"],
+    "--dataset=folder:": ["dataset", "folder:PATH"],
+    "--dataset=foldr:/photos": ["dataset", "foldr", "folder:PATH"],
+    "--max_bad_examples=-1": ["max_bad_examples", "at least 0"],
 }
 
 # Runs the parser on many command lines in one process, which must never import TensorFlow.

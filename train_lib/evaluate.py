@@ -84,6 +84,7 @@ def _evaluate(config, workdir):
     if tuple(split.image_shape) != tuple(checkpoint.description["image_shape"]):
         shape = checkpoint.description["image_shape"]
         raise UnusableError(f"--image_size={config.data.image_size}: the checkpoint's network takes {shape[0]} x {shape[1]}")
+    workdir.write_bad_examples(source.bad.lines())
     test_crops, batch_size = config.judge.test_crops, config.optimization.global_batch_size
     eval_step = make_eval_step(strategy, state, test_crops)
     totals = SplitJudge(strategy, eval_step, split, len(class_names), batch_size, test_crops=test_crops).judge()

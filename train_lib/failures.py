@@ -1,16 +1,23 @@
 """TensorFlow's errors that a user can do something about, each as the one line that says what."""
 
 import contextlib
+import dataclasses
 import re
+import sys
 
 import tensorflow as tf
 
 from input_pipeline.errors import SettingError, UnusableError
+from input_pipeline.loading import name_bad_example
+from input_pipeline.sources import open_source
 
 _KERNEL_MISSING = re.compile(r"No OpKernel was registered to support Op '(\w+)'|Could not find device for node: .+? = (\w+)\[")
 # A connection that breaks inside a reduction, and what the other reductions of the process are then ended with.
 _OF_LOST_WORKERS = (tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.CancelledError, tf.errors.AbortedError,
                     tf.errors.InternalError, tf.errors.UnknownError)
+# Of the decoding of images and the parsing of records, in a stream; without the names of nodes around it.
+_BAD_EXAMPLE = re.compile(r"assertion failed: \[an image\].*|jpeg::Uncompress.*|Invalid (?:PNG|GIF|JPEG|WebP) .*"
+                          r"|Feature: \w+ \(data type.*|Could not parse example.*|Unknown image file format.*")
 _NODE = re.compile(r"\{\{node ([^}]+)\}\}")
 
 
@@ -33,6 +40,11 @@ def explained(config, workers=None):
             where = f" ({node[1]})" if node else ""
             remedy = f"the network's {missing[1] or missing[2]}{where} cannot compute in it on this device; give another"
             raise SettingError("precision", config.network.precision, remedy) from None
+        if isinstance(error, tf.errors.InvalidArgumentError) and (bad := _BAD_EXAMPLE.search(error.message)):
+            if workers is None:  # others that wait would take this one for lost
+                _name_bad_example(config)
+            remedy = f"an example of the stream cannot be used ({bad[0][:150]}); --input=memory names it and can skip it"
+            raise UnusableError(f"--dataset={config.data.dataset}: {remedy}") from None
         if isinstance(error, (tf.errors.DataLossError, tf.errors.NotFoundError)):
             reason = error.message.strip().splitlines()[0]
             remedy = "a file is damaged or gone ({}); prepare it again"
@@ -40,3 +52,12 @@ def explained(config, workers=None):
         if workers and (isinstance(error, _OF_LOST_WORKERS) or "Collective ops is aborted" in error.message):
             workers.explain(error)
         raise
+
+
+def _name_bad_example(config):
+    """Raises UnusableError, naming the file, where a minute is enough to find the example that a stream failed on."""
+    print("looking for the example that cannot be used, for a minute a split at most", file=sys.stderr)
+    source = open_source(dataclasses.replace(config.data, max_bad_examples=0))
+    for split in (config.data.train_split, config.data.validation_split, config.data.test_split, config.judge.split):
+        if split:
+            name_bad_example(source, split)

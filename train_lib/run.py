@@ -23,7 +23,7 @@ FIXED = (
     "dropout_rate", "precision", "optimizer", "seed", "global_batch_size",
 )
 # Not worth a line when they differ.
-FREE = (*config_lib.OF_THIS_PROCESS, "preset", "data_dir", "input")
+FREE = (*config_lib.OF_THIS_PROCESS, "preset", "data_dir", "input", "max_bad_examples")
 
 
 @dataclasses.dataclass
@@ -43,7 +43,9 @@ class Run:
 
     def open_test_split(self):
         """The test split."""
-        return open_split(self.config.data, self.source, self.config.data.test_split, "test_split", log=lambda line: None)
+        split = open_split(self.config.data, self.source, self.config.data.test_split, "test_split", log=lambda line: None)
+        self.workdir.write_bad_examples(self.source.bad.lines())
+        return split
 
     def save(self, is_best):
         """Saves the state as a checkpoint. Returns why that failed, None where it did not; the same on every worker."""
@@ -95,6 +97,9 @@ def open_run(config, workdir, checkpoint, store, log=print, workers=None):
         validation_split = open_split(config.data, source, config.data.validation_split, "validation_split", log)
     if config.data.test_split:
         source.num_examples(config.data.test_split, "test_split")  # a wrong name shall not surface after the last epoch
+    workdir.write_bad_examples(source.bad.lines())
+    if source.bad.found:
+        log(f"{len(source.bad.found)} examples that cannot be used are skipped, listed in {workdir.path / 'bad_examples.txt'}")
     plan = make_plan(config, train_split.num_examples)
     if checkpoint is None:
         pixels = pixel_scaling(config.data.pixels, train_split, config.data.augmentations)

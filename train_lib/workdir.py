@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import time
 
 from input_pipeline.errors import SettingError, UnusableError
@@ -59,6 +60,11 @@ class Workdir:
         """Says that the run goes on."""
         (self.path / RESULT).unlink(missing_ok=True)
 
+    def write_bad_examples(self, lines):
+        """Writes bad_examples.txt, a line for each example that was skipped; nothing where none was."""
+        if lines:
+            (self.path / "bad_examples.txt").write_text("".join(f"{line}\n" for line in lines))
+
     def write_json(self, name, value):
         """Writes a JSON file by one rename and returns its path."""
         temporary = self.path / f"{name}.tmp"
@@ -80,6 +86,9 @@ class ReadOnlyWorkdir(Workdir):
 
     def remove_result(self):
         """The chief removes it."""
+
+    def write_bad_examples(self, lines):
+        """The chief writes it."""
 
     def write_json(self, name, value):
         """The chief writes it."""
@@ -110,7 +119,8 @@ def _choose(config):
     """The Workdir of --workdir, or a new one under runs/ named after data, network and time."""
     if config.run.workdir is not None:
         return Workdir(config.run.workdir)
-    name = f"{config.data.dataset}-{config.network.model}-{time.strftime('%Y%m%d-%H%M%S')}".replace("/", "-").replace(":", "-")
+    data = re.sub(r"[^\w.-]+", "-", config.data.dataset)[-80:]  # a path may be longer than a name of a folder can be
+    name = f"{data}-{config.network.model}-{time.strftime('%Y%m%d-%H%M%S')}".lstrip("-.")
     if config.run.mode != "train":
         name = f"{config.run.mode}-{name}"
     path, number = pathlib.Path("runs") / name, 2

@@ -1,0 +1,86 @@
+"""The size of an image from its first bytes, so that a small file that claims a huge image is refused before it is decoded."""
+
+import io
+import struct
+
+# 200 MB decoded. The largest photos of usual data sets have 20 million pixels.
+MAX_PIXELS = 2**26
+DECODABLE = "PNG, JPEG, BMP (24 or 32 bits), GIF or WebP"
+# Start of frame: baseline, progressive, ...; C4, C8 and CC are tables and extensions.
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length
+
+
+def read_size(file):
+    """(height, width) of the image in a binary file that can seek; None where it is of no kind that is decoded here.
+
+    Formats: PNG (W3C), JPEG (ITU-T T.81), GIF89a, BMP, WebP (RFC 9649).
+    """
+    head = file.read(32)
+    if head[:8] == b"\x89PNG\r\n\x1a\n" and len(head) >= 24:
+        width, height = struct.unpack(">II", head[16:24])
+        return height, width
+    if head[:6] in (b"GIF87a", b"GIF89a") and len(head) >= 10:
+        width, height = struct.unpack("<HH", head[6:10])
+        return height, width
+    if head[:2] == b"BM" and len(head) >= 30:
+        width, height, _, bits = struct.unpack("<iiHH", head[18:30])
+        # TensorFlow would take the indices of a palette for grey values.
+        return (abs(height), abs(width)) if bits in (24, 32) else None
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP" and len(head) >= 30:
+        return _webp_size(head)
+    if head[:2] == b"\xff\xd8":
+        file.seek(2)
+        return _jpeg_size(file)
+    return None
+
+
+def check(encoded):
+    """Why encoded bytes shall not be decoded, judged by their header alone; empty where nothing speaks against it."""
+    try:
+        size = read_size(io.BytesIO(encoded))
+    except struct.error:
+        size = None
+    if not encoded:
+        return "is empty"
+    if size is None:
+        return f"is damaged at its beginning or no {DECODABLE}"
+    height, width = size
+    if not height or not width:
+        return f"claims {width} x {height} pixels"
+    if height * width > MAX_PIXELS:
+        return f"is huge: {width} x {height} pixels, the limit is {MAX_PIXELS} in all"
+    return ""
+
+
+def _webp_size(head):
+    kind = head[12:16]
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(head[27:30], "little"), 1 + int.from_bytes(head[24:27], "little")
+    if kind == b"VP8L":
+        bits = int.from_bytes(head[21:25], "little")
+        return 1 + (bits >> 14 & 0x3FFF), 1 + (bits & 0x3FFF)
+    if kind == b"VP8 ":
+        width, height = struct.unpack("<HH", head[26:30])
+        return height & 0x3FFF, width & 0x3FFF
+    return None
+
+
+def _jpeg_size(file):
+    while True:
+        byte = file.read(1)
+        if byte != b"\xff":
+            return None
+        while byte == b"\xff":  # any number of fill bytes
+            byte = file.read(1)
+        if not byte:
+            return None
+        if byte[0] in _JPEG_BARE:
+            continue
+        length = int.from_bytes(file.read(2), "big")
+        if byte[0] in _JPEG_FRAMES:
+            frame = file.read(5)
+            return struct.unpack(">HH", frame[1:]) if len(frame) == 5 else None
+        if length < 2:
+            return None
+        file.seek(length - 2, io.SEEK_CUR)

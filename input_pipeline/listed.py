@@ -1,0 +1,111 @@
+"""A source whose examples are listed one by one: image files, or rows of arrays. Any example can be read without the others."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from input_pipeline import headers
+from input_pipeline.interface import Source, shuffle_seeds, slices
+
+
+class Listed(NamedTuple):
+    """One example: its label, the name that `ListedSource.read` knows its image by, and where it lies, for errors."""
+
+    label: int
+    image: bytes
+    where: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ListedSource(Source):
+    """A source of listed examples. Its order is theirs; shuffled, it is a permutation of all of them.
+
+    Attributes:
+      examples: {name of a split: list of Listed}.
+      read: scalar string tensor, the name of an image -> its encoded bytes; runs in a TensorFlow graph.
+    """
+
+    examples: dict
+    read: Callable
+    _tables: dict = dataclasses.field(default_factory=dict, kw_only=True, repr=False)
+
+    def split_sizes(self):
+        """{name of a split: how many examples it has}."""
+        return {name: len(examples) for name, examples in self.examples.items()}
+
+    def _takes(self, split):
+        return [stop - start for _, start, stop in slices(split, self.split_sizes())]
+
+    def records(self, split):
+        """A finite Dataset of serialized examples (`parse` reads them), always in the same order."""
+        return tf.data.Dataset.from_tensor_slices(self._table(split))
+
+    def located_records(self, split):
+        """`records`, each with where it comes from: (a text that names the file, record). For error messages."""
+        where = [example.where for example in self._chosen(split)]
+        return tf.data.Dataset.from_tensor_slices((where, self._table(split)))
+
+    def shuffled_records(self, split, seed, epoch, buffer_size):
+        """Like `records`, permuted as a function of (seed, epoch), both integers or int64 scalar tensors.
+
+        No buffer is needed, whatever `buffer_size`: a name is small, and the images are read after the shuffle.
+        """
+        table = self._table(split)
+        first, second = tf.unstack(shuffle_seeds(seed, epoch, 2))
+        keys = tf.random.stateless_uniform([len(self._chosen(split))], [first, second], minval=None, maxval=None, dtype=tf.int64)
+        return tf.data.Dataset.from_tensor_slices(tf.gather(table, tf.argsort(keys, stable=True)))
+
+    def parse(self, record):
+        """A serialized example -> {"image": encoded bytes, "label": int64}."""
+        # Cut by bytes: the name of a file may hold anything.
+        label = tf.strings.to_number(tf.strings.substr(record, 0, _LABEL_DIGITS), tf.int64)
+        return {"image": self.read(tf.strings.substr(record, _LABEL_DIGITS, -1)), "label": label}
+
+    def _chosen(self, split):
+        parts = slices(split, self.split_sizes())
+        return [example for name, start, stop in parts for example in self.examples[name][start:stop]]
+
+    def _table(self, split):
+        if split not in self._tables:
+            records = [b"%0*d%s" % (_LABEL_DIGITS, example.label, example.image) for example in self._chosen(split)]
+            with tf.init_scope(), tf.device("/cpu:0"):  # a graph that reads it holds a reference, not a copy
+                self._tables[split] = tf.constant(records)
+        return self._tables[split]
+
+
+_LABEL_DIGITS = 9
+
+
+def scattered(examples, key):
+    """Examples in a fixed order that mixes the classes: any slice then holds all of them, as one of TFDS does.
+
+    The order is that of a hash of `key(example)`, so that a file more or less leaves the order of the others.
+    """
+    return sorted(examples, key=lambda example: (hashlib.sha256(key(example)).digest(), example.where))
+
+
+def common_shape(paths):
+    """(height, width, 3) where all image files have one size by their headers, else None; stops at the second size."""
+    common = None
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                size = headers.read_size(file)
+        except (OSError, ValueError, headers.struct.error):
+            continue  # told when it is decoded, if it ever is
+        if size and common and tuple(size) != common:
+            return None
+        common = common or (tuple(size) if size else None)
+    return common and (*common, 3)
+
+
+def count_classes(labels):
+    """How many classes there are by the labels alone: the first whole number from 0 on that is not among them.
+
+    A gap is an empty class, so what lies beyond it is more likely a slip than a class.
+    """
+    there = set(labels)
+    return next(number for number in range(len(there) + 1) if number not in there)
