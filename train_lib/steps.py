@@ -190,9 +190,8 @@ def make_train_loop(strategy, state, config):
         done, stopping = 0, False
         with strategy.scope():
             for index in tf.range(num_steps):
+                step = first_step + tf.cast(index, tf.int64)
                 batch, waited = timed_next(iterator)
-                with tf.control_dependencies([waited]):  # or the dropout masks, which need no batch, would count as waiting
-                    step = first_step + tf.cast(index, tf.int64)
                 report = train_step(strategy, state, config, batch, step, learning_rates[index], stop_requested)
                 losses = losses.write(index, report["loss"])
                 accuracies = accuracies.write(index, report["accuracy"])
