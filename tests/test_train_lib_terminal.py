@@ -110,13 +110,14 @@ def test_a_stopwatch_leaves_the_first_call_out_of_the_throughput():
     """The first call compiles: its images per second say nothing about the run."""
     clock = Clock()
     watch = Stopwatch(clock)
-    watch.add_training(8.0, 64)
+    watch.add_training(8.0, 64, 6.0)
     assert watch.images_per_second == 8.0  # all there is to show
-    watch.add_training(2.0, 640)
-    watch.add_training(3.0, 960)
+    watch.add_training(2.0, 640, 0.5)
+    watch.add_training(3.0, 960, 0.75)
     clock.now += 15.0
     assert watch.images_per_second == 320.0
-    assert watch.lap() == {"seconds": 15.0, "train_seconds": 5.0, "images": 1600, "images_per_second": 320.0}
+    lap = {"seconds": 15.0, "train_seconds": 5.0, "images": 1600, "images_per_second": 320.0, "data_wait_share": 0.25}
+    assert watch.lap() == lap
 
 
 def test_each_lap_starts_anew():
@@ -124,13 +125,14 @@ def test_each_lap_starts_anew():
     watch = Stopwatch(clock)
     clock.now += 4.0
     watch.add_training(4.0, 40)
-    assert watch.lap() == {"seconds": 4.0, "train_seconds": 0.0, "images": 0, "images_per_second": 10.0}
+    untrained = {"train_seconds": 0.0, "images": 0, "data_wait_share": None}
+    assert watch.lap() == {"seconds": 4.0, "images_per_second": 10.0, **untrained}
     assert watch.images_per_second == 10.0  # until there is a newer one
     clock.now += 2.0
     watch.add_training(2.0, 100)
-    assert watch.lap() == {"seconds": 2.0, "train_seconds": 2.0, "images": 100, "images_per_second": 50.0}
+    assert watch.lap() == {"seconds": 2.0, "train_seconds": 2.0, "images": 100, "images_per_second": 50.0, "data_wait_share": 0.0}
     clock.now += 1.0
-    assert watch.lap() == {"seconds": 1.0, "train_seconds": 0.0, "images": 0, "images_per_second": 50.0}
+    assert watch.lap() == {"seconds": 1.0, "images_per_second": 50.0, **untrained}
 
 
 def test_totals_of_a_run_are_weighted_by_time():

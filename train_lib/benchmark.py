@@ -7,24 +7,27 @@ import tempfile
 import tensorflow as tf
 
 from input_pipeline.errors import UnusableError
-from train_lib import benchmark_names, environment
+from train_lib import benchmark_chart, benchmark_names, environment
+from train_lib import benchmark_inputs as inputs
 from train_lib import benchmark_report as report
 from train_lib.benchmark_fit import DefaultFitRow, FitRow
-from train_lib.benchmark_loop import LoopRow
+from train_lib.benchmark_loop import ConstantLoopRow, LoopRow
 from train_lib.benchmark_names import RowFailed
-from train_lib.benchmark_rows import InputRow, OneDeviceRow, StepRow, open_bench
+from train_lib.benchmark_rows import OneDeviceRow, StepRow, open_bench
 from train_lib.failures import explained
 from train_lib.strategy import describe
 
 # {row: what makes it from a Bench}; `benchmark_names.ROWS` says what each is.
 MAKERS = {
-    "input": InputRow, "step": StepRow, "one_device": OneDeviceRow, "loop": LoopRow, "model_fit": FitRow,
-    "model_fit_default": DefaultFitRow,
+    "input": inputs.InputRow, "read": inputs.ReadRow, "read_decode": inputs.ReadDecodeRow,
+    "read_decode_augment": inputs.ReadDecodeAugmentRow, "numpy_gather": inputs.NumpyGatherRow, "canonical": inputs.CanonicalRow,
+    "tutorial": inputs.TutorialRow, "step": StepRow, "one_device": OneDeviceRow, "loop": LoopRow,
+    "loop_constant": ConstantLoopRow, "model_fit": FitRow, "model_fit_default": DefaultFitRow,
 }
 
 
 def benchmark(config, workdir):
-    """The mode `benchmark`: measures --benchmark_rows and writes benchmark.json into a Workdir; returns 0.
+    """The mode `benchmark`: measures --benchmark_rows and writes benchmark.json and benchmark.png into a Workdir; returns 0.
 
     Raises:
       ExpectedError: nothing can be measured with these settings, data and devices.
@@ -33,16 +36,25 @@ def benchmark(config, workdir):
     # Beside the result, not in /tmp: the loop's checkpoints are to cost what they cost on the run's own file system.
     with explained(config), tempfile.TemporaryDirectory(dir=workdir.path, prefix="benchmark-") as folder:
         bench = open_bench(config, folder, print)
-        if bench.run.strategy.num_replicas_in_sync == 1 and not config.judge.benchmark_rows:
-            names = [name for name in names if name != "one_device"]
+        if not config.judge.benchmark_rows:
+            names = _of_use(names, bench.run)
         with Measurement(bench, names) as measurement:
             measurement.warm_up()
             measurement.measure_rounds()
             result = measurement.result()
     path = workdir.write_json("benchmark.json", result)
-    print("\n" + report.table(result["rows"], result["ratios"], result["bookkeeping"], measurement.stalls()))
-    print(f"\n{result['verdict'] or 'no verdict'}: {result['advice']}\nwritten: {path}")
+    chart = workdir.path / "benchmark.png"
+    benchmark_chart.draw(result, chart)
+    print("\n" + report.table(result))
+    print(f"\n{result['verdict'] or 'no verdict'}: {result['advice']}\nwritten: {path}, {chart}")
     return 0
+
+
+def _of_use(names, run):
+    """All rows but those that mean nothing for a Run's devices and data. Whoever asks for one by name is told why."""
+    useless = {"one_device"} if run.strategy.num_replicas_in_sync == 1 else set()
+    useless |= set(benchmark_names.OF_A_STREAM) if hasattr(run.train_split, "images") else set()
+    return [name for name in names if name not in useless]
 
 
 class Measurement:
@@ -57,6 +69,7 @@ class Measurement:
         self._bench, self._names = bench, list(names)
         self._rows, self._rounds = {}, {}
         self._steps = None
+        self._warm_up_seconds = {}
 
     def __enter__(self):
         return self
@@ -70,13 +83,16 @@ class Measurement:
         speeds = {}
         for name in list(self._names):
             with self._leaving_out(name):
+                start = self._bench.clock()
                 self._rows[name] = MAKERS[name](self._bench)
                 speeds[name] = self._rows[name].warm_up()
+                self._warm_up_seconds[name] = self._bench.clock() - start
                 self._bench.log(f"warm: {name}")
         config = self._bench.config
-        seconds_per_step = [config.optimization.global_batch_size / speed for speed in speeds.values()]
-        self._steps, self._num_rounds = report.choose_length(seconds_per_step, config.device.steps_per_loop)
-        seconds = self._num_rounds * self._steps * sum(seconds_per_step)
+        training = [config.optimization.global_batch_size / speed for name, speed in speeds.items()
+                    if name not in benchmark_names.INPUTS]
+        self._steps, self._num_rounds = report.choose_length(training, config.device.steps_per_loop)
+        seconds = self._num_rounds * (self._steps * sum(training) + inputs.INPUT_SECONDS * (len(speeds) - len(training)))
         self._bench.log(f"measuring {self._num_rounds} rounds of {self._steps} steps, about {seconds:.0f} s in all")
 
     def measure_rounds(self):
@@ -113,6 +129,16 @@ class Measurement:
         """Seconds that model_fit_default waited after the last step of each round; [] where it was not measured."""
         return self._rows["model_fit_default"].stalls if "model_fit_default" in self._rows else []
 
+    def waiting(self):
+        """benchmark.json's entries on the time between asking for a batch and having it."""
+        shares = {name: self._rows[name].wait_shares for name in ("loop", "loop_constant") if name in self._rows}
+        medians = {name: statistics.median(values) for name, values in shares.items()}
+        return {
+            "data_wait_share": medians.get("loop"),
+            "data_wait_share_by_round": shares.get("loop"),
+            "data_wait_share_of_a_constant_batch": medians.get("loop_constant"),
+        }
+
     def result(self):
         """The content of benchmark.json."""
         loop, batch_size = self._rows.get("loop"), self._bench.config.optimization.global_batch_size
@@ -126,9 +152,12 @@ class Measurement:
         return {
             "rows": report.row_figures(rounds),
             "ratios": report.ratio_figures(rounds),
+            **self.waiting(),
             "bookkeeping": bookkeeping,
             "traces": loop.traces() if loop else None,
             "model_fit_default_stall_seconds": self.stalls(),
+            "warm_up_seconds": self._warm_up_seconds,
+            "first_epoch": self._rows["read"].first_epoch if "read" in self._rows else None,
             "verdict": verdict,
             "advice": advice,
             "notes": self._bench.notes,

@@ -1,10 +1,11 @@
-"""The benchmark's row `loop`: the real Trainer, with everything that a run does but evaluation."""
+"""The benchmark's rows `loop` and `loop_constant`: the real Trainer, with everything that a run does but evaluation."""
 
 import contextlib
 import os
 from statistics import mean
 
 from train_lib.benchmark_rows import refuse_diverged, wait_for_devices
+from train_lib.strategy import distribute
 from train_lib.terminal import Terminal
 from train_lib.train import Trainer
 
@@ -14,6 +15,9 @@ class LoopRow:
 
     A round is seconds long and an epoch minutes, so that most rounds would contain no checkpoint and some one. Each round is
     charged with its share instead: the checkpoints' seconds are taken out and their mean is spread over the steps between two.
+
+    Attributes:
+      wait_shares: of each round, the share of the compiled loop's seconds that passed between asking for a batch and having it.
     """
 
     def __init__(self, bench):
@@ -23,10 +27,13 @@ class LoopRow:
         with _unseen():
             self.trainer.start()
             self.trainer.terminal = Terminal(bench.run.plan.schedule_steps, 0, bench.clock, is_terminal=True)
+        self.wait_shares, self._trained, self._waited = [], 0.0, 0.0
+        self.trainer.stopwatch.add_training = self._noting_waits(self.trainer.stopwatch.add_training)
         self.trainer.save = self._timed("checkpoint", self.trainer.save)
         self.trainer.write_train_record = self._timed("record", self.trainer.write_train_record)
         self.trainer.terminal.progress = self._timed("display", self.trainer.terminal.progress)
         self.every_steps = _cadence(bench.run)
+        bench.shared["loop"] = self
 
     def _timed(self, part, function):
         def call(*arguments):
@@ -34,6 +41,14 @@ class LoopRow:
             result = function(*arguments)
             self.seconds[part].append(self._bench.clock() - start)
             return result
+
+        return call
+
+    def _noting_waits(self, function):
+        def call(seconds, images, waited):
+            self._trained += seconds
+            self._waited += waited
+            function(seconds, images, waited)
 
         return call
 
@@ -58,6 +73,7 @@ class LoopRow:
     def measure(self, num_steps):
         """Images/s, with each step's share of a checkpoint."""
         trainer, first, saved = self.trainer, self.trainer.state.step, sum(self.seconds["checkpoint"])
+        self._trained = self._waited = 0.0
         start = self._bench.clock()
         with _unseen():
             while trainer.state.step < first + num_steps:
@@ -65,6 +81,7 @@ class LoopRow:
                 self._refuse_diverged()
         wait_for_devices()
         seconds = self._bench.clock() - start - (sum(self.seconds["checkpoint"]) - saved)
+        self.wait_shares.append(self._waited / self._trained)
         done = trainer.state.step - first
         return self._bench.images_per_second(done, seconds + done * self.costs()["checkpoint"] / self.every_steps["checkpoint"])
 
@@ -79,6 +96,51 @@ class LoopRow:
         """Ends the progress bar."""
         with _unseen():
             self.trainer.terminal.close()
+
+
+class ConstantLoopRow:
+    """The row `loop` with one batch in place of the data: the same Trainer, compiled loop and bookkeeping.
+
+    Attributes:
+      wait_shares: as in LoopRow; what asking for a batch takes where it is always there.
+    """
+
+    def __init__(self, bench):
+        self._bench, config, split = bench, bench.config, bench.run.train_split
+        self._is_alone = "loop" not in bench.shared
+        self._loop = LoopRow(bench) if self._is_alone else bench.shared["loop"]
+        self.wait_shares = []
+
+        def one_batch(shard):
+            batches = split.training_batches(
+                config.run.seed, 0, config.optimization.global_batch_size, config.data.augmentations, shard)
+            return batches.take(shard.local_replicas).cache().repeat()
+
+        self._iterator = distribute(bench.run.strategy, one_batch)
+
+    def warm_up(self):
+        """What LoopRow's does, where that was not done yet; images/s of some steps."""
+        if self._is_alone:
+            self._loop.warm_up()
+        speed = self.measure(1)
+        self.wait_shares.clear()
+        return speed
+
+    def measure(self, num_steps):
+        """Images/s, as LoopRow counts them."""
+        trainer = self._loop.trainer
+        trainer.iterator, real = self._iterator, trainer.iterator
+        try:
+            speed = self._loop.measure(num_steps)
+        finally:
+            trainer.iterator = real
+        self.wait_shares.append(self._loop.wait_shares.pop())
+        return speed
+
+    def close(self):
+        """Ends a loop of its own."""
+        if self._is_alone:
+            self._loop.close()
 
 
 @contextlib.contextmanager

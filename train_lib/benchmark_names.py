@@ -5,14 +5,28 @@ from input_pipeline.errors import SettingError
 # {row: what it is}, in the order of the table. `benchmark.MAKERS` has a maker for each.
 ROWS = {
     "input": "training batches drawn on the host, no training",
+    "read": "of a stream: its records, neither parsed nor decoded",
+    "read_decode": "of a stream: records, parsed and decoded",
+    "read_decode_augment": "of a stream: all of it, which is input once more",
+    "numpy_gather": "NumPy's random gather of whole images, one thread: the bound of what memory gives",
+    "canonical": "per-example tf.data: shuffle, pad, crop, flip, cast, batch, prefetch; all AUTOTUNE",
+    "tutorial": "the tutorial's tf.data: slices, cast, shuffle, batch; no augmentation",
     "step": "the compiled train step alone, on one batch that lies on the device",
     "one_device": "the same step on one device with the whole batch, where there are several",
     "loop": "the whole loop: input, steps, records, display, checkpoints",
+    "loop_constant": "the same loop on one batch, again and again: what it does where no data is waited for",
     "model_fit": "Keras model.fit on the same batches and settings",
     "model_fit_default": "model.fit as tutorials write it, in a process with TensorFlow's defaults",
 }
+OF_A_STREAM = ("read", "read_decode", "read_decode_augment")
+# Rows that draw batches and train nothing. Their rounds last a moment.
+INPUTS = ("input", *OF_A_STREAM, "numpy_gather", "canonical", "tutorial")
 # (row, row that it is divided by).
-RATIOS = (("step", "one_device"), ("loop", "step"), ("loop", "model_fit"), ("loop", "model_fit_default"))
+RATIOS = (
+    ("input", "canonical"), ("input", "tutorial"), ("input", "numpy_gather"), ("read_decode", "read"),
+    ("read_decode_augment", "read_decode"), ("input", "step"), ("step", "one_device"), ("loop", "step"),
+    ("loop", "loop_constant"), ("loop", "model_fit"), ("loop", "model_fit_default"),
+)
 
 
 class RowFailed(Exception):

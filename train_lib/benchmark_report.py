@@ -3,7 +3,7 @@
 from statistics import mean, median
 
 from alexnet import names
-from train_lib.benchmark_names import RATIOS, ROWS
+from train_lib.benchmark_names import OF_A_STREAM, RATIOS, ROWS
 
 SECONDS_PER_ROW = 2.5  # of a round, on average over the rows: shorter ones measure the machine's hiccups
 MOST_SECONDS = 100.0  # of all rounds together
@@ -16,9 +16,11 @@ def choose_length(seconds_per_step, steps_per_loop):
     """How many steps a round has, the same for every row, and how many rounds there are.
 
     Args:
-      seconds_per_step: one value a row, measured after its first call.
+      seconds_per_step: one value a row that trains, measured after its first call.
       steps_per_loop: what the steps are a whole multiple of.
     """
+    if not seconds_per_step:
+        return steps_per_loop, MOST_ROUNDS
     loops = max(1, round(SECONDS_PER_ROW / (mean(seconds_per_step) * steps_per_loop)))
     steps = loops * steps_per_loop
     rounds = int(MOST_SECONDS / (steps * sum(seconds_per_step)))
@@ -68,7 +70,8 @@ def judge(rounds, bookkeeping, config, on_gpu):
     if "input" in rounds:
         margin = median(a / b for a, b in zip(rounds["input"], rounds["step"], strict=True))
         if margin < INPUT_MARGIN:
-            return "input-bound", f"the input alone reaches {margin:.2f} of the step's speed; try {_lighter_input(config)}"
+            remedy = _lighter_input(config, rounds)
+            return "input-bound", f"the input alone reaches {margin:.2f} of the step's speed; try {remedy}"
     if share >= LOOP_MARGIN:
         remedy = "--precision=bfloat16" if on_gpu else _smaller_network(config)
         return "compute-bound", f"the loop reaches {share:.2f} of the bare step's speed; to go faster try {remedy}"
@@ -80,9 +83,11 @@ def _smaller_network(config):
     return f"a smaller network, such as {'--model_options=width=0.5' if has_width else '--model=alexnet_mini'}, or more cores"
 
 
-def _lighter_input(config):
-    if config.data.input == "stream":
-        return "--input=memory"
+def _lighter_input(config, rounds):
+    if rounds.keys() & set(OF_A_STREAM) or config.data.input == "stream":
+        if "read" in rounds and median(rounds["read"]) < INPUT_MARGIN * median(rounds["step"]):
+            return "--input=memory, or a faster disk: reading alone is too slow"
+        return "--input=memory, or more cores"
     return "--augment=none" if config.data.augmentations else "a smaller --image_size, or more cores"
 
 
@@ -97,23 +102,27 @@ def _less_bookkeeping(config, bookkeeping):
     return f"--steps_per_loop={5 * size}"
 
 
-def table(rows, ratios, bookkeeping, stalls):
-    """What a user reads, as text.
-
-    Args:
-      rows, ratios, bookkeeping: as in benchmark.json.
-      stalls: seconds that model_fit_default waited after the last step of each round, [] where it was not measured.
-    """
-    lines = [f"{'row':<18} {'images/s':>10} {'low':>10} {'high':>10} {'rounds':>7}"]
-    for row in rows:
+def table(result):
+    """What a user reads, as text, of the content of benchmark.json."""
+    ratios, bookkeeping, stalls = result["ratios"], result["bookkeeping"], result["model_fit_default_stall_seconds"]
+    lines = [f"{'row':<19} {'images/s':>10} {'low':>10} {'high':>10} {'rounds':>7}"]
+    for row in result["rows"]:
         figures = "".join(f" {row[name]:>10,.0f}" for name in ("images_per_second", "low", "high"))
-        lines.append(f"{row['name']:<18}{figures} {row['rounds']:>7}   {ROWS[row['name']]}")
-    lines += ["", *(f"{name:<25} {value:.3f}" for name, value in ratios.items())] if ratios else []
+        lines.append(f"{row['name']:<19}{figures} {row['rounds']:>7}   {ROWS[row['name']]}")
+    lines += ["", *(f"{name:<31} {value:.3f}" for name, value in ratios.items())] if ratios else []
+    if result["data_wait_share"] is not None:
+        line = f"data_wait_share, of the compiled loop's time: {100 * result['data_wait_share']:.2f} %"
+        if (floor := result["data_wait_share_of_a_constant_batch"]) is not None:
+            line += f" (with a constant batch {100 * floor:.2f} %)"
+        lines += ["", line]
     if bookkeeping:
         parts = ", ".join(
             f"{name} {100 * part['share']:.2f} % ({1000 * part['seconds']:.2f} ms every {part['every_steps']:.6g} steps)"
             for name, part in bookkeeping["parts"].items())
         lines += ["", f"bookkeeping, of the loop's time: {100 * bookkeeping['share']:.2f} %: {parts}"]
+    if first := result["first_epoch"]:
+        what = "the first pass over the files" if first["complete"] else "a part of the first pass over the files"
+        lines += ["", f"{what}: {first['images_per_second']:,.0f} images/s read; it is in no row"]
     if stalls:
         lines += ["", f"model_fit_default waits after its last step: {median(stalls):.2f} s (median), {max(stalls):.2f} s (most)"]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What all rows of the benchmark share, and the two that measure a part alone: the input, the step.
+"""What all rows of the benchmark share, and those of the bare step.
 
 A row is made from a Bench and has `warm_up()`, which does what only the first call pays for and returns images/s of a later one;
 `measure(steps)`, images/s over at least so many steps; and `close()`. The first two may raise RowFailed.
@@ -21,9 +21,7 @@ from train_lib.state import create_state
 from train_lib.strategy import distribute
 from train_lib.workdir import Workdir
 
-INPUT_SECONDS = 0.3  # a round of the input alone lasts at least so long; its batches take less than a millisecond
 MOST_SKIPPED = 40  # first steps of float16, in which its loss scale falls to where it belongs
-DRAINED_BATCHES = 8  # at least what a pipeline has ready from before: they would count as infinitely fast
 
 
 @dataclasses.dataclass
@@ -35,12 +33,14 @@ class Bench:
       log: called with a line for the user.
       clock: seconds, monotonic.
       notes: the lines of `note`.
+      shared: what one row has and another can use too.
     """
 
     run: Run
     log: Callable = print
     clock: Callable = time.monotonic
     notes: list = dataclasses.field(default_factory=list)
+    shared: dict = dataclasses.field(default_factory=dict)
 
     def note(self, line):
         """Tells the user, and whoever reads benchmark.json, of something that bears on the figures."""
@@ -80,33 +80,6 @@ def open_bench(config, folder, log):
 def wait_for_devices():
     """Returns when everything that was started on a device is done: without it a GPU's round would end before its work."""
     tf.test.experimental.sync_devices()
-
-
-class InputRow:
-    """Training batches as the loop gets them, drawn on the host and thrown away."""
-
-    def __init__(self, bench):
-        self._bench, config = bench, bench.config
-        self._iterator = iter(bench.run.train_split.training_batches(
-            config.run.seed, 0, config.optimization.global_batch_size, config.data.augmentations))
-
-    def warm_up(self):
-        """Starts the pipeline."""
-        return self.measure(1)
-
-    def measure(self, num_steps):
-        """Images/s."""
-        for _ in range(DRAINED_BATCHES):
-            next(self._iterator)
-        start, done, seconds = self._bench.clock(), 0, 0.0
-        while done < num_steps or seconds < INPUT_SECONDS:
-            next(self._iterator)
-            done += 1
-            seconds = self._bench.clock() - start
-        return self._bench.images_per_second(done, seconds)
-
-    def close(self):
-        """Nothing to close."""
 
 
 class StepRow:

@@ -78,15 +78,16 @@ class Stopwatch:
 
     def _restart(self):
         self._start = self._clock()
-        self._train_seconds, self._images = 0.0, 0
+        self._train_seconds, self._waited, self._images = 0.0, 0.0, 0
 
-    def add_training(self, seconds, images):
-        """Counts one call of the compiled loop."""
+    def add_training(self, seconds, images, waited=0.0):
+        """Counts one call of the compiled loop, and the seconds of it that passed between asking for a batch and having it."""
         if not self._warm:
             self._warm = True
             self._first = images / seconds
             return
         self._train_seconds += seconds
+        self._waited += waited
         self._images += images
 
     @property
@@ -101,6 +102,7 @@ class Stopwatch:
             "train_seconds": self._train_seconds,
             "images": self._images,
             "images_per_second": self.images_per_second,
+            "data_wait_share": self._waited / self._train_seconds if self._train_seconds else None,
         }
         self._first = self.images_per_second
         self._restart()

@@ -136,7 +136,8 @@ class Trainer:
             self.iterator, tf.constant(first, tf.int64), tf.constant(stop - first), tf.constant(rates),
             tf.constant(self.state.skipped_in_a_row), tf.constant(self.stop_request.received is not None))
         done, finite = int(done), reports["finite"].numpy()
-        self.stopwatch.add_training(self.clock() - start, done * self.config.optimization.global_batch_size)
+        seconds, waited = self.clock() - start, float(reports["data_wait"].numpy()[:done].sum())
+        self.stopwatch.add_training(seconds, done * self.config.optimization.global_batch_size, waited)
         losses, accuracies = reports["loss"].numpy()[:done], reports["accuracy"].numpy()[:done]
         self.state.totals.add(losses, accuracies, finite[:done])
         self.state.step += done
