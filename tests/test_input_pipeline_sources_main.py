@@ -3,7 +3,13 @@
 import json
 
 import pytest
+import tensorflow as tf
 from source_files import CLASSES, write_any, write_folder
+
+from input_pipeline.errors import UnusableError
+from train_lib import config as config_lib
+from train_lib.failures import explained
+from train_lib.workers import OneWorker
 
 TINY = ("--train_split=train[:80%]", "--validation_split=train[80%:]", "--max_steps=2", "--global_batch_size=8",
         "--model_options=dense_units=8,width=0.1", "--image_size=32", "--log_every_steps=1")
@@ -35,3 +41,15 @@ def test_bad_examples_are_listed_in_the_workdir_up_to_the_limit(main, tmp_path):
     assert len(errors) == 1 and str(second) in errors[0] and "Traceback" not in done.stderr, done.stderr
     lines = (tmp_path / "run" / "bad_examples.txt").read_text().splitlines()
     assert len(lines) == 1 and lines[0].startswith(f"{first}: is damaged or cut off")
+
+
+@pytest.mark.parametrize("workers", [None, OneWorker()])
+def test_a_stream_that_fails_in_the_loop_ends_with_the_file_at_fault(tmp_path, workers):
+    """The loop gets an error of TensorFlow's that names nodes of a graph."""
+    write_folder(tmp_path)
+    bad = tmp_path / "train" / "owl" / "011.png"
+    bad.write_bytes(bad.read_bytes()[:60])
+    config = config_lib.from_values({"dataset": f"folder:{tmp_path}", "input": "stream", "image_size": 32})
+    with pytest.raises(UnusableError) as caught, explained(config, workers):
+        raise tf.errors.InvalidArgumentError(None, None, "{{function_node x}} {{node DecodeImage}} Invalid PNG data, size 60")
+    assert str(caught.value).startswith(f"{bad}: is damaged or cut off")

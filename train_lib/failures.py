@@ -41,7 +41,7 @@ def explained(config, workers=None):
             remedy = f"the network's {missing[1] or missing[2]}{where} cannot compute in it on this device; give another"
             raise SettingError("precision", config.network.precision, remedy) from None
         if isinstance(error, tf.errors.InvalidArgumentError) and (bad := _BAD_EXAMPLE.search(error.message)):
-            if workers is None:  # others that wait would take this one for lost
+            if workers is None or workers.is_alone:  # others that wait would take this one for lost
                 _name_bad_example(config)
             remedy = f"an example of the stream cannot be used ({bad[0][:150]}); --input=memory names it and can skip it"
             raise UnusableError(f"--dataset={config.data.dataset}: {remedy}") from None
