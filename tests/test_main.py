@@ -41,7 +41,7 @@ BAD_FLAGS = {
     "--model=VGG16 --dropout_rate=0.5": ["dropout_rate", "VGG16"],
     "--mode=evaluate": ["workdir", "evaluate"],
     "--checkpoint=newest": ["checkpoint", "newest", "latest"],
-    "--benchmark_rows=step,loops": ["benchmark_rows", "loops", "input, step, one_device, loop, model_fit"],
+    "--benchmark_rows=step,loops": ["benchmark_rows", "loops", "input, read, ", "step, one_device, loop"],
     "--mode=benchmark --debug": ["debug", "benchmark"],
     "--learning_rat=0.1": ["learning_rat", "--learning_rate"],
     "--no_such_flag=1": ["no_such_flag", "--helpshort"],

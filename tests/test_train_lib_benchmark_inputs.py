@@ -144,6 +144,7 @@ def test_the_seconds_of_waiting_are_those_of_the_data():
         assert batch["image"] == number and waited >= 0.05 and waited.dtype == tf.float64
 
 
+@pytest.mark.slow
 def test_a_stream_and_what_it_is_made_of(tmp_path, data_dir):
     """Through main.py: rows that do not apply are left out with a line, the rest is measured, drawn and judged."""
     workdir = tmp_path / "run"
