@@ -14,6 +14,10 @@ class DataConfig(Settings):
 
     dataset: str = setting("shapes", "shapes (embedded, drawn on first use) or the name of any TFDS image-classification set")
     data_dir: str | None = setting(None, "folder of prepared TFDS data; not given: ~/tensorflow_datasets")
+    cache_dir: str | None = setting(
+        None, "folder for decoded images, so that the next start need not decode; not given: $XDG_CACHE_HOME/alexnet, which is "
+        "~/.cache/alexnet; empty: none"
+    )
     train_split: str = setting("train[:90%]", "TFDS slicing syntax: the examples to train on")
     validation_split: str = setting(
         "train[90%:]", "the examples that early stopping and the best checkpoint look at; empty: none"
@@ -31,9 +35,11 @@ class DataConfig(Settings):
         "whose short side is 8/7 of --image_size) and flip (left-right, every second image)",
     )
     input: str = setting(
-        "auto", "memory: all images decoded once; stream: read again in each epoch; auto: memory if they fit in a quarter of it",
-        choices=("auto", "memory", "stream"),
+        "auto", "memory: all images decoded once; device: these on each device, which then cuts and flips, the host says where; "
+        "stream: read again in each epoch; auto: memory if they fit in a quarter of it",
+        choices=("auto", "memory", "device", "stream"),
     )
+    decode_threads: int = setting(0, "threads of their own that images are decoded in; 0: one per core", low=0, high=1024)
 
     def __post_init__(self):
         super().__post_init__()

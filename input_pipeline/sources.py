@@ -76,6 +76,19 @@ class Source:
         """A serialized example -> {"image": encoded bytes, "label": int64}."""
         return self._image_and_label.deserialize_example(record, decoders={"image": tfds.decode.SkipDecoding()})
 
+    def fingerprint(self, split):
+        """What changes when the examples of `split` do, made of what JSON has; "place" is the folder of the data.
+
+        Raises:
+          UnusableError: a file is missing.
+        """
+        instructions, _ = self._files(split)
+        names = sorted({instruction.filename for instruction in instructions})
+        return {
+            "place": os.path.abspath(self.builder.data_path), "version": self.builder.info.full_name,
+            "classes": list(self.class_names), "files": [[os.path.basename(name), *_state(name)] for name in names],
+        }
+
     @functools.cached_property
     def _image_and_label(self):
         # The other features of an example, if there are any, stay unread.
@@ -90,6 +103,16 @@ class Source:
         skips, takes = ([getattr(instruction, key) for instruction in instructions] for key in ("skip", "take"))
         slices = (names, tf.constant(skips, tf.int64), tf.constant(takes, tf.int64))
         return instructions, tf.data.Dataset.from_tensor_slices(slices)
+
+
+def _state(name):
+    """Size in bytes and time of the last change in ns of a file, which need not be a local one."""
+    try:
+        local = os.stat(name)
+        return local.st_size, local.st_mtime_ns
+    except OSError:  # gfile, which knows remote ones, counts whole seconds
+        remote = tf.io.gfile.stat(name)
+        return remote.length, remote.mtime_nsec
 
 
 def _read(files, instructions):

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline import augment
-from input_pipeline.batches import ONE_REPLICA, PARALLEL_DECODES, num_evaluation_steps, without_autotune
+from input_pipeline.batches import CORES, ONE_REPLICA, num_evaluation_steps, without_autotune
 from input_pipeline.sources import Source
 
 SHUFFLE_BUFFER = 8192  # encoded images, about 110 kB each for ImageNet: 900 MB
@@ -25,6 +25,7 @@ class StreamingSplit:
 
     Attributes:
       margin: pixels that the short side of a decoded image has beyond image_size; the paper's 256 - 224 with "crop".
+      decode_threads: how many decode and augment, 0: one per core.
     """
 
     source: Source
@@ -32,6 +33,14 @@ class StreamingSplit:
     num_examples: int
     image_size: int
     margin: int
+    decode_threads: int = 0
+
+    look_up = None  # its batches hold images
+
+    @property
+    def on_host(self):
+        """A split of the same examples whose batches hold images: itself."""
+        return self
 
     @property
     def image_shape(self):
@@ -42,9 +51,9 @@ class StreamingSplit:
         """Mean and standard deviation per channel, float64 [3] each, in [0, 255], over the first 2,000 examples."""
         total, squares, pixels = np.zeros(3), np.zeros(3), 0
         images = self.source.records(self.split).take(STATISTICS_EXAMPLES).map(
-            lambda record: self._central(self.source.parse(record)["image"]), num_parallel_calls=PARALLEL_DECODES
+            lambda record: self._central(self.source.parse(record)["image"]), num_parallel_calls=self._threads
         )
-        for image in without_autotune(images.prefetch(PARALLEL_DECODES)):
+        for image in without_autotune(images.prefetch(self._threads), self._threads):
             values = image.numpy().reshape(-1, 3).astype(np.float64)
             total += values.sum(axis=0)
             squares += (values**2).sum(axis=0)
@@ -73,8 +82,8 @@ class StreamingSplit:
 
         examples = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max).flat_map(records).skip(consumed)
         examples = _only_rows_of(shard, examples.enumerate(first_example), global_batch_size)
-        batches = examples.map(decode, num_parallel_calls=PARALLEL_DECODES).batch(rows, drop_remainder=True)
-        return without_autotune(batches.prefetch(PREFETCHED_BATCHES))
+        batches = examples.map(decode, num_parallel_calls=self._threads).batch(rows, drop_remainder=True)
+        return without_autotune(batches.prefetch(PREFETCHED_BATCHES), self._threads)
 
     def evaluation_batches(self, global_batch_size, shard=ONE_REPLICA):
         """An endless Dataset with the elements and the order of `resident.ResidentSplit.evaluation_batches`."""
@@ -91,8 +100,12 @@ class StreamingSplit:
         blanks = tf.data.Dataset.from_tensors(PADDING).repeat(padding)
         records = self.source.records(self.split).concatenate(blanks).repeat().enumerate()
         records = _only_rows_of(shard, records, global_batch_size)
-        batches = records.map(decode, num_parallel_calls=PARALLEL_DECODES).batch(rows, drop_remainder=True)
-        return without_autotune(batches.prefetch(PREFETCHED_BATCHES))
+        batches = records.map(decode, num_parallel_calls=self._threads).batch(rows, drop_remainder=True)
+        return without_autotune(batches.prefetch(PREFETCHED_BATCHES), self._threads)
+
+    @property
+    def _threads(self):
+        return self.decode_threads or CORES
 
     def _judged(self, record):
         example = self.source.parse(record)
