@@ -64,9 +64,9 @@ class CachedSplit:
             return None
         try:
             with open(self.path, "rb") as file:
-                reason = self._judge(file)
-                if reason is None:
-                    return self._arrays(np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8))
+                found, reason = self._open(file)
+                if found:
+                    return found
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -106,24 +106,24 @@ class CachedSplit:
         file.flush()
         os.fsync(file.fileno())
 
-    def _judge(self, file):
-        """What is wrong with the file, None if nothing."""
+    def _open(self, file):
+        """(images, labels) and None, or None and what is wrong with the file."""
         try:
             header = json.loads(file.read(HEADER_BYTES))
             checksum = header.pop("checksum")
         except (ValueError, KeyError, AttributeError, TypeError):
-            return "damaged"
+            return None, "damaged"
         if header != self._expected:
             # Of another state of the source, or of another version of this project.
             same = isinstance(header.get("key"), str) and header.keys() == self._expected.keys()
-            return "the source has changed" if same and header["key"] != self._expected["key"] else "damaged"
+            return None, "the source has changed" if same and header["key"] != self._expected["key"] else "damaged"
         if os.fstat(file.fileno()).st_size != header["bytes"]:
-            return "too short or too long"
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            images, labels = self._arrays(np.frombuffer(mapped, np.uint8))
-            found = _checksum(images.reshape(-1), labels)
-            del images, labels  # or the mapping cannot be closed
-        return None if found == checksum else "damaged"
+            return None, "too short or too long"
+        # Kept where it is sound: the checksum has brought its pages in, which a second mapping would have to do again.
+        images, labels = self._arrays(np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8))
+        if _checksum(images.reshape(-1), labels) != checksum:
+            return None, "damaged"
+        return (images, labels), None
 
     def _arrays(self, content):
         shape = self._expected["images"]
