@@ -1,4 +1,4 @@
-"""Runs main.py again and again, each time in a process forked from one that has imported TensorFlow, and ends it at a chosen moment.
+"""Runs main.py again and again, in processes forked from one that has imported TensorFlow, and ends each at a chosen moment.
 
 No test hook in the project: the forked process wraps the functions whose calls are counted, and sends the signal to itself.
 Forking is sound here, because until then no operation has run: TensorFlow has made no runtime and no thread (checked).
@@ -26,11 +26,10 @@ class Lives:
 
     Args:
       folder: for what the processes print.
-      arguments: of main.py, for every life.
     """
 
-    def __init__(self, folder, arguments):
-        self._folder, self._arguments = folder, [str(argument) for argument in arguments]
+    def __init__(self, folder):
+        self._folder = folder
         self._numbers = itertools.count(1)
 
     def __enter__(self):
@@ -39,7 +38,8 @@ class Lives:
         settings = {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow", "OPENBLAS_NUM_THREADS": "1",
                     "TF_ENABLE_ONEDNN_OPTS": "1", "PYTHONPATH": str(root)}
         self._process = subprocess.Popen(
-            [sys.executable, __file__], cwd=root, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | settings)
+            [sys.executable, __file__], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root,
+            env=os.environ | settings)
         return self
 
     def __exit__(self, *_):
@@ -47,12 +47,12 @@ class Lives:
         self._process.wait(timeout=60)
 
     def live(self, *arguments, moment=None):
-        """One run of main.py; returns its exit code (negative: the signal that ended it), and what it wrote to stdout and stderr.
+        """One run of main.py; returns its exit code (negative: the signal that ended it), what it wrote to stdout, and to stderr.
 
         `moment`: None; {"seconds": from the start on} for a SIGKILL from outside; or what `strike_at` takes.
         """
         output = [str(self._folder / f"life-{next(self._numbers):03d}.{kind}") for kind in ("out", "err")]
-        order = {"arguments": [*self._arguments, *map(str, arguments)], "output": output, "moment": moment}
+        order = {"arguments": list(map(str, arguments)), "output": output, "moment": moment}
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         code = int(self._process.stdout.readline())
@@ -72,6 +72,8 @@ def strike_at(where, signal_name="SIGKILL", count=1, after=False, torn=False, de
       within: function in which alone calls count. `until`: function from whose first call on none counts any more.
       times: how many signals.
     """
+    import tensorflow
+
     calls, inside, over = itertools.count(1), [within is None], [False]
 
     def strike():
@@ -94,7 +96,7 @@ def strike_at(where, signal_name="SIGKILL", count=1, after=False, torn=False, de
                 strike()
             return result
 
-        return wrapper
+        return tensorflow.autograph.experimental.do_not_convert(wrapper)
 
     def entered(function):
         def wrapper(*arguments, **options):
