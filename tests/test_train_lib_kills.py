@@ -128,7 +128,7 @@ def steps_done(workdir):
 
 
 def kill_and_resume(lives, flags, uninterrupted, folder, moments):
-    """Lives as many runs as it takes to die at all moments, each like the uninterrupted one in the end; returns {kind: deaths}."""
+    """Lives as many runs as it takes to die at all moments, each then like the uninterrupted one; returns {kind: deaths}."""
     expected, seconds = uninterrupted
     deaths, runs, waiting = {}, 0, list(moments)
     while waiting:
