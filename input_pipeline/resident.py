@@ -180,15 +180,15 @@ def map_examples(read, specs, global_batch_size, shard, first_step=0):
         position = first_step * shard.local_replicas + number * batches + np.arange(batches)
         step, replica = np.divmod(position, shard.local_replicas)
         first = step * global_batch_size + (shard.first_replica + replica) * rows
-        return [array.reshape(batches, rows, *array.shape[1:]) for array in read((first[:, None] + np.arange(rows)).ravel())]
+        return read((first[:, None] + np.arange(rows)).ravel())
 
     def chunk(number):
         tensors = tf.numpy_function(read_chunk, [number], [spec.dtype for spec in specs.values()], stateful=False)
-        shapes = [(batches, rows, *spec.shape) for spec in specs.values()]
+        shapes = [(batches * rows, *spec.shape) for spec in specs.values()]
         return {name: tf.ensure_shape(*pair) for name, pair in zip(specs, zip(tensors, shapes, strict=True), strict=True)}
 
     chunks = tf.data.Dataset.range(np.iinfo(np.int64).max).map(chunk, num_parallel_calls=PARALLEL_CHUNKS)
-    return without_autotune(chunks.flat_map(tf.data.Dataset.from_tensor_slices).prefetch(2))
+    return without_autotune(chunks.prefetch(PARALLEL_CHUNKS).rebatch(rows, drop_remainder=True))
 
 
 def evaluation_rows(num_examples, global_batch_size, examples):
