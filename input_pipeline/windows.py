@@ -1,6 +1,12 @@
 """All windows of all images of a resident split, plain and mirrored, cut out by one gather."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
+
+from input_pipeline.batches import CORES
+
+BLOCK_IMAGES = 1000
 
 
 class Windows:
@@ -48,8 +54,15 @@ def _lay_out(images, padding, flip):
     count, height, width, _ = images.shape
     # One more than there are images: the border below the last one.
     table = np.zeros(((1 + flip) * count + 1, height + padding, width + padding, 3), np.uint8)
-    table[:count, padding:, padding:] = images
-    if flip:  # pixel by pixel, not byte by byte
-        whole = [array.view("V3")[..., 0] for array in (table, np.ascontiguousarray(images))]
-        whole[0][count:-1, padding:, padding:] = whole[1][:, :, ::-1]
+    # Pixel by pixel, not byte by byte: more than twice as fast where they are turned round.
+    pixels, places = (array.view("V3")[..., 0] for array in (np.ascontiguousarray(images), table))
+
+    def fill(first):
+        last = min(first + BLOCK_IMAGES, count)
+        places[first:last, padding:, padding:] = pixels[first:last]
+        if flip:
+            places[count + first : count + last, padding:, padding:] = pixels[first:last, :, ::-1]
+
+    with ThreadPoolExecutor(CORES) as pool:  # most of it is the first touch of fresh memory
+        list(pool.map(fill, range(0, count, BLOCK_IMAGES)))
     return table
