@@ -23,7 +23,8 @@ FIXED = (
     "dropout_rate", "precision", "optimizer", "seed", "global_batch_size",
 )
 # Not worth a line when they differ. Whether a run reads memory or a stream is compared as such, not by --input=auto.
-SILENT = {*config_lib.OF_THIS_PROCESS, "preset", "data_dir", "input", "max_bad_examples"} - {"devices", "virtual_devices"}
+SILENT = {*config_lib.OF_THIS_PROCESS, "preset", "data_dir", "cache_dir", "input", "decode_threads",
+          "max_bad_examples"} - {"devices", "virtual_devices"}
 
 
 @dataclasses.dataclass
@@ -66,7 +67,7 @@ class Run:
             "config": config_lib.to_values(self.config) | {"workdir": None},
             "class_names": list(self.source.class_names),
             "image_shape": list(self.train_split.image_shape),
-            "data": describe_data(self.config, self.source, self.train_split, self.validation_split),
+            "data": describe_data(self.source, self.train_split, self.validation_split),
             "last_step": self.plan.last_step,
             "progress": self.state.progress(),
         }
@@ -102,7 +103,7 @@ def open_run(config, workdir, checkpoint, store, log=print, workers=None):
     if source.bad.found:
         log(f"{len(source.bad.found)} examples that cannot be used are skipped, listed in {workdir.path / 'bad_examples.txt'}")
     plan = make_plan(config, train_split.num_examples)
-    refuse_other_data(config, checkpoint, describe_data(config, source, train_split, validation_split))
+    refuse_other_data(config, checkpoint, describe_data(source, train_split, validation_split))
     if checkpoint is None:
         pixels = pixel_scaling(config.data.pixels, train_split, config.data.augmentations)
     else:
@@ -142,7 +143,7 @@ def say_what_changed(config, checkpoint, log):
             log(f"--{name}={value} from here on; it was {stored.get(name)} when {checkpoint.folder.name} was saved")
 
 
-def describe_data(config, source, train_split, validation_split):
+def describe_data(source, train_split, validation_split):
     """{flag: what it stands for}, of what a flag names and does not fix: data can change under their name."""
     splits = {"train_split": train_split, "validation_split": validation_split}
     return {
