@@ -17,6 +17,7 @@ from train_lib.cluster import check_settings, read_cluster
 from train_lib.workdir import open_workdir
 
 MODES = {"train": "train_lib.train:train", "evaluate": "train_lib.evaluate:evaluate",
+         "predict": "train_lib.predict:predict", "export": "train_lib.export:export",
          "benchmark": "train_lib.benchmark:benchmark"}
 
 train_flags.define(flags.FLAGS)

@@ -137,14 +137,20 @@ def why_not(source, record, image_size):
         return f"is without a label ({label})"
     if label >= len(source.class_names):
         return f"has the label {label}, out of range of {len(source.class_names)} classes"
-    if reason := headers.check(example["image"].numpy()):
+    if reason := why_undecodable(example["image"].numpy()):
         return reason
-    try:
-        image = augment.decode(example["image"])
-    except tf.errors.OpError as error:
-        return f"is damaged or cut off ({short(error)})"
+    image = augment.decode(example["image"])
     if image_size is not None and image_size[0] != image_size[1] and tuple(image.shape[:2]) != tuple(image_size):
         return f"is {image.shape[0]} x {image.shape[1]} pixels, others are {image_size[0]} x {image_size[1]}"
+    return ""
+
+
+def why_undecodable(encoded, view=lambda image: image):
+    """Why the bytes of an image file cannot be decoded, or the image not be brought into shape by `view`; empty where it can."""
+    try:
+        view(augment.decode(encoded))
+    except tf.errors.OpError as error:
+        return headers.check(encoded) or f"is damaged or cut off ({short(error)})"
     return ""
 
 

@@ -66,6 +66,7 @@ class Run:
             "config": config_lib.to_values(self.config) | {"workdir": None},
             "class_names": list(self.source.class_names),
             "image_shape": list(self.train_split.image_shape),
+            "input": "memory" if hasattr(self.validation_split or self.train_split, "images") else "stream",  # what was judged
             "last_step": self.plan.last_step,
             "progress": self.state.progress(),
         }
@@ -113,16 +114,16 @@ def open_run(config, workdir, checkpoint, store, log=print, workers=None):
     return Run(config, workdir, strategy, source, train_split, validation_split, state, plan, store, workers)
 
 
-def refuse_other_experiment(config, checkpoint):
+def refuse_other_experiment(config, checkpoint, fixed=FIXED):
     """Refuses what would change the mathematics or the data order of a run that has a checkpoint.
 
     Raises:
-      SettingError: a setting in FIXED differs; the error names both values.
+      SettingError: a setting in `fixed` differs; the error names both values.
     """
     if checkpoint is None:
         return
     stored, asked = checkpoint.description["config"], config_lib.to_values(config)
-    for name in FIXED:
+    for name in fixed:
         if stored.get(name) != asked[name]:
             before = "not given" if stored.get(name) is None else stored[name]
             flagfile = checkpoint.folder.parent.parent / "run.flags"
