@@ -160,7 +160,7 @@ class JudgeConfig(Settings):
     export_dir: str | None = setting(None, "where --mode=export writes; must not exist; not given: export/ in the workdir")
     test_crops: int = setting(
         1, "views of an image to judge the test split by; 10: the four corners and the middle of a larger image, and their "
-        "mirror images, predictions averaged (AlexNet's test), at the end of training and in --mode=evaluate"
+        "mirror images, predictions averaged (AlexNet's test), at the end of training and by evaluate, predict and export"
     )
     benchmark_rows: str = setting("", f"comma list of what to measure: {', '.join(benchmark_names.ROWS)}; empty: all")
 

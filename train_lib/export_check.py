@@ -55,7 +55,8 @@ def _sample_batches(height, width):
 
 def _difference_of_keras(classifier, path, images):
     expected = tf.nn.softmax(make_eval_step(classifier.strategy, classifier.state)({"image": images}))
-    return np.abs(expected - keras.models.load_model(path)(images)).max()
+    # In a graph: called eagerly, some of Keras's layers trace anew each time, and TensorFlow warns.
+    return np.abs(expected - tf.function(keras.models.load_model(path))(images)).max()
 
 
 def _difference_of_top(classifier, expected, answer):
