@@ -10,7 +10,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from input_pipeline import augment
-from input_pipeline.batches import PARALLEL_DECODES, without_autotune
+from input_pipeline.batches import CORES, without_autotune
 from input_pipeline.errors import UnusableError
 from input_pipeline.loading import why_undecodable
 from train_lib.classifier import open_classifier
@@ -43,7 +43,7 @@ def _predict(config, workdir):
     with _csv_by_rename(workdir.path / FILE) as table, bar:
         columns = [f"{column}_{rank}" for rank in range(1, classifier.top + 1) for column in ("class", "probability")]
         table.writerow(["path", *columns])
-        for path, ranked, reason in classify(classifier, paths, batch_size):
+        for path, ranked, reason in classify(classifier, paths, batch_size, config.data.decode_threads):
             if reason:
                 num_bad += 1
                 bar.write(f"{printable(path)}: {reason}; skipped", file=sys.stderr)
@@ -62,13 +62,14 @@ def _predict(config, workdir):
     return UnusableError.exit_code if num_bad else 0
 
 
-def classify(classifier, paths, batch_size):
+def classify(classifier, paths, batch_size, decode_threads=0):
     """Classifies files, decoded in parallel, in their order.
 
     Args:
       classifier: Classifier.
       paths: of image files.
       batch_size: images to compute at a time.
+      decode_threads: how many to decode with, 0: one per core.
 
     Yields:
       (path, ranked, reason), one for each path. `ranked`: the most probable classes as (name, probability), the best first;
@@ -78,9 +79,9 @@ def classify(classifier, paths, batch_size):
         return position, classifier.view(augment.decode(tf.io.read_file(path)))
 
     files = tf.data.Dataset.from_tensor_slices([os.fsencode(path) for path in paths]).enumerate()
-    views = files.map(decode, num_parallel_calls=PARALLEL_DECODES).ignore_errors()
-    done = 0
-    for positions, images in without_autotune(views.batch(batch_size).prefetch(2)).as_numpy_iterator():
+    threads, done = decode_threads or CORES, 0
+    views = files.map(decode, num_parallel_calls=threads).ignore_errors()
+    for positions, images in without_autotune(views.batch(batch_size).prefetch(2), threads).as_numpy_iterator():
         for position, logits in zip(positions, classifier.logits(images, batch_size), strict=True):
             yield from _bad_files(classifier, paths[done:position])
             yield paths[position], _ranked(classifier, logits), ""
