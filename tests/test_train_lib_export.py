@@ -216,10 +216,10 @@ def test_a_leftover_of_a_killed_export_is_no_obstacle(quick):
 # Networks and settings.
 
 SMALL = {
-    "not square": ((24, 40, 3), {}),
     "bfloat16": ((32, 32, 3), {"precision": "bfloat16", "model_options": "lrn=true,width=0.1,dense_units=32"}),
 }
 MORE = {
+    "not square": ((24, 40, 3), {}),
     "ten views": ((32, 32, 3), {"test_crops": 10, "input": "stream", "augment": "crop"}),
     "float16": ((32, 32, 3), {"precision": "float16"}),
     "float64": ((32, 32, 3), {"precision": "float64"}),
