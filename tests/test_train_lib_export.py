@@ -187,7 +187,7 @@ def test_an_interrupted_export_leaves_nothing(quick, monkeypatch):
 
 @pytest.mark.slow
 def test_a_process_that_cannot_load_it(tmp_path):
-    with pytest.raises(UnusableError, match="a new process cannot use it"):
+    with pytest.raises(UnusableError, match="a new process cannot use what"):
         export_check._answers_elsewhere(tmp_path, [np.zeros((1, 2, 2, 3), np.uint8)], [b""])
 
 

@@ -208,6 +208,7 @@ def test_the_file_appears_whole_or_not_at_all(small_run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("arguments", "code", "words"), [
     (["--inputs=nowhere/*.png"], 2, ["--inputs=nowhere/*.png", "no match"]),
     (["--inputs={images},nope.png"], 2, ["--inputs=nope.png"]),
+    (["--inputs=,"], 2, ["--inputs=,: no such file"]),
     (["--inputs={images}", "--checkpoint=7"], 3, ["--checkpoint=7", "there are"]),
     (["--inputs={images}", "--checkpoint=newest"], 2, ["--checkpoint=newest"]),
     (["--inputs={images}", "--model=alexnet_tower"], 2, ["--model=alexnet_tower", "alexnet_mini"]),

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from input_pipeline import augment
 from input_pipeline.errors import UnusableError
+from input_pipeline.loading import short
 from train_lib.classifier import open_classifier
 from train_lib.export_check import check
 from train_lib.failures import explained
@@ -67,13 +68,9 @@ def export(config, workdir):
     with explained(config):
         classifier = open_classifier(config, workdir, tf.distribute.get_strategy())
         with _folder_by_rename(target) as folder:
-            tf.saved_model.save(served := Served(classifier), folder / "saved_model",
-                                {"serving_default": served.classify_images, "encoded": served.classify_encoded})
-            keras_model(classifier).save(folder / "model.keras")
-            about = describe(config, classifier)
-            (folder / "export.json").write_text(json.dumps(about, indent=1) + "\n")
+            _write(classifier, config, folder)
             difference = check(classifier, folder, config.network.precision)
-    height, width, _ = about["image_shape"]
+    height, width, _ = classifier.state.model.inputs[0].shape[1:]
     for line in (
         f"exported {classifier.checkpoint.folder}; loaded in a new process, probabilities are within {difference:.1g} of its own",
         f"{target / 'saved_model'}",
@@ -86,6 +83,17 @@ def export(config, workdir):
     ):
         print(line)
     return 0
+
+
+def _write(classifier, config, folder):
+    served = Served(classifier)
+    signatures = {"serving_default": served.classify_images, "encoded": served.classify_encoded}
+    try:
+        tf.saved_model.save(served, folder / "saved_model", signatures)
+    except tf.errors.OpError as error:  # how TensorFlow says that the disk is full
+        raise OSError(errno.EIO, short(error)) from None
+    keras_model(classifier).save(folder / "model.keras")
+    (folder / "export.json").write_text(json.dumps(describe(config, classifier), indent=1) + "\n")
 
 
 def keras_model(classifier):
@@ -125,8 +133,8 @@ def _folder_by_rename(target):
         if os.path.lexists(target):  # since the start
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         temporary.rename(target)
-    except (OSError, tf.errors.OpError) as error:
-        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+    except OSError as error:
+        reason = error.strerror or error
         raise UnusableError(f"--export_dir={target}: cannot be written ({reason}); make room, or give another folder") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -41,7 +41,8 @@ def check(classifier, folder, precision):
         expected = tf.nn.softmax(classifier.eval_step({"image": view})).numpy()
         differences += [np.abs(expected - answer["probabilities"]).max(), _difference_of_top(classifier, expected, answer)]
     if not max(differences) <= TOLERANCE[precision]:  # NaN too
-        raise UnusableError(f"{folder}: what was exported gives probabilities up to {max(differences):.2g} off; nothing is kept")
+        how = f"gives probabilities up to {max(differences):.2g} off those of {classifier.checkpoint.folder}"
+        raise UnusableError(f"--mode=export: what was written {how}; nothing is kept")
     return float(max(differences))
 
 
@@ -79,7 +80,7 @@ def _answers_elsewhere(saved_model, batches, files):
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise UnusableError(f"{saved_model}: a new process cannot use it ({reason}); nothing is kept")
+            raise UnusableError(f"--mode=export: a new process cannot use what was written ({reason}); nothing is kept")
         with np.load(answered) as arrays:
             count = len(batches) + 1
             names = {name.split("/")[1] for name in arrays}

@@ -10,7 +10,7 @@ IMAGE_FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")  # in folders; 
 
 def check_inputs(inputs):
     """Raises SettingError where --inputs, or an entry of it, names nothing; UnusableError where a folder cannot be read."""
-    for entry in _entries(inputs):
+    for entry in _entries(inputs) or [inputs]:
         if next(_matches(entry), None) is None:
             remedy = f"no such file, no match, or a folder without {', '.join(IMAGE_FILES)}"
             raise SettingError("inputs", printable(entry), f"{remedy}; give image files, globs or folders")
