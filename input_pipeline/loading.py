@@ -71,14 +71,18 @@ def decode_split(source, split, num_examples, image_size, decode_threads=0):
 def decode_example(source, record, image_size):
     """uint8 [height, width, 3] and the label of one record, in a TensorFlow graph or eagerly; image_size None: of any size."""
     example = source.parse(record)
-    image = augment.decode(example["image"])
-    if image_size is not None and image_size[0] == image_size[1]:
-        image = augment.central_crop(augment.resize_short_side(image, image_size[0]), image_size[0])
+    image = _fitted(augment.decode(example["image"]), image_size)
     label = example["label"]
     inside = tf.debugging.Assert((label >= 0) & (label < len(source.class_names)), ["label out of range:", label])
     with tf.control_dependencies([inside] if inside is not None else []):
         label = tf.identity(label)
     return tf.ensure_shape(image, [*(image_size or (None, None)), 3]), label
+
+
+def _fitted(image, image_size):
+    if image_size is None or image_size[0] != image_size[1]:
+        return image
+    return augment.central_crop(augment.resize_short_side(image, image_size[0]), image_size[0])
 
 
 def explain(source, split, image_size, first, positions=None):
@@ -139,14 +143,24 @@ def why_not(source, record, image_size):
         return f"is without a label ({label})"
     if label >= len(source.class_names):
         return f"has the label {label}, out of range of {len(source.class_names)} classes"
-    if reason := headers.check(example["image"].numpy()):
+    if reason := why_undecodable(example["image"].numpy(), lambda image: _fitted(image, image_size)):
         return reason
-    try:
-        image = augment.decode(example["image"])
-    except tf.errors.OpError as error:
-        return f"is damaged or cut off ({short(error)})"
+    image = augment.decode(example["image"])
     if image_size is not None and image_size[0] != image_size[1] and tuple(image.shape[:2]) != tuple(image_size):
         return f"is {image.shape[0]} x {image.shape[1]} pixels, others are {image_size[0]} x {image_size[1]}"
+    return ""
+
+
+def why_undecodable(encoded, view=lambda image: image):
+    """Why the bytes of an image file cannot be decoded, or the image not be brought into shape by `view`; empty where it can."""
+    try:
+        image = augment.decode(encoded)
+    except tf.errors.OpError as error:
+        return headers.check(encoded) or f"is damaged or cut off ({short(error)})"
+    try:
+        view(image)
+    except tf.errors.OpError:
+        return f"is {image.shape[0]} x {image.shape[1]} pixels, too long and narrow to be scaled"
     return ""
 
 

@@ -39,9 +39,7 @@ def open_split(config, source, split, flag, log=print):
     if size[0] != size[1]:
         remedy = f"a stream gives square images, those of {source.name} are {size[0]} x {size[1]}; give --image_size"
         raise SettingError("input", config.input, remedy)
-    # The paper scales the short side to 256 and cuts windows of 224 (section 4.1): 8/7.
-    cuts = {"crop", "random_resized_crop"} & set(config.augmentations)
-    margin = size[0] // 7 if cuts else 0
+    margin = streaming.training_margin(size[0], config.augmentations)
     return streaming.StreamingSplit(source, split, num_examples, size[0], margin, config.decode_threads)
 
 

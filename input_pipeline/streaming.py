@@ -104,8 +104,7 @@ class StreamingSplit:
         With test_crops=10 each image is the middle square of one whose short side is 8/7 of image_size, all of it.
         """
         rows = global_batch_size // shard.num_replicas
-        scaled = self.image_size + (self.image_size // 7 if test_crops > 1 else self.margin)
-        size = scaled if test_crops > 1 else self.image_size
+        size, scaled = evaluation_sizes(self.image_size, self.margin, test_crops)
         padding = num_evaluation_steps(self.num_examples, global_batch_size) * global_batch_size - self.num_examples
 
         def blank():
@@ -129,6 +128,18 @@ class StreamingSplit:
         example = self.source.parse(record)
         image = augment.resize_short_side(augment.decode(example["image"]), scaled)
         return augment.central_crop(image, size), tf.cast(example["label"], tf.int32), 1.0
+
+
+def evaluation_sizes(image_size, margin, test_crops):
+    """(side of the middle square that evaluation takes, short side of the image that it is cut from), in pixels."""
+    scaled = image_size + (image_size // 7 if test_crops > 1 else margin)
+    return (scaled if test_crops > 1 else image_size), scaled
+
+
+def training_margin(image_size, augmentations):
+    """The margin of a StreamingSplit for --augment."""
+    # The paper scales the short side to 256 and cuts windows of 224 (section 4.1): 8/7.
+    return image_size // 7 if {"crop", "random_resized_crop"} & set(augmentations) else 0
 
 
 def _only_rows_of(shard, numbered, global_batch_size):

@@ -41,6 +41,36 @@ def one_replica(tmp_path_factory, data_dir):
     return run(run_main, tmp_path_factory.mktemp("one") / "run", data_dir, "--precision=float64")
 
 
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory, data_dir):
+    """A trained run of a small network on images of 28 x 28, read as a stream: (workdir, folder of its test split as PNG files).
+
+    Its evaluation sees the middle of an image whose short side is 32; its weights are averages. The folder holds
+    <class>/<number>.png, 32 x 32.
+    """
+    from drivers import run_mode
+    from PIL import Image
+
+    from input_pipeline import resident, sources, splits
+    from input_pipeline.config import DataConfig
+    from train_lib.train import train
+
+    folder = tmp_path_factory.mktemp("small")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splits, "MEMORY_SHARE", 0.0)  # so that --input=auto takes a stream
+        arguments = ("--model_options=width=0.25,dense_units=32,dense7_relu=true", "--image_size=28", "--train_split=train[:320]",
+                     "--validation_split=train[320:370]", "--test_split=test[:150]", "--global_batch_size=64", "--epochs=2",
+                     "--ema_decay=0.5")
+        assert run_mode(train, f"--workdir={folder / 'run'}", f"--data_dir={data_dir}", *arguments) == 0
+    source = sources.open_source(DataConfig(data_dir=str(data_dir)))
+    split = resident.load(source, "test[:150]", 150, (32, 32))
+    for index, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
+        path = folder / "test" / source.class_names[label] / f"{index:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    return folder / "run", folder / "test"
+
+
 def run_main(*arguments, timeout=300, cwd=None, env=None):
     """Runs main.py in a process of its own; returns the CompletedProcess with text output."""
     command = [sys.executable, str(ROOT / "main.py"), *map(str, arguments)]

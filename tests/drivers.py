@@ -2,12 +2,17 @@
 
 import numpy as np
 import tensorflow as tf
+from absl import flags
 
 from input_pipeline.resident import ResidentSplit
 from train_lib import config as config_lib
+from train_lib import flags as flags_lib
 from train_lib import steps
+from train_lib.checkpointing import CheckpointStore
+from train_lib.run import tensors_of
 from train_lib.state import PixelScaling, create_state
 from train_lib.strategy import distribute, mirror_on_cpu
+from train_lib.workdir import Workdir, open_workdir
 
 BATCH = 32
 ZERO_ONE = PixelScaling(np.zeros(3), np.full(3, 1 / 255))
@@ -70,3 +75,21 @@ class Driver:
     def weights(self):
         """The trainable weights as NumPy arrays."""
         return [variable.numpy() for variable in self.state.model.trainable_variables]
+
+
+def run_mode(mode, *arguments):
+    """Runs a mode of main.py in this process, given as the function that does it, from the command line on; its exit code."""
+    values = flags.FlagValues()
+    flags_lib.define(values)
+    config = flags_lib.parse(["main.py", f"--mode={mode.__name__}", *map(str, arguments)], values)
+    return mode(config, open_workdir(config))
+
+
+def save_run(workdir, config, class_names, description=None, image_shape=(32, 32, 3), extra=lambda state: {}):
+    """A workdir with one checkpoint of a network with initial weights; `extra(state)` gives further tensors."""
+    state = create_state(config, mirrored(1), len(class_names), image_shape, ZERO_ONE)
+    about = {"config": config_lib.to_values(config), "class_names": list(class_names), "image_shape": list(image_shape)}
+    store = CheckpointStore(workdir / "checkpoints")
+    store.save(1, tensors_of(state) | extra(state), about if description is None else description(about), is_best=True)
+    Workdir(workdir).write_config(config)
+    return workdir

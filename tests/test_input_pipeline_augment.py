@@ -57,6 +57,23 @@ def test_the_short_side_gets_the_size(height, width, size):
     np.testing.assert_allclose(resized, numpy_resize(image, expected_shape), atol=0.51)
 
 
+@pytest.mark.parametrize(("size", "wanted", "scaled"), [
+    ((20, 30), (10, 24), (16, 24)), ((30, 20), (24, 10), (24, 16)), ((7, 9), (14, 9), (14, 18)), ((12, 8), (12, 8), (12, 8))])
+def test_a_batch_covers_what_is_not_square(size, wanted, scaled):
+    images = np.stack([noise(*size), 255 - noise(*size)])
+    covering = augment.resize_to_cover(tf.constant(images), *wanted).numpy()
+    np.testing.assert_allclose(covering, [numpy_resize(image, scaled) for image in images], atol=0.51)
+    top, left = (scaled[0] - wanted[0]) // 2, (scaled[1] - wanted[1]) // 2
+    middle = covering[:, top : top + wanted[0], left : left + wanted[1]]
+    np.testing.assert_array_equal(augment.central_crop(tf.constant(covering), *wanted), middle)
+
+
+def test_a_line_of_pixels_is_not_made_a_huge_image():
+    """Scaled to 32 pixels of height it would have 614 million, and more still would end the process without a word."""
+    with pytest.raises(tf.errors.InvalidArgumentError, match="too long and narrow"):
+        augment.resize_short_side(np.zeros((1, 600_000, 3), np.uint8), 32)
+
+
 def test_an_image_of_the_right_size_stays_as_it_is():
     image = noise(11, 20)
     np.testing.assert_array_equal(augment.resize_short_side(image, 11), image)

@@ -9,11 +9,11 @@ from input_pipeline.settings import Settings, setting
 from train_lib import benchmark_names
 from train_lib.shares import check_shares
 
-MODES = ("train", "evaluate", "benchmark")
-NEED_A_RUN = ("evaluate",)
+MODES = ("train", "evaluate", "predict", "export", "benchmark")
+NEED_A_RUN = ("evaluate", "predict", "export")
 # What says how this process works, not what the experiment is; a run's config.json never decides it for a later process.
 OF_THIS_PROCESS = ("mode", "workdir", "debug", "init_from", "devices", "virtual_devices", "split", "checkpoint", "profile_steps",
-                   "benchmark_rows")
+                   "benchmark_rows", "inputs", "export_dir")
 MONITORS = ("validation_accuracy", "validation_loss")
 
 
@@ -156,9 +156,11 @@ class JudgeConfig(Settings):
 
     split: str = setting("", "the examples to evaluate on, TFDS slicing syntax; empty: --test_split")
     checkpoint: str = setting("best", "best, latest or a step")
+    inputs: str = setting("", "comma list of what to predict: image files, globs, or folders, which are searched with all below")
+    export_dir: str | None = setting(None, "where --mode=export writes; must not exist; not given: export/ in the workdir")
     test_crops: int = setting(
         1, "views of an image to judge the test split by; 10: the four corners and the middle of a larger image, and their "
-        "mirror images, predictions averaged (AlexNet's test), at the end of training and in --mode=evaluate"
+        "mirror images, predictions averaged (AlexNet's test), at the end of training and by evaluate, predict and export"
     )
     benchmark_rows: str = setting("", f"comma list of what to measure: {', '.join(benchmark_names.ROWS)}; empty: all")
 
@@ -195,6 +197,8 @@ class ExperimentConfig(Settings):
                 raise SettingError(name, value, "needs a --validation_split to look at; give one, or leave this out")
         if self.run.mode in NEED_A_RUN and self.run.workdir is None:
             raise SettingError("workdir", None, f"--mode={self.run.mode} needs the folder of a run")
+        if self.run.mode == "predict" and not self.judge.inputs:
+            raise SettingError("inputs", "", "--mode=predict needs image files, folders or globs")
         replicas = self.device.virtual_devices
         check_shares(self, replicas)
         if self.run.debug and replicas > 1:

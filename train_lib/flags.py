@@ -83,14 +83,17 @@ def _given(argv, flag_values, name):
 
 
 def _stored_values(workdir):
-    """What a run's config.json says of the experiment; {} where there is none."""
-    path = pathlib.Path(workdir or "").expanduser() / "config.json"
-    if not workdir or not path.exists():
+    """What a run's config.json, or where it is gone the newest checkpoint, says of the experiment; {} where there is none."""
+    folder = pathlib.Path(workdir or "").expanduser()
+    files = [folder / "config.json", *sorted(folder.glob("checkpoints/step-*/progress.json"), reverse=True)]
+    path = next((path for path in files if path.exists()), None)
+    if not workdir or path is None:
         return {}
     try:
         content = json.loads(path.read_bytes())
+        content = content if path == files[0] else content["config"]
         stored = config_lib.to_values(config_lib.from_values(dict(content.items())))
-    except (OSError, ValueError, TypeError, AttributeError, SettingError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, SettingError) as error:
         remedy = "repair it, remove it and give the flags, or give another --workdir"
         raise UnusableError(f"{path}: is not the configuration of a run ({error}); {remedy}") from None
     return {name: value for name, value in stored.items() if name not in config_lib.OF_THIS_PROCESS}

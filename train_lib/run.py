@@ -117,16 +117,16 @@ def open_run(config, workdir, checkpoint, store, log=print, workers=None):
     return Run(config, workdir, strategy, source, train_split, validation_split, state, plan, store, workers)
 
 
-def refuse_other_experiment(config, checkpoint):
+def refuse_other_experiment(config, checkpoint, fixed=FIXED):
     """Refuses what would change the mathematics or the data order of a run that has a checkpoint.
 
     Raises:
-      SettingError: a setting in FIXED differs; the error names both values.
+      SettingError: a setting in `fixed` differs; the error names both values.
     """
     if checkpoint is None:
         return
     stored, asked = checkpoint.description["config"], config_lib.to_values(config)
-    for name in FIXED:
+    for name in fixed:
         if stored.get(name) != asked[name]:
             before = "not given" if stored.get(name) is None else stored[name]
             flagfile = checkpoint.folder.parent.parent / "run.flags"
@@ -160,7 +160,7 @@ def refuse_other_data(config, checkpoint, data):
     Raises:
       SettingError: the error names both values.
     """
-    stored, asked = checkpoint.description["data"] if checkpoint else data, config_lib.to_values(config)
+    stored, asked = checkpoint.description.get("data", data) if checkpoint else data, config_lib.to_values(config)
     for flag, now in data.items():
         if (before := stored.get(flag)) != now:
             remedy = f"is now {now[:200]}; the checkpoint {checkpoint.folder} was made with {str(before)[:200]}; "

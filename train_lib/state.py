@@ -60,7 +60,7 @@ class TrainState:
         self.judgement = Judgement.from_json(values["judgement"])
         self.totals = TrainTotals(**values["totals"])
         self.skipped_in_a_row = values["skipped_in_a_row"]
-        self.evaluation_owed = values["evaluation_owed"]
+        self.evaluation_owed = values.get("evaluation_owed", False)
 
     def weights(self):
         """{name: variable} of the network: kernels, biases, moving statistics, random states."""

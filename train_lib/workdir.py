@@ -1,6 +1,7 @@
 """The run's folder: what the contract promises to leave in it, but for checkpoints and records. Knows no TensorFlow."""
 
 import json
+import os
 import pathlib
 import re
 import time
@@ -8,6 +9,7 @@ import time
 from input_pipeline.errors import SettingError, UnusableError
 from train_lib import config as config_lib
 from train_lib import flags as flags_lib
+from train_lib.inputs import check_inputs
 
 RESULT = "result.json"
 
@@ -42,6 +44,10 @@ class Workdir:
     def checkpoints(self):
         """The folder of the run's checkpoints."""
         return self.path / "checkpoints"
+
+    def export_target(self, config):
+        """The folder that --mode=export writes."""
+        return self.path / "export" if config.judge.export_dir is None else pathlib.Path(config.judge.export_dir).expanduser()
 
     def write_config(self, config):
         """Writes config.json and run.flags."""
@@ -103,7 +109,7 @@ def open_workdir(config, is_chief=True):
 
     Raises:
       UnusableError: it cannot be written, or holds no checkpoint where the mode needs one.
-      SettingError: --init_from names nothing.
+      SettingError: --init_from or --inputs names nothing, or --export_dir something that is there.
     """
     initial = config.network.init_from
     if initial and not pathlib.Path(initial).expanduser().exists():
@@ -111,6 +117,10 @@ def open_workdir(config, is_chief=True):
     workdir = _choose(config) if is_chief else ReadOnlyWorkdir(config.run.workdir)
     if config.run.mode in config_lib.NEED_A_RUN and not any(workdir.checkpoints.glob("step-*")):
         raise UnusableError(f"--workdir={workdir.path}: holds no checkpoint; give the folder of a run that has saved one")
+    if config.run.mode == "predict":
+        check_inputs(config.judge.inputs)
+    if config.run.mode == "export" and os.path.lexists(target := workdir.export_target(config)):
+        raise SettingError("export_dir", target, "is there already; give another, or remove it")
     workdir.create()
     return workdir
 
