@@ -67,9 +67,17 @@ class Workdir:
 
     def write_json(self, name, value):
         """Writes a JSON file by one rename and returns its path."""
+        return self.write_file(name, (json.dumps(value, indent=1) + "\n").encode())
+
+    def write_file(self, name, content):
+        """Writes bytes into a file by one rename and returns its path; where that fails, the file stays as it was."""
         temporary = self.path / f"{name}.tmp"
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
-        temporary.replace(self.path / name)
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(self.path / name)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
         return self.path / name
 
 
@@ -90,7 +98,7 @@ class ReadOnlyWorkdir(Workdir):
     def write_bad_examples(self, lines):
         """The chief writes it."""
 
-    def write_json(self, name, value):
+    def write_file(self, name, content):
         """The chief writes it."""
 
 
