@@ -17,7 +17,8 @@ from train_lib.cluster import check_settings, read_cluster
 from train_lib.workdir import open_workdir
 
 MODES = {"train": "train_lib.train:train", "evaluate": "train_lib.evaluate:evaluate",
-         "benchmark": "train_lib.benchmark:benchmark"}
+         "benchmark": "train_lib.benchmark:benchmark", "report": "train_lib.report:report"}
+WITHOUT_TENSORFLOW = ("report",)  # modes
 
 train_flags.define(flags.FLAGS)
 
@@ -77,7 +78,8 @@ def main(config):
     try:
         cluster = find_cluster(config)
         workdir = open_workdir(config, is_chief=not cluster or cluster.rank == 0)
-        prepare_environment(cluster)
+        if config.run.mode not in WITHOUT_TENSORFLOW:
+            prepare_environment(cluster)
         mode = getattr(importlib.import_module(module), function)
         exit_code = mode(config, workdir, cluster) if cluster else mode(config, workdir)
     except ExpectedError as error:

@@ -5,6 +5,7 @@ Class names and titles are a user's text: a dollar sign in them is no formula, a
 
 import base64
 import functools
+import html
 import io
 import re
 import warnings
@@ -19,7 +20,7 @@ MOST_CLASSES_WITH_NAMES = 50
 LONGEST_NAME = 24
 # Each stands out from white and from near black, so that a figure can lie on either.
 BLUE, ORANGE = "#2f7fd6", "#d9730d"
-_STYLE = {**matplotlib.rcParamsDefault, "text.parse_math": False, "svg.fonttype": "none", "font.size": 9.0}
+_STYLE = {**matplotlib.rcParamsDefault, "text.parse_math": False, "svg.fonttype": "none", "font.size": 9.5}
 _STYLE = {name: value for name, value in _STYLE.items() if not name.startswith(("backend", "interactive"))}
 
 
@@ -43,7 +44,7 @@ def confusion_matrix(class_names, confusion, title="", inches=None):
     figure = matplotlib.figure.Figure(figsize=(inches, inches * 0.9), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(share, vmin=0, vmax=100, cmap="Blues")
-    axes.set(title=title, xlabel="predicted class", ylabel="true class")
+    axes.set(title=title, xlabel="predicted class", ylabel="true class, each row in %")
     if count <= MOST_CLASSES_WITH_NAMES:
         names = [_short(name) for name in class_names]
         axes.set_xticks(range(count), names, rotation=45, ha="right", rotation_mode="anchor")
@@ -52,8 +53,11 @@ def confusion_matrix(class_names, confusion, title="", inches=None):
         for (row, column), value in np.ndenumerate(share):
             if value >= 0.5:
                 # Not pure black, which stands for the colour of the text around the figure; see `to_svg`.
-                axes.text(column, row, f"{value:.0f}", ha="center", va="center", color="#ffffff" if value > 50 else "#111111")
-    figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8)
+                color = "#ffffff" if value > 50 else "#111111"
+                # The layout looks at what lies outside the matrix alone: it would measure each of these for nothing.
+                axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=color, in_layout=False)
+    else:
+        figure.colorbar(image, ax=axes, shrink=0.8)
     return figure
 
 
@@ -61,7 +65,7 @@ def confusion_matrix(class_names, confusion, title="", inches=None):
 def mistakes(entries, title=""):
     """Images with their five most probable classes as bars, the true class in orange (the paper's figure 4), as a Figure.
 
-    One Axes for all: a pair for each image would take ten times as long to draw.
+    One Axes for all: drawing a pair of them for each image takes several times as long.
 
     Args:
       entries: of mistakes.json, one or more.
@@ -71,26 +75,27 @@ def mistakes(entries, title=""):
     rows = -(-len(entries) // columns)
     bars = max(len(entry["predictions"]) for entry in entries)
     cell = 1.2 + 0.13 * bars
-    figure = matplotlib.figure.Figure(figsize=(2.2 * columns, 2.2 * rows * cell + 0.4), layout="constrained")
-    axes = figure.subplots()
+    height = 2.2 * rows * cell
+    figure = matplotlib.figure.Figure(figsize=(2.2 * columns, height + 0.4))
+    axes = figure.add_axes((0, 0, 1, height / (height + 0.4)))
     for index, entry in enumerate(entries):
         left, top = 0.06 + index % columns, -(index // columns) * cell
         image = matplotlib.image.imread(io.BytesIO(base64.b64decode(entry["image"])))
         axes.imshow(image, extent=(left, left + 0.88, top - 0.94, top - 0.06))
         axes.text(left + 0.44, top - 1.03, _short(entry["true_class"]), ha="center", va="center", weight="bold")
-        heights = [top - 1.17 - 0.13 * number for number in range(len(entry["predictions"]))]
+        places = [top - 1.17 - 0.13 * number for number in range(len(entry["predictions"]))]
         colors = [ORANGE if p["class"] == entry["true_class"] else BLUE for p in entry["predictions"]]
-        axes.barh(heights, [0.88 * p["probability"] for p in entry["predictions"]], 0.11, left=left, color=colors, alpha=0.45)
-        for height, prediction in zip(heights, entry["predictions"], strict=True):
-            axes.text(left + 0.02, height, _short(prediction["class"]), va="center", fontsize=8)
-            axes.text(left + 0.88, height, f"{100 * prediction['probability']:.0f} %", va="center", ha="right", fontsize=8)
+        axes.barh(places, [0.88 * p["probability"] for p in entry["predictions"]], 0.11, left=left, color=colors, alpha=0.45)
+        for place, prediction in zip(places, entry["predictions"], strict=True):
+            axes.text(left + 0.02, place, _short(prediction["class"]), va="center", fontsize=8)
+            axes.text(left + 0.88, place, f"{100 * prediction['probability']:.0f} %", va="center", ha="right", fontsize=8)
     axes.set(xlim=(0, columns), ylim=(-rows * cell, 0), title=title, aspect="equal")
     axes.axis("off")
     return figure
 
 
 @_in_our_style
-def curves(series, ylabel, xlabel="epoch", inches=(5.2, 2.9)):
+def curves(series, ylabel, xlabel="epoch", inches=(4.8, 2.8)):
     """Lines over time, as a Figure.
 
     Args:
@@ -136,4 +141,4 @@ def to_svg(figure, name, label):
     inside = svg[svg.index(">", svg.index("<svg")) + 1 :].replace("xlink:href=", "href=").replace("#000000", "currentColor")
     inside = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", inside)
     width, height = (72 * inches for inches in figure.get_size_inches())
-    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{label}">{inside}'
+    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{html.escape(label)}">{inside}'

@@ -115,11 +115,12 @@ def _preset_arguments(name):
 def to_flagfile(config):
     """The text of a flagfile that repeats this run: every setting that has a value, but for the workdir."""
     values = config_lib.to_values(config)
-    lines = [f"--{name}={_flag_text(value)}" for name, value in values.items() if value is not None and name != "workdir"]
+    lines = [f"--{name}={flag_text(value)}" for name, value in values.items() if value is not None and name != "workdir"]
     return "\n".join(lines) + "\n"
 
 
-def _flag_text(value):
+def flag_text(value):
+    """A value as it is written behind a flag."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -133,7 +134,7 @@ def help_text():
         lines += [kind.__doc__.splitlines()[0], ""]
         for field in (field for name, field in fields if name == section):
             limits = describe_range(field)
-            default = "not given" if field.default is None else f"default {_flag_text(field.default) or 'empty'}"
+            default = "not given" if field.default is None else f"default {flag_text(field.default) or 'empty'}"
             text = f"{field.metadata['help']} ({limits + '; ' if limits else ''}{default})"
             lines += textwrap.wrap(text, 110, initial_indent=f"  --{field.name:<26}", subsequent_indent=" " * 30)
         lines.append("")

@@ -66,16 +66,17 @@ class Pictures:
         """The first images of the batch that is trained on next, as the network sees them; once in a run."""
         if not any(self._folder.glob("batch-*.png")):
             images = next_images(self._run)
-            self._add("batch", self._run.state.step, tile(images, 8 if images.shape[1] <= LARGE_IMAGE else 4, CELL))
+            sheet = tile(images, 8 if images.shape[1] <= LARGE_IMAGE else 4, CELL)
+            self._add("batch", self._run.state.step, tf.io.encode_png(sheet).numpy())
 
     @_harmless
     def draw_evaluation(self, judge, is_best):
-        """The kernels; and, if it is the best so far, notes what a SplitJudge found in the validation split (None: there is none)."""
+        """The kernels; and, if it is the best so far, notes what a SplitJudge found in the validation split, if there is one."""
         kernels = first_kernels(self._run.state.model)
         if kernels is not None:
             config = self._run.config.network
             towers = names.parse_options(config.model, config.model_options).get("towers", 1)
-            self._add("kernels", self._run.state.step, kernel_grid(kernels, towers))
+            self._add("kernels", self._run.state.step, tf.io.encode_png(kernel_grid(kernels, towers)).numpy())
         if judge and is_best:
             self._note(judge, self._run.state.step, self._run.config.data.validation_split)
 
@@ -92,7 +93,7 @@ class Pictures:
         if judgements.is_in(self._folder):
             step = json.loads((self._folder / judgements.EVALUATION).read_text())["step"]
             for name, png in judgements.draw(self._folder).items():
-                self._add(name, step, tf.io.decode_png(png, channels=3).numpy())
+                self._add(name, step, png)
 
     def _note(self, judge, step, split_name, test_crops=1):
         judgements.write(self._run.workdir, FOLDER, judge, step, split_name, self._run.source.class_names, test_crops)
@@ -107,19 +108,22 @@ class Pictures:
         shutil.rmtree(folder, ignore_errors=True)
         writer = tf.summary.create_file_writer(str(folder))
         for path in sorted(self._folder.glob("*.png")):
-            name, step = _NAME.fullmatch(path.name).groups()
-            with writer.as_default(step=int(step)):
-                tf.summary.image(name, tf.io.decode_png(path.read_bytes(), channels=3)[tf.newaxis])
+            if match := _NAME.fullmatch(path.name):
+                _summarize(writer, match[1], int(match[2]), path.read_bytes())
         self._writer = writer
 
-    def _add(self, name, step, image):
-        """Keeps a picture, uint8 [height, width, 3]; one that is drawn again replaces its file alone."""
+    def _add(self, name, step, png):
+        """Keeps a picture, the bytes of a PNG file; one that is drawn again replaces its file alone."""
         path = self._folder / f"{name}-{step:08d}.png"
         is_new = not path.exists()
-        self._run.workdir.write_file(f"{FOLDER}/{path.name}", tf.io.encode_png(image).numpy())
+        self._run.workdir.write_file(f"{FOLDER}/{path.name}", png)
         if is_new:
-            with self._writer.as_default(step=step):
-                tf.summary.image(name, image[np.newaxis])
+            _summarize(self._writer, name, step, png)
+
+
+def _summarize(writer, name, step, png):
+    with writer.as_default(step=step):
+        tf.summary.image(name, tf.io.decode_png(png, channels=3)[tf.newaxis])
 
 
 def next_images(run):
@@ -164,7 +168,7 @@ def kernel_grid(kernels, towers=1):
     kernels = np.nan_to_num(np.moveaxis(np.asarray(kernels, np.float64), -1, 0), posinf=0.0, neginf=0.0)
     largest = np.abs(kernels).max(axis=(1, 2, 3), keepdims=True)
     images = np.rint(127.5 + 127.5 * kernels / np.where(largest > 0, largest, 1)).astype(np.uint8)
-    grids = [tile(tower, 16 if len(tower) > 16 else 8, 44) for tower in np.split(images, towers)]
+    grids = [tile(tower, 16 if len(tower) >= 48 else 8, 44) for tower in np.split(images, towers)]
     between = np.full((12, grids[0].shape[1], 3), 255, np.uint8)
     return np.concatenate([piece for grid in grids for piece in (between, grid)][1:])
 

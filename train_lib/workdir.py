@@ -117,6 +117,8 @@ def open_workdir(config, is_chief=True):
     if initial and not pathlib.Path(initial).expanduser().exists():
         raise SettingError("init_from", initial, "there is no such folder; give a run's workdir or a checkpoint folder")
     workdir = _choose(config) if is_chief else ReadOnlyWorkdir(config.run.workdir)
+    if config.run.mode == "report":  # which reads whatever is there
+        return workdir
     if config.run.mode in config_lib.NEED_A_RUN and not any(workdir.checkpoints.glob("step-*")):
         raise UnusableError(f"--workdir={workdir.path}: holds no checkpoint; give the folder of a run that has saved one")
     workdir.create()
