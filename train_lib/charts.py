@@ -122,7 +122,7 @@ def _short(name):
 def to_png(figure):
     """A Figure as the bytes of a PNG file."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=120)
+    figure.savefig(file, format="png", dpi=90)
     return file.getvalue()
 
 

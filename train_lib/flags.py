@@ -7,7 +7,7 @@ import textwrap
 
 from absl import flags
 
-from input_pipeline.errors import SettingError, UnusableError
+from input_pipeline.errors import ExpectedError, SettingError, UnusableError
 from input_pipeline.settings import describe_range, value_type
 from train_lib import config as config_lib
 
@@ -122,6 +122,32 @@ def to_flagfile(config):
 def flag_text(value):
     """A value as it is written behind a flag."""
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def repeat_arguments(values):
+    """The fewest arguments that make main.py train with the settings of a config.json; None where no command line gives them.
+
+    They are tried: parsed again, they must give the same values.
+    """
+    known = {field.name: field.default for _, field in config_lib.leaves()}
+    if not values.keys() <= known.keys():
+        return None
+    wanted = known | values
+    try:
+        arguments = [f"--preset={wanted['preset']}"]
+        if _parsed(arguments)["model"] != wanted["model"]:
+            arguments.append(f"--model={wanted['model']}")  # which changes what the preset gives
+        given = _parsed(arguments)
+        arguments += [f"--{name}={flag_text(value)}" for name, value in wanted.items() if value not in (None, given[name])]
+        return arguments if _parsed(arguments) == wanted else None
+    except (ExpectedError, flags.Error):  # a preset or a value of another version
+        return None
+
+
+def _parsed(arguments):
+    flag_values = flags.FlagValues()
+    define(flag_values)
+    return config_lib.to_values(parse(["main.py", *arguments], flag_values))
 
 
 def help_text():

@@ -17,6 +17,8 @@ from train_lib.metrics import JsonLines
 
 REPORT = "report.html"
 TEMPLATE = pathlib.Path(__file__).with_name(REPORT)
+EVALUATION_NAMES = ("step", "split", "examples", "loss", "accuracy", "top_5_accuracy", "accuracy_per_class", "class_names",
+                    "confusion_matrix")
 _PICTURE = re.compile(r"(\w+)-([0-9]{8,})\.png")
 
 
@@ -84,8 +86,8 @@ def read_run(path):
         raise UnusableError(f"--workdir={path}: holds no run with a record; {remedy}")
     judged = [folder for folder in (path, path / "pictures") if (folder / "evaluation.json").exists()]
     # Of the same step, what the user asked for last: `--mode=evaluate` writes into the workdir itself.
-    evaluations = [(folder, _read_json(folder / "evaluation.json")) for folder in judged]
-    folder, evaluation = max(evaluations, key=lambda found: found[1].get("step", 0), default=(path, {}))
+    evaluations = [(folder, _read_json(folder / "evaluation.json", EVALUATION_NAMES)) for folder in judged]
+    folder, evaluation = max(evaluations, key=lambda found: found[1]["step"], default=(path, {}))
     mistakes = _read_json(folder / "mistakes.json")
     return RunFiles(
         path=path,
@@ -101,8 +103,8 @@ def read_run(path):
     )
 
 
-def _read_json(path):
-    """The object in a JSON file; {} where there is none."""
+def _read_json(path, names=()):
+    """The object in a JSON file, which holds `names`; {} where there is no file."""
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -111,8 +113,8 @@ def _read_json(path):
         raise UnusableError(f"{path}: cannot be read ({error.strerror}); mend its permissions") from None
     except (ValueError, RecursionError):
         value = None
-    if not isinstance(value, dict):
-        raise UnusableError(f"{path}: holds no JSON object; remove it, or let what wrote it write it again")
+    if not isinstance(value, dict) or not value.keys() >= set(names):
+        raise UnusableError(f"{path}: is not what a run leaves there; remove it, or let what wrote it write it again")
     return value
 
 

@@ -1,11 +1,13 @@
 """The sections of report.html, as HTML from RunFiles. All text that comes from a run is escaped: class names are a user's."""
 
+import bisect
 import shlex
 from html import escape
 
 import numpy as np
 
 from train_lib import charts, report_settings
+from train_lib import flags as flags_lib
 from train_lib.report_parts import chart, duration, line, missing, picture, table
 from train_lib.terminal import number, percent
 
@@ -49,7 +51,7 @@ def summary(files):
     shown = [
         ("Test accuracy", test and percent(test["accuracy"]), test and f"top-5 {percent(test.get('top_5_accuracy'))}"),
         ("Best validation accuracy", best and percent(best["accuracy"]), best and f"step {best['step']:,}"),
-        ("Newest training loss", number(newest_train(files, last["step"]).get("loss")), ""),
+        ("Newest training loss", number(newest_train(files.records("train"), last["step"]).get("loss")), ""),
         ("Images per second", f"{images / train_seconds:,.0f}" if train_seconds else None, "of the training steps"),
         ("Time", duration(seconds) if seconds else None, "with evaluations and checkpoints"),
         ("Parameters", f"{files.environment['parameters']:,}" if "parameters" in files.environment else None, ""),
@@ -60,7 +62,7 @@ def summary(files):
 
 def best_record(files):
     """The validation record of the best step, None without any."""
-    records = [record for record in files.records("validation") if record.get("loss") is not None]
+    records = [record for record in files.records("validation") if None not in (record.get("loss"), record.get("accuracy"))]
     step = files.result.get("best_step")
     if any(record["step"] == step for record in records):
         return next(record for record in records if record["step"] == step)
@@ -69,9 +71,10 @@ def best_record(files):
     return max(records, key=lambda record: record["accuracy"], default=None)
 
 
-def newest_train(files, step):
-    """The newest train record up to a step, {} without any."""
-    return max((r for r in files.records("train") if r["step"] <= step), key=lambda record: record["step"], default={})
+def newest_train(train, step):
+    """The newest of train records, which are in the order of their steps, up to a step; {} without any."""
+    place = bisect.bisect_right(train, step, key=lambda record: record["step"])
+    return train[place - 1] if place else {}
 
 
 def curves(files):
@@ -91,9 +94,9 @@ def curves(files):
 
 def epochs(files):
     """A row for each evaluation; without a validation split, for each epoch."""
-    rows = files.records("validation")
+    rows, train_records = files.records("validation"), files.records("train")
     if not rows:
-        ends = {int(record["epoch"] - 1e-9): record for record in files.records("train")}
+        ends = {int(record["epoch"] - 1e-9): record for record in train_records}
         rows = [{"step": record["step"], "epoch": record["epoch"]} for record in ends.values()]
     best = best_record(files)
     kept = {round(place) for place in np.linspace(0, len(rows) - 1, min(len(rows), MOST_ROWS))}
@@ -104,7 +107,7 @@ def epochs(files):
         is_best = row is best
         if index not in kept and not is_best:
             continue
-        train = newest_train(files, row["step"])
+        train = newest_train(train_records, row["step"])
         cells = [f"{row['step']:,}", number(train.get("loss")), percent(train.get("accuracy")), number(row.get("loss")),
                  percent(row.get("accuracy")), percent(row.get("top_5_accuracy")), _rate(train.get("learning_rate"))]
         mark = ' class="best"' if is_best else ""
@@ -184,17 +187,16 @@ def speed(files):
     records = [record | {"epoch": record["step"] * per_step} for record in files.timing]
     throughput = line(records, "images_per_second")
     waiting = line(records, "data_wait_share", 100)
-    text = f"Images per second over the epochs: median {np.nanmedian(throughput[1]):,.0f}"
-    shown = chart("throughput", text, [("training", *throughput)], "images/s")
-    if not np.isnan(waiting[1]).all():
-        text = f"Share of the training time spent waiting for data: median {np.nanmedian(waiting[1]):.2g} %"
-        shown += chart("waiting", text, [("training", *waiting)], "waiting for data in %")
+    shown = ""
+    for name, (x, y), unit in (("throughput", throughput, "images/s"), ("waiting", waiting, "waiting for data in % of the time")):
+        if not np.isnan(y).all():
+            shown += chart(name, f"{unit} over the epochs: median {np.nanmedian(y):,.3g}", [("training", x, y)], unit)
     return f'<div class="charts">{shown}</div>'
 
 
 def repeat(files):
     """The commands that do the same once more."""
-    arguments = report_settings.repeat_arguments(files.values)
+    arguments = flags_lib.repeat_arguments(files.values)
     flagfile = shlex.quote(f"--flagfile={files.path / 'run.flags'}")
     shown = f"<h3>With this folder at hand</h3><pre>python main.py {escape(flagfile)} --workdir=NEW_FOLDER</pre>"
     if arguments:

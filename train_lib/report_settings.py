@@ -1,10 +1,7 @@
-"""What report.html says of a run's settings: all of them, and the command that gives them again."""
+"""The settings of a run as tables of report.html."""
 
 from html import escape
 
-from absl import flags
-
-from input_pipeline.errors import ExpectedError
 from train_lib import config as config_lib
 from train_lib import flags as flags_lib
 
@@ -33,30 +30,3 @@ def _rows(fields, with_help=False):
         note = f'<td class="soft">{escape(field.metadata["help"])}</td>' if with_help else ""
         rows += f'<tr><th scope="row">--{field.name}</th><td>{escape(shown)}</td>{note}</tr>'
     return f'<table class="text"><tbody>{rows}</tbody></table>'
-
-
-def repeat_arguments(values):
-    """The fewest arguments that make main.py train with the settings of a config.json; None where no command line gives them.
-
-    They are tried: parsed again, they must give the same values.
-    """
-    known = {field.name: field.default for _, field in config_lib.leaves()}
-    if not values.keys() <= known.keys():
-        return None
-    wanted = known | values
-    try:
-        arguments = [f"--preset={wanted['preset']}"]
-        if _parsed(arguments)["model"] != wanted["model"]:
-            arguments.append(f"--model={wanted['model']}")  # which changes what the preset gives
-        given = _parsed(arguments)
-        arguments += [f"--{name}={flags_lib.flag_text(value)}" for name, value in wanted.items()
-                      if value is not None and value != given[name]]
-        return arguments if _parsed(arguments) == wanted else None
-    except (ExpectedError, flags.Error):  # a preset or a value of another version
-        return None
-
-
-def _parsed(arguments):
-    flag_values = flags.FlagValues()
-    flags_lib.define(flag_values)
-    return config_lib.to_values(flags_lib.parse(["main.py", *arguments], flag_values))
