@@ -125,6 +125,7 @@ def test_the_most_confident_mistakes_by_hand():
         np.testing.assert_array_equal(mistake.classes, np.argsort(-wide[row])[:5])
         np.testing.assert_allclose(mistake.probabilities, np.sort(probabilities[row])[::-1][:5], rtol=1e-12)
     found.add(logits[:8], logits[:8].argmax(axis=1), weights[:8], lambda: fetch("all of it is right"))
+    found.add(logits[:8] / 1000, (logits[:8].argmax(axis=1) + 1) % 7, weights[:8], lambda: fetch("none of it is confident"))
     assert fetched == [0, 32, 64]
 
 
@@ -145,12 +146,11 @@ def test_class_names_are_no_formulas(name, recwarn):
 
 
 def test_a_confusion_matrix_shows_its_rows_in_per_cent():
-    """The darkest pixels stand where a row has all of its examples."""
-    confusion = np.array([[0, 10, 0], [7, 0, 0], [0, 0, 0]])
+    confusion = np.array([[1, 9, 0], [7, 0, 0], [0, 0, 0]])
     figure = charts.confusion_matrix(["a", "b", "c"], confusion)
     shown = figure.axes[0].images[0].get_array()
-    np.testing.assert_array_equal(shown, [[0, 100, 0], [100, 0, 0], [0, 0, 0]])
-    assert [text.get_text() for text in figure.axes[0].texts] == ["100", "100"]
+    np.testing.assert_array_equal(shown, [[10, 90, 0], [100, 0, 0], [0, 0, 0]])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["10", "90", "100"]
 
 
 # A run.

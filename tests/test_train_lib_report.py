@@ -166,7 +166,8 @@ def test_a_name_stays_text_wherever_it_stands(workdir):
     page = Page(text)
     for section in ("header", "classes", "mistakes", "repeat", "configuration", "environment"):
         assert "<script>" in page.text[section], section
-    assert any("<script>" in image["alt"] for image in page.all("img"))
+    assert any(HOSTILE in image["alt"] for image in page.all("img"))
+    assert any(HOSTILE in svg["aria-label"] for svg in page.all("svg"))
 
 
 @pytest.mark.parametrize(("missing", "words"), [
@@ -204,7 +205,9 @@ def test_the_newest_judgement_counts_and_at_one_step_the_one_that_was_asked_for(
         write(workdir.path, "evaluation.json", found | {"step": step, "split": "another"})
         text = page_of(workdir)
         assert ("<code>another</code>" in text) == wins
-        assert ("None was noted" in text) == wins  # the mistakes are another judgement's, and are not mixed with this one
+        assert ("None was noted" in text) == wins
+    shutil.copy(workdir.path / "pictures" / "mistakes.json", workdir.path)  # of step 10, beside an evaluation of step 20
+    assert "None was noted" in page_of(workdir)
 
 
 def test_a_long_run_makes_no_long_page(workdir):

@@ -130,12 +130,12 @@ def classes(files):
     off = confusion - np.diag(np.diagonal(confusion))
     top = [divmod(int(place), len(names)) for place in np.argsort(-off, axis=None, kind="stable")[:5]]
     pairs = [f"{names[true]} for {names[taken]} ({off[true, taken]})" for true, taken in top if off[true, taken]]
-    text = escape(f"Taken for another most often: {', '.join(pairs)}." if pairs else "Nothing was taken for another class.")
+    text = f"Taken for another most often: {', '.join(pairs)}." if pairs else "Nothing was taken for another class."
     inches = 4.6 + 0.3 * max(0, min(len(names), 25) - 10)
     matrix = charts.to_svg(charts.confusion_matrix(names, confusion, inches=inches), "confusion", f"Confusion matrix. {text}")
     return (f'<p>{_judged(found)}: accuracy {percent(found["accuracy"])}, top-5 {percent(found["top_5_accuracy"])}, '
             f'loss {number(found["loss"])}.</p><div class="halves"><div>{table(("Class, worst first", "Accuracy"), rows)}</div>'
-            f'<figure class="card">{matrix}<figcaption>{text}</figcaption></figure></div>')
+            f'<figure class="card">{matrix}<figcaption>{escape(text)}</figcaption></figure></div>')
 
 
 def mistakes(files):
