@@ -25,7 +25,7 @@ class SplitJudge:
     Args:
       strategy: tf.distribute strategy.
       eval_step: from `steps.make_eval_step`, with the same test_crops.
-      split: ResidentSplit or StreamingSplit.
+      split: ResidentSplit, DeviceSplit or StreamingSplit.
       num_classes: of the network.
       global_batch_size: images per step over all replicas.
       workers: those that judge a share each; every one gets the same totals.
@@ -43,7 +43,8 @@ class SplitJudge:
         self._num_classes = num_classes
         self.totals = self.mistakes = None
         self._steps = num_evaluation_steps(split.num_examples, global_batch_size)
-        self._iterator = distribute(strategy, lambda shard: split.evaluation_batches(global_batch_size, shard, test_crops))
+        self._iterator = distribute(
+            strategy, lambda shard: split.evaluation_batches(global_batch_size, shard, test_crops), split)
 
     def judge(self):
         """Goes through the split once, every example counted once; returns SplitTotals."""

@@ -23,7 +23,7 @@ FIXED = (
     "dropout_rate", "precision", "optimizer", "seed", "global_batch_size",
 )
 # Not worth a line when they differ.
-FREE = (*config_lib.OF_THIS_PROCESS, "preset", "data_dir", "input", "max_bad_examples")
+FREE = (*config_lib.OF_THIS_PROCESS, "preset", "data_dir", "cache_dir", "input", "decode_threads", "max_bad_examples")
 
 
 @dataclasses.dataclass

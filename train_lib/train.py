@@ -126,7 +126,7 @@ class Trainer:
         """The endless iterator over training batches, from the present step on."""
         config, split = self.config, self.run.train_split
         return distribute(self.run.strategy, lambda shard: split.training_batches(
-            config.run.seed, self.state.step, config.optimization.global_batch_size, config.data.augmentations, shard))
+            config.run.seed, self.state.step, config.optimization.global_batch_size, config.data.augmentations, shard), split)
 
     def advance(self, stop):
         """Trains up to step `stop` in one call of the compiled loop."""
