@@ -16,6 +16,9 @@ from drivers import ZERO_ONE, make_config, random_split
 
 import alexnet
 from input_pipeline.batches import ONE_REPLICA
+from input_pipeline.config import DataConfig
+from input_pipeline.sources import open_source
+from input_pipeline.streaming import StreamingSplit
 from train_lib import charts, pictures, state
 from train_lib import config as config_lib
 from train_lib.checkpointing import CheckpointStore
@@ -93,6 +96,18 @@ def test_the_batch_is_the_one_that_the_step_sees(augment_names, size, step, show
     np.testing.assert_allclose(images, np.clip(seen / pixels.scale + pixels.offset, 0, 255), atol=0.51)
     if augment_names == "none":
         np.testing.assert_array_equal(images, batch["image"][:shown])
+
+
+def test_the_batch_of_a_stream_needs_no_full_buffer(data_dir, monkeypatch):
+    """Filling it takes as long as the start of training, for ImageNet 900 MB."""
+    source = open_source(DataConfig(data_dir=str(data_dir)))
+    split = StreamingSplit(source, "train[:300]", 300, 32, 4)
+    asked, shuffled = [], type(source).shuffled_records
+    monkeypatch.setattr(type(source), "shuffled_records", lambda *given: (asked.append(given[-1]), shuffled(*given))[1])
+    model = types.SimpleNamespace(inputs=[types.SimpleNamespace(dtype="float32")])
+    run = types.SimpleNamespace(config=make_config(global_batch_size=64), train_split=split,
+                                state=types.SimpleNamespace(pixels=ZERO_ONE, step=0, model=model))
+    assert next_images(run).shape == (32, 32, 32, 3) and set(asked) == {32}
 
 
 # Mistakes.
@@ -180,6 +195,7 @@ def resumed(tmp_path_factory, data_dir):
     folder = tmp_path_factory.mktemp("resumed") / "run"
     train(folder, data_dir, 9)
     (folder / "pictures" / "kernels-00000013.png").write_bytes(b"of a part of the run that was lost")
+    (folder / "pictures" / "kernels-00000008.png").touch()  # as a loss of power leaves it
     train(folder, data_dir, 20)
     return folder
 

@@ -100,6 +100,7 @@ def _evaluate(config, workdir):
     judge = SplitJudge(strategy, eval_step, split, len(class_names), batch_size, test_crops=test_crops)
     totals = judge.judge()
     written = [judgements.write(workdir, ".", judge, checkpoint.step, split_name, class_names, test_crops)]
+    (workdir.path / "mistakes.png").unlink(missing_ok=True)  # drawn only where there are mistakes
     written += [workdir.write_file(f"{name}.png", png) for name, png in judgements.draw(workdir.path).items()]
     print_evaluation(checkpoint, split_name, class_names, totals, test_crops)
     print(f"written: {', '.join(str(path) for path in written)}")

@@ -4,6 +4,7 @@ Each is a PNG file in the workdir's folder `pictures` and an image in TensorBoar
 neither random state nor records, and a picture that cannot be written does not end a run.
 """
 
+import dataclasses
 import functools
 import json
 import re
@@ -37,7 +38,7 @@ def _harmless(draw):
                 self._open()
             draw(self, *arguments)
             self._writer.flush()
-        except (OSError, tf.errors.OpError) as error:
+        except (OSError, ValueError, tf.errors.OpError) as error:  # ValueError: a JSON file cut off by a loss of power
             reason = str(error).strip().splitlines()[0]
             self._log(f"{self._folder}: no picture at step {self._run.state.step} ({reason}); going on")
 
@@ -109,7 +110,10 @@ class Pictures:
         writer = tf.summary.create_file_writer(str(folder))
         for path in sorted(self._folder.glob("*.png")):
             if match := _NAME.fullmatch(path.name):
-                _summarize(writer, match[1], int(match[2]), path.read_bytes())
+                try:
+                    _summarize(writer, match[1], int(match[2]), path.read_bytes())
+                except tf.errors.InvalidArgumentError:  # a machine that lost its power may leave an empty file
+                    path.unlink()
         self._writer = writer
 
     def _add(self, name, step, png):
@@ -130,15 +134,18 @@ def next_images(run):
     """The first images of the batch that a Run trains on next, after all augmentation.
 
     At most 32, or 8 large ones. They go through the pipeline and the functions that training uses, as the share of one replica
-    would: what happens to an example depends on its place in the batch alone.
+    would: what happens to an example depends on its place in the batch alone. Of a stream, other examples take these places: to
+    find out which it will be, its whole buffer would have to be filled once more.
 
     Returns:
       uint8 [n, height, width, 3]: the network's input, scaled back; what augmentation moved out of [0, 255] is cut off.
     """
-    config, split, pixels, step = run.config, run.train_split, run.state.pixels, run.state.step
-    size, most = config.optimization.global_batch_size, 32 if run.train_split.image_shape[0] <= LARGE_IMAGE else 8
+    config, split, pixels, step = run.config, run.train_split.on_host, run.state.pixels, run.state.step
+    size, most = config.optimization.global_batch_size, 32 if split.image_shape[0] <= LARGE_IMAGE else 8
     # Even where the batch is: mixup mixes pairs.
     shown = max(n for n in range(1, most + 1) if size % n == 0 and (n % 2 == 0 or size % 2 == 1))
+    if hasattr(split, "shuffle_buffer"):
+        split = dataclasses.replace(split, shuffle_buffer=shown)
     share = Shard(num_replicas=size // shown)
     batch = next(iter(split.training_batches(config.run.seed, step, size, config.data.augmentations, share)))
     images = scale_pixels(batch["image"], pixels, run.state.model.inputs[0].dtype)
