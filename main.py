@@ -21,7 +21,8 @@ from train_lib.workdir import open_workdir
 
 MODES = {"train": "train_lib.train:train", "evaluate": "train_lib.evaluate:evaluate",
          "predict": "train_lib.predict:predict", "export": "train_lib.export:export",
-         "benchmark": "train_lib.benchmark:benchmark"}
+         "benchmark": "train_lib.benchmark:benchmark", "report": "train_lib.report:report"}
+WITHOUT_TENSORFLOW = ("report",)  # modes
 
 train_flags.define(flags.FLAGS)
 
@@ -78,7 +79,8 @@ def import_tensorflow_quietly():
 def import_mode(config, cluster):
     """The chosen mode's function. Imports TensorFlow, whose C++ parts a KeyboardInterrupt could break: a signal waits so long."""
     with stop_request.finishing():
-        prepare_environment(config, cluster)
+        if config.run.mode not in WITHOUT_TENSORFLOW:
+            prepare_environment(config, cluster)
         module, function = MODES[config.run.mode].split(":")
         found = getattr(importlib.import_module(module), function)
     stop_request.raise_if_received()

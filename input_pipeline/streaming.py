@@ -27,6 +27,7 @@ class StreamingSplit:
     Attributes:
       margin: pixels that the short side of a decoded image has beyond image_size; the paper's 256 - 224 where training crops.
       decode_threads: how many decode and augment, 0: one per core.
+      shuffle_buffer: encoded images in memory out of which the next is drawn.
     """
 
     source: Source
@@ -35,6 +36,7 @@ class StreamingSplit:
     image_size: int
     margin: int
     decode_threads: int = 0
+    shuffle_buffer: int = SHUFFLE_BUFFER
 
     look_up = None  # its batches hold images
 
@@ -81,7 +83,7 @@ class StreamingSplit:
         first_epoch, consumed = divmod(first_example, self.num_examples)
 
         def records(epoch):
-            return self.source.shuffled_records(self.split, seed, epoch, SHUFFLE_BUFFER)
+            return self.source.shuffled_records(self.split, seed, epoch, self.shuffle_buffer)
 
         def decode(position, record):
             example = self.source.parse(record)

@@ -9,8 +9,8 @@ from input_pipeline.settings import Settings, setting
 from train_lib import benchmark_names
 from train_lib.shares import check_shares
 
-MODES = ("train", "evaluate", "predict", "export", "benchmark")
-NEED_A_RUN = ("evaluate", "predict", "export")
+MODES = ("train", "evaluate", "predict", "export", "benchmark", "report")
+NEED_A_RUN = ("evaluate", "predict", "export", "report")
 # What says how this process works, not what the experiment is; a run's config.json never decides it for a later process.
 OF_THIS_PROCESS = ("mode", "workdir", "debug", "init_from", "devices", "virtual_devices", "split", "checkpoint", "profile_steps",
                    "benchmark_rows", "inputs", "export_dir")

@@ -19,10 +19,11 @@ def of_the_user():
 
 
 def describe_machine():
-    """{"tensorflow", "keras", "python", "cpu", "cores", "onednn"} of this process; onednn is TF_ENABLE_ONEDNN_OPTS."""
+    """{"tensorflow", "keras", "python", "cpu", "cores", "gpus", "onednn"} of this process; onednn is TF_ENABLE_ONEDNN_OPTS."""
     import keras
     import tensorflow as tf
 
+    gpus = tf.config.get_visible_devices("GPU")
     onednn = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "TensorFlow's default")
     return {
         "tensorflow": tf.__version__,
@@ -30,6 +31,7 @@ def describe_machine():
         "python": platform.python_version(),
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "gpus": [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus],
         "onednn": f"{onednn} (set by this project)" if "TF_ENABLE_ONEDNN_OPTS" in _set_here else onednn,
     }
 

@@ -6,9 +6,10 @@ from input_pipeline.batches import num_evaluation_steps
 from input_pipeline.errors import UnusableError
 from input_pipeline.sources import open_source
 from input_pipeline.splits import open_split
-from train_lib import checkpointing
+from train_lib import checkpointing, judgements
 from train_lib.failures import explained
 from train_lib.metrics import SplitTotals
+from train_lib.mistakes import Mistakes
 from train_lib.state import PixelScaling, assign, create_state
 from train_lib.steps import make_eval_step
 from train_lib.strategy import create_strategy, distribute
@@ -33,6 +34,10 @@ class SplitJudge:
       global_batch_size: images per step over all replicas.
       workers: those that judge a share each; every one gets the same totals.
       test_crops: views of an image, 1 or 10.
+
+    Attributes:
+      totals: SplitTotals of the newest judgement, None before the first.
+      mistakes: its Mistakes, among the examples that this worker judged.
     """
 
     def __init__(self, strategy, eval_step, split, num_classes, global_batch_size, workers=None, test_crops=1):
@@ -40,6 +45,7 @@ class SplitJudge:
         self._strategy = strategy
         self._eval_step = eval_step
         self._num_classes = num_classes
+        self.totals = self.mistakes = None
         self._steps = num_evaluation_steps(split.num_examples, global_batch_size)
         self._iterator = distribute(
             strategy, lambda shard: split.evaluation_batches(global_batch_size, shard, test_crops), split)
@@ -50,14 +56,17 @@ class SplitJudge:
         Raises:
           Interrupted: `asked_to_stop()`, asked before each batch, said so. Nothing more can be judged then.
         """
-        totals = SplitTotals(self._num_classes)
+        totals, mistakes = SplitTotals(self._num_classes), Mistakes()
         for _ in range(self._steps):
             if asked_to_stop():
                 raise Interrupted
             batch = next(self._iterator)
             logits = self._eval_step(batch)
-            totals.add(*(self._host(values) for values in (logits, batch["label"], batch["weight"])))
+            judged = [self._host(values) for values in (logits, batch["label"], batch["weight"])]
+            totals.add(*judged)
+            mistakes.add(*judged, lambda images=batch["image"]: self._host(images))
         totals.add_up(self._workers.sum)
+        self.totals, self.mistakes = totals, mistakes
         return totals
 
     def _host(self, per_replica):
@@ -119,28 +128,14 @@ def _evaluate(config, workdir):
     workdir.write_bad_examples(source.bad.lines())
     test_crops, batch_size = config.judge.test_crops, config.optimization.global_batch_size
     eval_step = make_eval_step(strategy, state, test_crops)
-    totals = SplitJudge(strategy, eval_step, split, len(class_names), batch_size, test_crops=test_crops).judge()
-    written = write_evaluation(workdir, checkpoint, split_name, class_names, totals, test_crops)
+    judge = SplitJudge(strategy, eval_step, split, len(class_names), batch_size, test_crops=test_crops)
+    totals = judge.judge()
+    written = [judgements.write(workdir, ".", judge, checkpoint.step, split_name, class_names, test_crops)]
+    (workdir.path / "mistakes.png").unlink(missing_ok=True)  # drawn only where there are mistakes
+    written += [workdir.write_file(f"{name}.png", png) for name, png in judgements.draw(workdir.path).items()]
     print_evaluation(checkpoint, split_name, class_names, totals, test_crops)
     print(f"written: {', '.join(str(path) for path in written)}")
     return 0
-
-
-def write_evaluation(workdir, checkpoint, split_name, class_names, totals, test_crops=1):
-    """Writes evaluation.json and confusion_matrix.png; returns their paths."""
-    report = {
-        "checkpoint": checkpoint.folder.name,
-        "step": checkpoint.step,
-        "split": split_name,
-        "test_crops": test_crops,
-        **totals.summary(),
-        "accuracy_per_class": dict(zip(class_names, totals.accuracy_per_class(), strict=True)),
-        "class_names": list(class_names),
-        "confusion_matrix": totals.confusion.tolist(),
-    }
-    picture = workdir.path / "confusion_matrix.png"
-    draw_confusion_matrix(picture, class_names, totals.confusion, f"{split_name}, step {checkpoint.step}")
-    return workdir.write_json("evaluation.json", report), picture
 
 
 def print_evaluation(checkpoint, split_name, class_names, totals, test_crops=1):
@@ -156,28 +151,3 @@ def print_evaluation(checkpoint, split_name, class_names, totals, test_crops=1):
     for name, accuracy, row in zip(class_names, totals.accuracy_per_class(), totals.confusion, strict=True):
         counts = "".join(f"{count:>6}" for count in row) if show_matrix else ""
         print(f"{name:<{width}}  {percent(accuracy):>8} {counts}")
-
-
-def draw_confusion_matrix(path, class_names, confusion, title):
-    """Draws a confusion matrix, each row in per cent of its true class, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    share = 100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    size = min(6 + 0.25 * len(class_names), 20)
-    figure, axes = plt.subplots(figsize=(size, size * 0.9), layout="constrained")
-    image = axes.imshow(share, vmin=0, vmax=100, cmap="Blues")
-    axes.set(title=title, xlabel="predicted class", ylabel="true class")
-    if len(class_names) <= 50:
-        ticks = range(len(class_names))
-        axes.set_xticks(ticks, class_names, rotation=45, ha="right")
-        axes.set_yticks(ticks, class_names)
-    if len(class_names) <= MOST_CLASSES_IN_TABLE:
-        for (row, column), value in np.ndenumerate(share):
-            if value >= 0.5:
-                axes.text(column, row, f"{value:.0f}", ha="center", va="center", color="white" if value > 50 else "black")
-    figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)

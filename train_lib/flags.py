@@ -7,7 +7,7 @@ import textwrap
 
 from absl import flags
 
-from input_pipeline.errors import SettingError, UnusableError
+from input_pipeline.errors import ExpectedError, SettingError, UnusableError
 from input_pipeline.settings import describe_range, value_type
 from train_lib import config as config_lib
 
@@ -118,12 +118,39 @@ def _preset_arguments(name):
 def to_flagfile(config):
     """The text of a flagfile that repeats this run: every setting that has a value, but for the workdir."""
     values = config_lib.to_values(config)
-    lines = [f"--{name}={_flag_text(value)}" for name, value in values.items() if value is not None and name != "workdir"]
+    lines = [f"--{name}={flag_text(value)}" for name, value in values.items() if value is not None and name != "workdir"]
     return "\n".join(lines) + "\n"
 
 
-def _flag_text(value):
+def flag_text(value):
+    """A value as it is written behind a flag."""
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def repeat_arguments(values):
+    """The fewest arguments that make main.py train with the settings of a config.json; None where no command line gives them.
+
+    They are tried: parsed again, they must give the same values.
+    """
+    known = {field.name: field.default for _, field in config_lib.leaves()}
+    if not values.keys() <= known.keys():
+        return None
+    wanted = known | values
+    try:
+        arguments = [f"--preset={wanted['preset']}"]
+        if _parsed(arguments)["model"] != wanted["model"]:
+            arguments.append(f"--model={wanted['model']}")  # which changes what the preset gives
+        given = _parsed(arguments)
+        arguments += [f"--{name}={flag_text(value)}" for name, value in wanted.items() if value not in (None, given[name])]
+        return arguments if _parsed(arguments) == wanted else None
+    except (ExpectedError, flags.Error):  # a preset or a value of another version
+        return None
+
+
+def _parsed(arguments):
+    flag_values = flags.FlagValues()
+    define(flag_values)
+    return config_lib.to_values(parse(["main.py", *arguments], flag_values))
 
 
 def help_text():
@@ -136,7 +163,7 @@ def help_text():
         lines += [kind.__doc__.splitlines()[0], ""]
         for field in (field for name, field in fields if name == section):
             limits = describe_range(field)
-            default = "not given" if field.default is None else f"default {_flag_text(field.default) or 'empty'}"
+            default = "not given" if field.default is None else f"default {flag_text(field.default) or 'empty'}"
             text = f"{field.metadata['help']} ({limits + '; ' if limits else ''}{default})"
             lines += textwrap.wrap(text, 110, initial_indent=f"  --{field.name:<26}", subsequent_indent=" " * 30)
         lines.append("")

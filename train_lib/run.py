@@ -9,11 +9,11 @@ import tensorflow as tf
 from input_pipeline.errors import SettingError
 from input_pipeline.sources import Source, open_source
 from input_pipeline.splits import open_split
-from train_lib import checkpointing
+from train_lib import checkpointing, environment
 from train_lib import config as config_lib
 from train_lib.cadence import Plan, make_plan
 from train_lib.state import PixelScaling, TrainState, assign, create_state, pixel_scaling
-from train_lib.strategy import create_strategy
+from train_lib.strategy import create_strategy, describe
 from train_lib.workdir import Workdir
 from train_lib.workers import OneWorker
 
@@ -47,6 +47,13 @@ class Run:
         split = open_split(self.config.data, self.source, self.config.data.test_split, "test_split", log=lambda line: None)
         self.workdir.write_bad_examples(self.source.bad.lines())
         return split
+
+    def write_down(self):
+        """Writes the configuration, and the environment that it is computed in."""
+        self.workdir.write_config(self.config)
+        about = {"devices": describe(self.strategy), "replicas": self.strategy.num_replicas_in_sync}
+        about |= {"parameters": self.state.model.count_params(), "image_shape": list(self.train_split.image_shape)}
+        self.workdir.write_json("environment.json", about | environment.describe_machine())
 
     def save(self, is_best):
         """Saves the state as a checkpoint. Returns why that failed, None where it did not; the same on every worker."""

@@ -14,6 +14,7 @@ from train_lib.agreement import check_common_ground, check_same_step
 from train_lib.checkpointing import CheckpointStore
 from train_lib.evaluate import Interrupted, SplitJudge
 from train_lib.failures import explained
+from train_lib.pictures import Pictures
 from train_lib.profiling import Profile
 from train_lib.run import is_finished, open_run, refuse_other_experiment, restore_best
 from train_lib.signals import stop_request
@@ -52,7 +53,7 @@ def train_together(config, workdir, workers):
         with stop_request.finishing("saving and stopping after this call"):
             trainer = Trainer(run)  # reads the records, and refuses damaged ones before anything is replaced
             workdir.remove_result()
-            workdir.write_config(config)
+            run.write_down()
             print(parameter_table(run.state.model))
             verb = "resuming at" if run.state.step else "starting at"
             print(f"{verb} step {run.state.step} of {run.plan.last_step} on {describe(run.strategy)}: {workdir.path}")
@@ -74,14 +75,15 @@ class Trainer:
         self.eval_step = make_eval_step(run.strategy, run.state)
         self.validation = self.make_judge(run.validation_split) if run.validation_split else None
         self.log = RunLog(run.workdir, run.state.step)
+        self.pictures = Pictures(run, lambda line: self.terminal.line(line))
         self.stopwatch = Stopwatch(clock)
-        self.newest_record = None
-        self.best_before = None
+        self.newest_record = self.best_before = None
         self.stopping = False
 
     def train(self):
         """The story of a run. Returns its exit code."""
         self.start()
+        self.pictures.draw_batch()
         with self.profile:
             while self.status() is None:
                 self.turn()
@@ -187,6 +189,7 @@ class Trainer:
         else:
             judgement.best_step = step
         self.state.evaluation_owed = False
+        self.pictures.draw_evaluation(self.validation, is_best)
         train = self.newest_record or self.state.totals.means()
         epoch, epochs = self.plan.epoch(step), self.config.schedule.epochs
         self.terminal.line(evaluation_line(epoch, epochs, step, train, values, is_best))
@@ -233,9 +236,12 @@ class Trainer:
         """The accuracy of the best checkpoint on the test split, None without one; leaves the best weights in the network."""
         best_step, split_name = restore_best(self.run), self.config.data.test_split
         if not split_name:
+            self.pictures.draw_verdict(None, best_step)
             return None
         split = self.run.validation_split if split_name == self.config.data.validation_split else self.run.open_test_split()
-        values = self.make_judge(split, self.config.judge.test_crops).judge(self.asked_to_stop).summary()
+        judge = self.make_judge(split, self.config.judge.test_crops)
+        values = judge.judge(self.asked_to_stop).summary()
+        self.pictures.draw_verdict(judge, best_step)
         self.log.add_metrics("test", best_step, self.plan.epoch(best_step), values)
         return values["accuracy"]
 

@@ -73,9 +73,17 @@ class Workdir:
 
     def write_json(self, name, value):
         """Writes a JSON file by one rename and returns its path."""
+        return self.write_file(name, (json.dumps(value, indent=1) + "\n").encode())
+
+    def write_file(self, name, content):
+        """Writes bytes into a file by one rename and returns its path; where that fails, the file stays as it was."""
         temporary = self.path / f"{name}.tmp"
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
-        temporary.replace(self.path / name)
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(self.path / name)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
         return self.path / name
 
 
@@ -96,7 +104,7 @@ class ReadOnlyWorkdir(Workdir):
     def write_bad_examples(self, lines):
         """The chief writes it."""
 
-    def write_json(self, name, value):
+    def write_file(self, name, content):
         """The chief writes it."""
 
 
@@ -115,6 +123,8 @@ def open_workdir(config, is_chief=True):
     if initial and not pathlib.Path(initial).expanduser().exists():
         raise SettingError("init_from", initial, "there is no such folder; give a run's workdir or a checkpoint folder")
     workdir = _choose(config) if is_chief else ReadOnlyWorkdir(config.run.workdir)
+    if config.run.mode == "report":  # which reads whatever is there
+        return workdir
     if config.run.mode in config_lib.NEED_A_RUN and not any(workdir.checkpoints.glob("step-*")):
         raise UnusableError(f"--workdir={workdir.path}: holds no checkpoint; give the folder of a run that has saved one")
     if config.run.mode == "predict":

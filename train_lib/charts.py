@@ -1,0 +1,144 @@
+"""Figures, drawn by matplotlib without a display and without its global state. Knows no TensorFlow.
+
+Class names and titles are a user's text: a dollar sign in them is no formula, and a user's own matplotlibrc has no say.
+"""
+
+import base64
+import functools
+import html
+import io
+import re
+import warnings
+
+import matplotlib
+import matplotlib.figure
+import matplotlib.image
+import numpy as np
+
+MOST_CLASSES_WITH_FIGURES = 20
+MOST_CLASSES_WITH_NAMES = 50
+LONGEST_NAME = 24
+# Each stands out from white and from near black, so that a figure can lie on either.
+BLUE, ORANGE = "#2f7fd6", "#d9730d"
+_STYLE = {**matplotlib.rcParamsDefault, "text.parse_math": False, "svg.fonttype": "none", "font.size": 9.5}
+_STYLE = {name: value for name, value in _STYLE.items() if not name.startswith(("backend", "interactive"))}
+
+
+def _in_our_style(function):
+    @functools.wraps(function)
+    def styled(*arguments, **keywords):
+        with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of a class name, which gets a box instead
+            return function(*arguments, **keywords)
+
+    return styled
+
+
+@_in_our_style
+def confusion_matrix(class_names, confusion, title="", inches=None):
+    """A confusion matrix, int [true class, predicted class], each row in per cent of its true class, as a Figure."""
+    confusion = np.asarray(confusion)
+    count = len(class_names)
+    share = 100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    inches = inches or min(6 + 0.25 * count, 20)
+    figure = matplotlib.figure.Figure(figsize=(inches, inches * 0.9), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(share, vmin=0, vmax=100, cmap="Blues")
+    axes.set(title=title, xlabel="predicted class", ylabel="true class, each row in %")
+    if count <= MOST_CLASSES_WITH_NAMES:
+        names = [_short(name) for name in class_names]
+        axes.set_xticks(range(count), names, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(count), names)
+    if count <= MOST_CLASSES_WITH_FIGURES:
+        for (row, column), value in np.ndenumerate(share):
+            if value >= 0.5:
+                # Not pure black, which stands for the colour of the text around the figure; see `to_svg`.
+                color = "#ffffff" if value > 50 else "#111111"
+                # The layout looks at what lies outside the matrix alone: it would measure each of these for nothing.
+                axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=color, in_layout=False)
+    else:
+        figure.colorbar(image, ax=axes, shrink=0.8)
+    return figure
+
+
+@_in_our_style
+def mistakes(entries, title=""):
+    """Images with their five most probable classes as bars, the true class in orange (the paper's figure 4), as a Figure.
+
+    One Axes for all: drawing a pair of them for each image takes several times as long.
+
+    Args:
+      entries: of mistakes.json, one or more.
+      title: of the whole.
+    """
+    columns = min(4, len(entries))
+    rows = -(-len(entries) // columns)
+    bars = max(len(entry["predictions"]) for entry in entries)
+    cell = 1.2 + 0.13 * bars
+    height = 2.2 * rows * cell
+    figure = matplotlib.figure.Figure(figsize=(2.2 * columns, height + 0.4))
+    axes = figure.add_axes((0, 0, 1, height / (height + 0.4)))
+    for index, entry in enumerate(entries):
+        left, top = 0.06 + index % columns, -(index // columns) * cell
+        image = matplotlib.image.imread(io.BytesIO(base64.b64decode(entry["image"])))
+        axes.imshow(image, extent=(left, left + 0.88, top - 0.94, top - 0.06))
+        axes.text(left + 0.44, top - 1.03, _short(entry["true_class"]), ha="center", va="center", weight="bold")
+        places = [top - 1.17 - 0.13 * number for number in range(len(entry["predictions"]))]
+        colors = [ORANGE if p["class"] == entry["true_class"] else BLUE for p in entry["predictions"]]
+        axes.barh(places, [0.88 * p["probability"] for p in entry["predictions"]], 0.11, left=left, color=colors, alpha=0.45)
+        for place, prediction in zip(places, entry["predictions"], strict=True):
+            axes.text(left + 0.02, place, _short(prediction["class"]), va="center", fontsize=8)
+            axes.text(left + 0.88, place, f"{100 * prediction['probability']:.0f} %", va="center", ha="right", fontsize=8)
+    axes.set(xlim=(0, columns), ylim=(-rows * cell, 0), title=title, aspect="equal")
+    axes.axis("off")
+    return figure
+
+
+@_in_our_style
+def curves(series, ylabel, xlabel="epoch", inches=(4.8, 2.8)):
+    """Lines over time, as a Figure.
+
+    Args:
+      series: [(label, x, y)]; the first in blue, the second in orange with its points marked. None in y is a gap.
+    """
+    figure = matplotlib.figure.Figure(figsize=inches, layout="constrained")
+    axes = figure.subplots()
+    for (label, x, y), color, marker in zip(series, (BLUE, ORANGE), ("", "o"), strict=False):
+        values = np.array([np.nan if value is None else value for value in y], float)
+        axes.plot(x, values, label=label, color=color, marker=marker if len(x) > 1 else "o", markersize=3.5, linewidth=1.6)
+    if len(series) > 1:
+        axes.legend(frameon=False)
+    axes.grid(color="#888888", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    return figure
+
+
+def _short(name):
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+
+
+@_in_our_style
+def to_png(figure):
+    """A Figure as the bytes of a PNG file."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=90)
+    return file.getvalue()
+
+
+@_in_our_style
+def to_svg(figure, name, label):
+    """A Figure as an <svg> element to stand in a page: transparent, black in the page's own text colour, no address in it.
+
+    Args:
+      figure: Figure.
+      name: what its ids begin with; unlike that of every other figure of the page.
+      label: the text for who cannot see it.
+    """
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    svg = file.getvalue()
+    inside = svg[svg.index(">", svg.index("<svg")) + 1 :].replace("xlink:href=", "href=").replace("#000000", "currentColor")
+    inside = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", inside)
+    width, height = (72 * inches for inches in figure.get_size_inches())
+    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{html.escape(label)}">{inside}'
