@@ -4,13 +4,14 @@
     python main.py --helpshort              every flag, in groups
 """
 
+import contextlib
 import importlib
 import os
 import sys
 
 from absl import app, flags, logging
 
-from input_pipeline.errors import ExpectedError
+from input_pipeline.errors import ExpectedError, one_line
 from train_lib import environment
 from train_lib import flags as train_flags
 from train_lib.cluster import check_settings, read_cluster
@@ -30,7 +31,7 @@ def parse_flags(argv):
     try:
         return train_flags.parse(argv, flags.FLAGS)
     except (ExpectedError, flags.Error) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 2))
 
 
@@ -81,14 +82,20 @@ def main(config):
         mode = getattr(importlib.import_module(module), function)
         exit_code = mode(config, workdir, cluster) if cluster else mode(config, workdir)
     except ExpectedError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         exit_code = error.exit_code
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {one_line(f'{error.filename}: {error.strerror}')}; mend it, and start again", file=sys.stderr)
+        exit_code = 3
     except KeyboardInterrupt:  # outside the training loop, which saves first (see `train_lib.signals`)
         print("interrupted; the same command starts again", file=sys.stderr)
         exit_code = 75
     # Without the interpreter's clean-up, which would wait for tf.data threads (see `train_lib.strategy.distribute`).
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # a full disk behind it, or a reader that has left
+            stream.flush()
     os._exit(exit_code)
 
 

@@ -1,10 +1,25 @@
 """The failures that a user can mend. Each is one line that names the flag or file, the value and the remedy."""
 
+import unicodedata
+
+LONGEST_LINE = 4000  # characters
+
 
 class ExpectedError(Exception):
     """A failure that is not a defect of this project: `main.py` prints its line and exits with `exit_code`."""
 
     exit_code = 1
+
+
+def one_line(text):
+    """A text for a terminal: what comes out of a foreign file may hold line feeds, colours or a megabyte."""
+    shown = "".join(c if is_plain(c) else c.encode("unicode_escape").decode() for c in text[:LONGEST_LINE])
+    return shown + "..." if len(text) > LONGEST_LINE else shown
+
+
+def is_plain(character):
+    """Whether it is no control character and no half of a surrogate pair."""
+    return unicodedata.category(character) not in ("Cc", "Cs")
 
 
 class SettingError(ExpectedError):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -85,6 +86,14 @@ def scattered(examples, key):
     The order is that of a hash of `key(example)`, so that a file more or less leaves the order of the others.
     """
     return sorted(examples, key=lambda example: (hashlib.sha256(key(example)).digest(), example.where))
+
+
+def is_readable(path, where, bad):
+    """Whether an image file is not too large to be one; notes it in BadExamples where it is."""
+    if (size := os.path.getsize(path)) > headers.MAX_BYTES:
+        bad.add(where, f"has {size} bytes, the limit is {headers.MAX_BYTES}", "replace or remove it")
+        return False
+    return True
 
 
 def common_shape(paths):

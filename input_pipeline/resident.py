@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline import resized_crop
-from input_pipeline.batches import ONE_REPLICA, num_evaluation_steps, without_autotune
+from input_pipeline.batches import ONE_REPLICA, num_evaluation_steps, stretches, without_autotune
 from input_pipeline.loading import decode_split
 from input_pipeline.statistics import covariance
 
@@ -115,6 +115,13 @@ class ResidentSplit:
         positions = tf.data.Dataset.range(np.iinfo(np.int64).max)
         return self._map_numpy(positions, read, [tf.uint8, tf.int32, tf.float32], rows)
 
+    def locate_batch(self, seed, step, global_batch_size):
+        """{"examples": [index into `images`]} of the batch of a step."""
+        start, examples = step * global_batch_size, []
+        for epoch, first, last in stretches(start, start + global_batch_size, self.num_examples):
+            examples += plan_epoch(seed, epoch, self.num_examples, 0, False).order[first:last].tolist()
+        return {"examples": examples}
+
     def windows(self, padding):
         """A view [n, tops, lefts, height, width * 3] of all windows of the padded images: contiguous rows of whole pixels."""
         count, height, width, channels = self.images.shape
@@ -160,12 +167,8 @@ class BatchReader:
 
     def read(self, start, stop):
         """Examples start to stop - 1 of the run: uint8 [stop - start, height, width, 3] and int32 [stop - start]."""
-        pieces = []
-        while start < stop:
-            epoch, first = divmod(start, self._num_examples)
-            last = min(first + stop - start, self._num_examples)
-            pieces.append([choice[first:last] for choice in self._choices(epoch)])
-            start += last - first
+        pieces = [[choice[first:last] for choice in self._choices(epoch)]
+                  for epoch, first, last in stretches(start, stop, self._num_examples)]
         order, top, left, mirrored, *draws = (np.concatenate(choices) for choices in zip(*pieces, strict=True))
         # One gather cuts each image's own window out of the padded table.
         images = self._windows[order, top, left].reshape(-1, *self._image_shape)

@@ -1,9 +1,8 @@
 """Opens a split of a source, in memory where it fits, else as a stream."""
 
-import os
-
 from input_pipeline import resident, streaming
 from input_pipeline.errors import SettingError
+from input_pipeline.memory import free_gigabytes
 
 MEMORY_SHARE = 0.25  # of what is free; the padded copy of the training images and the runtime need the rest
 
@@ -25,7 +24,7 @@ def open_split(config, source, split, flag, log=print):
     num_examples = source.num_examples(split, flag)
     size = _image_size(config, source)
     gigabytes = num_examples * size[0] * size[1] * 3 / 1e9
-    fits = gigabytes <= MEMORY_SHARE * _free_gigabytes()
+    fits = gigabytes <= MEMORY_SHARE * free_gigabytes()
     in_memory = config.input == "memory" or (config.input == "auto" and fits)
     log(f"{split} of {source.name}: {num_examples} images of {size[0]} x {size[1]}, {gigabytes:.2g} GB, "
         f"{'in memory' if in_memory else 'as a stream'}")
@@ -50,13 +49,3 @@ def _image_size(config, source):
         remedy = f"the images of {source.name} vary in size; give the size that the network shall see, such as 224"
         raise SettingError("image_size", config.image_size, remedy)
     return source.image_shape[:2]
-
-
-def _free_gigabytes():
-    """What can be had without swapping: free memory and the page cache, which often holds the data set's own files."""
-    try:
-        with open("/proc/meminfo") as lines:
-            kibibytes = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-        return kibibytes * 1024 / 1e9
-    except (OSError, StopIteration):  # not Linux
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2 / 1e9

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline import augment, resized_crop
-from input_pipeline.batches import ONE_REPLICA, PARALLEL_DECODES, num_evaluation_steps, without_autotune
+from input_pipeline.batches import ONE_REPLICA, PARALLEL_DECODES, num_evaluation_steps, stretches, without_autotune
 from input_pipeline.sources import Source
 from input_pipeline.statistics import covariance
 
@@ -111,6 +111,12 @@ class StreamingSplit:
         records = _only_rows_of(shard, records, global_batch_size)
         batches = records.map(decode, num_parallel_calls=PARALLEL_DECODES).batch(rows, drop_remainder=True)
         return without_autotune(batches.prefetch(PREFETCHED_BATCHES))
+
+    def locate_batch(self, seed, step, global_batch_size):
+        """{"positions": [[epoch, first, last]]} of the batch of a step in the shuffled order: what is there was not kept."""
+        start = step * global_batch_size
+        parts = stretches(start, start + global_batch_size, self.num_examples)
+        return {"positions": [[epoch, first, last - 1] for epoch, first, last in parts]}
 
     def _judged(self, record, size, scaled):
         example = self.source.parse(record)

@@ -347,7 +347,7 @@ def test_files_of_splits_and_of_none(tmp_path):
     ("CSV:/x", "did you mean csv:PATH"), ("tfrecords:/x", "tfrecord:PATTERN"),
     ("folder:{0}/none", "no such folder"), ("npz:{0}/none", "no such file"), ("csv:{0}", "no such file"),
     ("npz:{0}", "no such file"),
-    ("tfrecord:{0}/*.none", "no file fits"), ("folder:{0}", "<split>/<class>/"), ("folder:{0}/\0", "no such folder"),
+    ("tfrecord:{0}/*.none", "no file fits"), ("folder:{0}", "<split>/<class>/"), ("folder:{0}/\0", "control characters"),
 ])
 def test_names_of_files_that_cannot_work_are_setting_errors(tmp_path, dataset, words):
     """A misspelled prefix taken for a name of TFDS gets an answer about TFDS."""

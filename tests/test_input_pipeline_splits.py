@@ -118,7 +118,7 @@ def test_images_of_varying_size_want_an_image_size(tmp_path, mode):
 
 @pytest.mark.parametrize(("free", "path"), [(1.0, "in memory"), (1e-6, "as a stream")])
 def test_what_fits_is_held_in_memory_and_one_line_says_so(data_dir, monkeypatch, free, path):
-    monkeypatch.setattr(splits, "_free_gigabytes", lambda: free)
+    monkeypatch.setattr(splits, "free_gigabytes", lambda: free)
     config, lines = DataConfig(data_dir=str(data_dir)), []
     splits.open_split(config, sources.open_source(config), "test", "test_split", log=lines.append)
     assert lines == [f"test of shapes: 1000 images of 32 x 32, 0.0031 GB, {path}"]
@@ -127,7 +127,7 @@ def test_what_fits_is_held_in_memory_and_one_line_says_so(data_dir, monkeypatch,
 def test_free_memory_counts_the_page_cache():
     fields = dict(line.split(":") for line in pathlib.Path("/proc/meminfo").read_text().splitlines())
     available = int(fields["MemAvailable"].split()[0]) * 1024 / 1e9
-    assert splits._free_gigabytes() == pytest.approx(available, rel=0.2)
+    assert splits.free_gigabytes() == pytest.approx(available, rel=0.2)
 
 
 def test_missing_shortened_and_damaged_files_are_told_in_one_line(tmp_path):

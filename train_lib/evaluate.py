@@ -4,9 +4,11 @@ import numpy as np
 
 from input_pipeline.batches import num_evaluation_steps
 from input_pipeline.errors import UnusableError
+from input_pipeline.small_files import unusable
 from input_pipeline.sources import open_source
 from input_pipeline.splits import open_split
 from train_lib import checkpointing
+from train_lib.description import judge_description
 from train_lib.failures import explained
 from train_lib.metrics import SplitTotals
 from train_lib.state import PixelScaling, assign, create_state
@@ -56,7 +58,7 @@ class SplitJudge:
 def restore_for_use(config, strategy, checkpoint):
     """Builds the network of a checkpoint, gives it its weights, and returns a TrainState without a past."""
     about = checkpoint.description
-    pixels = PixelScaling.from_tensors(checkpoint.tensors("pixels/"))
+    pixels = PixelScaling.from_tensors(checkpoint.tensors("pixels/"), checkpoint.folder)
     state = create_state(config, strategy, len(about["class_names"]), about["image_shape"], pixels)
     assign(state.weights(), checkpoint.judged_weights(), checkpoint.folder)
     return state
@@ -70,6 +72,7 @@ def evaluate(config, workdir):
 
 def _evaluate(config, workdir):
     checkpoint = checkpointing.CheckpointStore(workdir.checkpoints).find(config.judge.checkpoint)
+    judge_description(checkpoint)
     strategy = create_strategy(config)
     source = open_source(config.data)
     class_names = tuple(checkpoint.description["class_names"])
@@ -78,12 +81,12 @@ def _evaluate(config, workdir):
             f"--dataset={config.data.dataset}: has {len(source.class_names)} classes that are not those of the checkpoint "
             f"({len(class_names)}: {', '.join(class_names[:3])}, ...); give the data set that the run was trained on"
         )
-    state = restore_for_use(config, strategy, checkpoint)
     flag, split_name = ("split", config.judge.split) if config.judge.split else ("test_split", config.data.test_split)
     split = open_split(config.data, source, split_name, flag)
     if tuple(split.image_shape) != tuple(checkpoint.description["image_shape"]):
         shape = checkpoint.description["image_shape"]
         raise UnusableError(f"--image_size={config.data.image_size}: the checkpoint's network takes {shape[0]} x {shape[1]}")
+    state = restore_for_use(config, strategy, checkpoint)  # not before: its shapes are now known to be those of the data
     workdir.write_bad_examples(source.bad.lines())
     test_crops, batch_size = config.judge.test_crops, config.optimization.global_batch_size
     eval_step = make_eval_step(strategy, state, test_crops)
@@ -147,5 +150,6 @@ def draw_confusion_matrix(path, class_names, confusion, title):
             if value >= 0.5:
                 axes.text(column, row, f"{value:.0f}", ha="center", va="center", color="white" if value > 50 else "black")
     figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8)
-    figure.savefig(path, dpi=120)
+    with unusable(path):
+        figure.savefig(path, dpi=120)
     plt.close(figure)

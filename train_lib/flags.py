@@ -1,7 +1,7 @@
 """The command line: one flag per setting, presets, and help in groups. Knows absl, not TensorFlow."""
 
 import difflib
-import json
+import os
 import pathlib
 import textwrap
 
@@ -9,10 +9,12 @@ from absl import flags
 
 from input_pipeline.errors import SettingError, UnusableError
 from input_pipeline.settings import describe_range, value_type
+from input_pipeline.small_files import read_file, read_json
 from train_lib import config as config_lib
 
 PRESETS = pathlib.Path(__file__).parent / "presets"
 HELP_FLAGS = ("--help", "--helpshort", "--helpfull", "-help", "-h", "-?")
+LARGEST_FLAGFILE = 2**16  # bytes; ours have 2,000
 _DEFINERS = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
 
 
@@ -71,6 +73,7 @@ def _parse_into(flag_values, argv, source=""):
 def _given(argv, flag_values, name):
     """The last value of a text flag on the command line (or in a --flagfile on it), None where it is not given."""
     given = None
+    _judge_flagfiles(argv[1:])
     try:
         arguments = flag_values.read_flags_from_files(argv[1:], force_gnu=True)
     except flags.Error as error:
@@ -82,13 +85,28 @@ def _given(argv, flag_values, name):
     return given
 
 
+def _judge_flagfiles(arguments):
+    """Refuses a --flagfile that is no plain text file, too large, or names another, before absl reads it."""
+    for position, argument in enumerate(arguments):
+        key, equals, path = argument.partition("=")
+        if key not in ("--flagfile", "-flagfile"):
+            continue
+        path = path if equals else next(iter(arguments[position + 1 :]), "")
+        try:
+            lines = read_file(os.path.expanduser(path), LARGEST_FLAGFILE).decode().splitlines() if path else []
+        except (OSError, ValueError) as error:
+            raise SettingError("flagfile", path, f"cannot be read ({error}); give the run.flags of a run") from None
+        if any(line.lstrip().startswith(("--flagfile", "-flagfile")) for line in lines):
+            raise SettingError("flagfile", path, "names another flagfile; give both on the command line")
+
+
 def _stored_values(workdir):
     """What a run's config.json says of the experiment; {} where there is none."""
-    path = pathlib.Path(workdir or "").expanduser() / "config.json"
-    if not workdir or not path.exists():
+    path = pathlib.Path(os.path.expanduser(workdir or "")) / "config.json"
+    if not workdir or not os.path.exists(path):
         return {}
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
         stored = config_lib.to_values(config_lib.from_values(dict(content.items())))
     except (OSError, ValueError, TypeError, AttributeError, SettingError) as error:
         remedy = "repair it, remove it and give the flags, or give another --workdir"

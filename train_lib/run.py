@@ -7,11 +7,14 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline.errors import SettingError
+from input_pipeline.small_files import UnusableFile
 from input_pipeline.sources import Source, open_source
 from input_pipeline.splits import open_split
 from train_lib import checkpointing
 from train_lib import config as config_lib
 from train_lib.cadence import Plan, make_plan
+from train_lib.description import judge_description
+from train_lib.event_files import first_line
 from train_lib.state import PixelScaling, TrainState, assign, create_state, pixel_scaling
 from train_lib.strategy import create_strategy
 from train_lib.workdir import Workdir
@@ -47,15 +50,24 @@ class Run:
         self.workdir.write_bad_examples(self.source.bad.lines())
         return split
 
-    def save(self, is_best):
-        """Saves the state as a checkpoint. Returns why that failed, None where it did not; the same on every worker."""
+    def save(self, is_best, flush_records=lambda: None):
+        """Saves the state as a checkpoint. Returns why that failed, None where it did not; the same on every worker.
+
+        `flush_records` comes first: a checkpoint promises that all records up to its step are in their files.
+        """
         tensors = tensors_of(self.state)  # by all: to read a moving statistic is a reduction over the replicas
 
         def write():
+            for name, tensor in tensors.items():
+                if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+                    return f"{name} is not finite"
             try:
+                flush_records()
                 self.store.save(self.state.step, tensors, self.describe(), is_best)
+            except UnusableFile as error:
+                return f"{error.path}: {error.reason}"
             except (OSError, tf.errors.OpError) as error:
-                return str(error).strip().splitlines()[0]
+                return first_line(error)
             return None
 
         return self.workers.from_chief(write)
@@ -104,10 +116,10 @@ def open_run(config, workdir, checkpoint, store, log=print, workers=None):
     if checkpoint is None:
         pixels = pixel_scaling(config.data.pixels, train_split, config.data.augmentations)
     else:
-        pixels = PixelScaling.from_tensors(checkpoint.tensors("pixels/"))
+        pixels = PixelScaling.from_tensors(checkpoint.tensors("pixels/"), checkpoint.folder)
     state = create_state(config, strategy, len(source.class_names), train_split.image_shape, pixels)
     if checkpoint is not None:
-        restore(state, checkpoint, plan)
+        restore(state, checkpoint, plan, config.optimization.max_nonfinite_steps)
     elif config.network.init_from:
         initialize(state, checkpointing.find_initial(config.network.init_from), log)
     return Run(config, workdir, strategy, source, train_split, validation_split, state, plan, store, workers)
@@ -118,9 +130,11 @@ def refuse_other_experiment(config, checkpoint):
 
     Raises:
       SettingError: a setting in FIXED differs; the error names both values.
+      UnusableError: the checkpoint does not describe a run.
     """
     if checkpoint is None:
         return
+    judge_description(checkpoint)
     stored, asked = checkpoint.description["config"], config_lib.to_values(config)
     for name in FIXED:
         if stored.get(name) != asked[name]:
@@ -139,14 +153,19 @@ def say_what_changed(config, checkpoint, log):
             log(f"--{name}={value} from here on; it was {stored.get(name)} when {checkpoint.folder.name} was saved")
 
 
-def restore(state, checkpoint, plan):
-    """Gives a new TrainState the tensors and the progress of a checkpoint."""
+def restore(state, checkpoint, plan, max_nonfinite_steps=0):
+    """Gives a new TrainState the tensors and the progress of a checkpoint.
+
+    A run that has diverged goes on after the batch that ended it, and counts anew.
+    """
     tensors = checkpoint.tensors()
     for name in state.averaged_weights():  # averaging begins here where the run so far had none
-        tensors.setdefault(name, tensors[name.replace("ema/", "model/", 1)])
+        if (weight := name.replace("ema/", "model/", 1)) in tensors:
+            tensors.setdefault(name, tensors[weight])
     assign({**state.weights(), **state.slots(), **state.averaged_weights()}, tensors, checkpoint.folder)
     state.set_progress(checkpoint.description["progress"])
-    state.skipped_in_a_row = 0
+    if state.skipped_in_a_row > max_nonfinite_steps:
+        state.skipped_in_a_row = 0
     if plan.last_step > checkpoint.description["last_step"]:
         state.judgement.stopping.waited = 0  # a longer run was asked for, so an early stop is no reason to end at once
 

@@ -6,6 +6,8 @@ import sys
 
 from tqdm import tqdm
 
+from train_lib.divergence import in_words
+
 SECONDS_BETWEEN_LINES = 15.0
 
 
@@ -28,10 +30,7 @@ class Terminal:
 
     def line(self, text):
         """Prints a line above the bar."""
-        if self._bar is not None:
-            self._bar.write(text, file=sys.stdout)
-        else:
-            print(text, flush=True)
+        say(text)
 
     def progress(self, step, values, images_per_second):
         """Shows where training is; `values` has loss, accuracy and learning_rate."""
@@ -42,7 +41,7 @@ class Terminal:
             self._bar.update(step - self._bar.n)
         elif self._clock() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = self._clock()
-            print(f"step {step}/{self._total}: {shown}", flush=True)
+            say(f"step {step}/{self._total}: {shown}")
 
     def close(self):
         """Leaves the bar as it stands."""
@@ -55,6 +54,16 @@ def quiet_unless(is_chief):
     """Context manager that drops what is printed on a worker other than the chief; errors, on stderr, still come through."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(sys.stdout if is_chief else nowhere):
         yield
+
+
+def say(text, stream=None):
+    """Prints a line, on stdout where no stream is given; above the bar where there is one.
+
+    Output that goes into a file on a full disk, or to a reader that has left, does not end a run.
+    """
+    with contextlib.suppress(OSError):
+        tqdm.write(text, file=stream or sys.stdout)
+        (stream or sys.stdout).flush()
 
 
 def number(value):
@@ -95,8 +104,8 @@ def parameter_table(model):
 def closing_lines(path, result):
     """What a user reads at the end of a run: what came out, where it is, what to type next."""
     if result["status"] == "diverged":
-        return [f"error: the loss or its gradient is not finite at step {result['steps'] - 1}; {path} holds the last finite "
-                "weights; start again with a lower --learning_rate, or with --clip_global_norm"]
+        return [f"error: {in_words(result['diverged'])}; {path / 'checkpoints'} holds the last finite weights; the same command "
+                "goes on with the next batch; if it diverges again, give a lower --learning_rate, or --clip_global_norm"]
     if result["status"] == "preempted":
         return [f"stopped at step {result['steps']}; the same command with --workdir={path} goes on from there"]
     lines = [f"{result['status'].replace('_', ' ')} after {result['steps']} steps, {result['epochs']:.4g} epochs, "

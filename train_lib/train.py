@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline.errors import UnusableError
-from train_lib import schedules
+from train_lib import divergence, schedules
 from train_lib.agreement import check_common_ground, check_same_step
 from train_lib.checkpointing import CheckpointStore
 from train_lib.evaluate import SplitJudge
@@ -19,7 +19,7 @@ from train_lib.signals import StopRequest
 from train_lib.steps import make_eval_step, make_train_loop
 from train_lib.strategy import describe, distribute
 from train_lib.summaries import RunLog, Stopwatch, totals_of
-from train_lib.terminal import Terminal, closing_lines, evaluation_line, parameter_table, quiet_unless
+from train_lib.terminal import Terminal, closing_lines, evaluation_line, parameter_table, quiet_unless, say
 from train_lib.workdir import RESULT
 from train_lib.workers import join
 
@@ -51,9 +51,9 @@ def train_together(config, workdir, workers):
         trainer = Trainer(run)  # reads the records, and refuses damaged ones before anything is replaced
         workdir.remove_result()
         workdir.write_config(config)
-        print(parameter_table(run.state.model))
+        say(parameter_table(run.state.model))
         verb = "resuming at" if run.state.step else "starting at"
-        print(f"{verb} step {run.state.step} of {run.plan.last_step} on {describe(run.strategy)}: {workdir.path}")
+        say(f"{verb} step {run.state.step} of {run.plan.last_step} on {describe(run.strategy)}: {workdir.path}")
         return trainer.train()
 
 
@@ -71,7 +71,7 @@ class Trainer:
         self.train_loop = make_train_loop(run.strategy, run.state, run.config)
         self.eval_step = make_eval_step(run.strategy, run.state)
         self.validation = self.make_judge(run.validation_split) if run.validation_split else None
-        self.log = RunLog(run.workdir, run.state.step)
+        self.log = RunLog(run.workdir, run.state.step, say)
         self.stopwatch = Stopwatch(clock)
         self.newest_record = None
         self.best_before = None
@@ -139,6 +139,7 @@ class Trainer:
         seconds, waited = self.clock() - start, float(reports["data_wait"].numpy()[:done].sum())
         self.stopwatch.add_training(seconds, done * self.config.optimization.global_batch_size, waited)
         losses, accuracies = reports["loss"].numpy()[:done], reports["accuracy"].numpy()[:done]
+        self.newest_step = {"loss": float(losses[-1]), "gradient_norm": float(reports["gradient_norm"][done - 1])}
         self.state.totals.add(losses, accuracies, finite[:done])
         self.state.step += done
         self.state.skipped_in_a_row, self.stopping = int(skipped), bool(stopping)
@@ -190,8 +191,7 @@ class Trainer:
 
     def save(self, is_best):
         """Saves a checkpoint. One that fails is said, and tried again when the next is due; the last one must not fail."""
-        self.log.flush()
-        reason = self.run.save(is_best)
+        reason = self.run.save(is_best, self.log.flush)
         if reason is None:
             return
         if self.status():
@@ -206,11 +206,11 @@ class Trainer:
         test_accuracy = None
         if EXIT_CODES[status] == 0:
             test_accuracy = self.judge_test()
-        result = self.result(status, test_accuracy)
         self.log.flush()
+        result = self.result(status, test_accuracy)
         self.run.workdir.write_json(RESULT, result)
         for line in closing_lines(self.run.workdir.path, result):
-            print(line, file=sys.stderr if EXIT_CODES[status] else sys.stdout)
+            say(line, sys.stderr if EXIT_CODES[status] else sys.stdout)
         return EXIT_CODES[status]
 
     def judge_test(self):
@@ -234,7 +234,7 @@ class Trainer:
         """The content of result.json."""
         best_step = self.state.judgement.best_step
         records = self.log.metrics.read()
-        best = [r["accuracy"] for r in records if r["kind"] == "validation" and r["step"] == best_step]
+        best = [r.get("accuracy") for r in records if r["kind"] == "validation" and r["step"] == best_step]
         return {
             "status": status,
             "steps": self.state.step,
@@ -243,4 +243,5 @@ class Trainer:
             "best_validation_accuracy": best[-1] if best else None,
             "test_accuracy": test_accuracy,
             **totals_of([*self.log.timing.read(), self.stopwatch.lap()]),
+            **({"diverged": divergence.describe(self.run, **self.newest_step)} if status == "diverged" else {}),
         }

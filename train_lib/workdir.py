@@ -1,11 +1,13 @@
 """The run's folder: what the contract promises to leave in it, but for checkpoints and records. Knows no TensorFlow."""
 
 import json
+import os
 import pathlib
 import re
 import time
 
 from input_pipeline.errors import SettingError, UnusableError
+from input_pipeline.small_files import read_json, replace_file, unusable
 from train_lib import config as config_lib
 from train_lib import flags as flags_lib
 
@@ -22,7 +24,7 @@ class Workdir:
     is_ours = True  # to write
 
     def __init__(self, path):
-        self.path = pathlib.Path(path).expanduser()
+        self.path = pathlib.Path(os.path.expanduser(path))
 
     def create(self):
         """Makes the folder.
@@ -35,8 +37,9 @@ class Workdir:
             probe = self.path / ".writable"
             probe.touch()
             probe.unlink()
-        except OSError as error:
-            raise UnusableError(f"--workdir={self.path}: cannot be written ({error.strerror}); give another folder") from None
+        except (OSError, ValueError) as error:  # of a name that no file system takes
+            reason = getattr(error, "strerror", None) or error
+            raise UnusableError(f"--workdir={self.path}: cannot be written ({reason}); give another folder") from None
 
     @property
     def checkpoints(self):
@@ -46,30 +49,33 @@ class Workdir:
     def write_config(self, config):
         """Writes config.json and run.flags."""
         self.write_json("config.json", config_lib.to_values(config) | {"workdir": None})
-        (self.path / "run.flags").write_text(flags_lib.to_flagfile(config))
+        self._write("run.flags", flags_lib.to_flagfile(config))
 
     def read_result(self):
         """result.json as a dict, None where the run has not ended or the file is not one."""
         try:
-            result = json.loads((self.path / RESULT).read_text())
+            result = read_json(self.path / RESULT)
         except (OSError, ValueError):
             return None
         return result if isinstance(result, dict) else None
 
     def remove_result(self):
         """Says that the run goes on."""
-        (self.path / RESULT).unlink(missing_ok=True)
+        with unusable(self.path / RESULT, "removed"):
+            (self.path / RESULT).unlink(missing_ok=True)
 
     def write_bad_examples(self, lines):
         """Writes bad_examples.txt, a line for each example that was skipped; nothing where none was."""
         if lines:
-            (self.path / "bad_examples.txt").write_text("".join(f"{line}\n" for line in lines))
+            self._write("bad_examples.txt", "".join(f"{line}\n" for line in lines))
 
     def write_json(self, name, value):
         """Writes a JSON file by one rename and returns its path."""
-        temporary = self.path / f"{name}.tmp"
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
-        temporary.replace(self.path / name)
+        return self._write(name, json.dumps(value, indent=1) + "\n")
+
+    def _write(self, name, text):
+        with unusable(self.path / name):
+            replace_file(self.path / name, text)
         return self.path / name
 
 
@@ -106,7 +112,7 @@ def open_workdir(config, is_chief=True):
       SettingError: --init_from names nothing.
     """
     initial = config.network.init_from
-    if initial and not pathlib.Path(initial).expanduser().exists():
+    if initial and not os.path.exists(os.path.expanduser(initial)):
         raise SettingError("init_from", initial, "there is no such folder; give a run's workdir or a checkpoint folder")
     workdir = _choose(config) if is_chief else ReadOnlyWorkdir(config.run.workdir)
     if config.run.mode in config_lib.NEED_A_RUN and not any(workdir.checkpoints.glob("step-*")):
