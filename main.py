@@ -4,7 +4,6 @@
     python main.py --helpshort              every flag, in groups
 """
 
-import contextlib
 import importlib
 import os
 import sys
@@ -15,6 +14,7 @@ from input_pipeline.errors import ExpectedError, one_line
 from train_lib import environment
 from train_lib import flags as train_flags
 from train_lib.cluster import check_settings, read_cluster
+from train_lib.terminal import Unfailing
 from train_lib.workdir import open_workdir
 
 MODES = {"train": "train_lib.train:train", "evaluate": "train_lib.evaluate:evaluate",
@@ -75,6 +75,7 @@ def import_tensorflow_quietly():
 def main(config):
     """Runs the chosen mode and exits with its code."""
     module, function = MODES[config.run.mode].split(":")
+    sys.stdout, sys.stderr = Unfailing(sys.stdout), Unfailing(sys.stderr)
     try:
         cluster = find_cluster(config)
         workdir = open_workdir(config, is_chief=not cluster or cluster.rank == 0)
@@ -93,9 +94,8 @@ def main(config):
         print("interrupted; the same command starts again", file=sys.stderr)
         exit_code = 75
     # Without the interpreter's clean-up, which would wait for tf.data threads (see `train_lib.strategy.distribute`).
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):  # a full disk behind it, or a reader that has left
-            stream.flush()
+    sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(exit_code)
 
 

@@ -10,7 +10,7 @@ import typing
 
 from input_pipeline.errors import SettingError, is_plain
 
-# What an int64 holds; all arithmetic with it still fits a float.
+# What an int64 holds; JSON and the command line take whole numbers that no float can hold.
 LARGEST = 2**63 - 1
 
 
@@ -63,7 +63,7 @@ class Settings:
             raise SettingError(field.name, value, "give a text without control characters")
         if isinstance(value, float) and not math.isfinite(value):
             raise SettingError(field.name, value, f"give a finite number, {describe_range(field)}".rstrip(", "))
-        if kind is not str and abs(value) > LARGEST:
+        if isinstance(value, int) and abs(value) > LARGEST:
             raise SettingError(field.name, value, f"give a number of at most {LARGEST}")
         inside = (
             (limits["low"] is None or value >= limits["low"])

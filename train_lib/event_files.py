@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import re
 import shutil
 
 import tensorflow as tf
@@ -77,5 +78,6 @@ class EventFiles:
 
 
 def first_line(error):
-    """The first line of an exception's text, its type where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of an exception's text without the names of TensorFlow's nodes, its type where it has none."""
+    text = re.sub(r"\{\{.*?\}\}|\[Op:\w+\]", "", str(error)).strip()
+    return text.splitlines()[0].strip() if text else type(error).__name__

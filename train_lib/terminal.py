@@ -56,14 +56,31 @@ def quiet_unless(is_chief):
         yield
 
 
-def say(text, stream=None):
-    """Prints a line, on stdout where no stream is given; above the bar where there is one.
+def say(text):
+    """Prints a line, above the bar where there is one."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
 
-    Output that goes into a file on a full disk, or to a reader that has left, does not end a run.
-    """
-    with contextlib.suppress(OSError):
-        tqdm.write(text, file=stream or sys.stdout)
-        (stream or sys.stdout).flush()
+
+class Unfailing:
+    """A text stream that goes on where `stream` fails: a full disk behind it, or a reader that has left, ends no run."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text):
+        """Writes what can be written; what cannot is tried again with the next text."""
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self):
+        """Flushes what can be flushed."""
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 def number(value):

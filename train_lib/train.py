@@ -51,9 +51,9 @@ def train_together(config, workdir, workers):
         trainer = Trainer(run)  # reads the records, and refuses damaged ones before anything is replaced
         workdir.remove_result()
         workdir.write_config(config)
-        say(parameter_table(run.state.model))
+        print(parameter_table(run.state.model))
         verb = "resuming at" if run.state.step else "starting at"
-        say(f"{verb} step {run.state.step} of {run.plan.last_step} on {describe(run.strategy)}: {workdir.path}")
+        print(f"{verb} step {run.state.step} of {run.plan.last_step} on {describe(run.strategy)}: {workdir.path}")
         return trainer.train()
 
 
@@ -210,7 +210,7 @@ class Trainer:
         result = self.result(status, test_accuracy)
         self.run.workdir.write_json(RESULT, result)
         for line in closing_lines(self.run.workdir.path, result):
-            say(line, sys.stderr if EXIT_CODES[status] else sys.stdout)
+            print(line, file=sys.stderr if EXIT_CODES[status] else sys.stdout)
         return EXIT_CODES[status]
 
     def judge_test(self):
