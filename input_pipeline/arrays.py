@@ -6,6 +6,7 @@ import os
 import pathlib
 import struct
 import threading
+import tokenize
 import zipfile
 import zlib
 
@@ -19,7 +20,7 @@ from input_pipeline.memory import free_gigabytes
 
 # What zipfile and NumPy raise for files that are damaged, encrypted or made to harm.
 _DAMAGED = (OSError, ValueError, EOFError, KeyError, TypeError, IndexError, OverflowError, RuntimeError, MemoryError, SyntaxError,
-            struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+            struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError)
 _MOST_ARRAYS, _LONGEST_HEADER = 1000, 2**16
 WANTED = "give one with x_train, y_train, x_test and y_test as keras.datasets saves them"
 

@@ -18,8 +18,8 @@ def one_line(text):
 
 
 def is_plain(character):
-    """Whether it is no control character and no half of a surrogate pair."""
-    return unicodedata.category(character) not in ("Cc", "Cs")
+    """Whether it is no control character, no line separator and no half of a surrogate pair."""
+    return unicodedata.category(character) not in ("Cc", "Cs", "Zl", "Zp")
 
 
 class SettingError(ExpectedError):

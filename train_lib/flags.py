@@ -14,7 +14,7 @@ from train_lib import config as config_lib
 
 PRESETS = pathlib.Path(__file__).parent / "presets"
 HELP_FLAGS = ("--help", "--helpshort", "--helpfull", "-help", "-h", "-?")
-LARGEST_FLAGFILE = 2**16  # bytes; ours have 2,000
+LARGEST_FLAGFILE, LONGEST_NAME = 2**16, 64  # bytes, ours have 2,000; characters
 _DEFINERS = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
 
 
@@ -80,6 +80,8 @@ def _given(argv, flag_values, name):
         raise flags.Error(" ".join(str(error).split())) from None
     for position, argument in enumerate(arguments):
         key, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and len(key) > LONGEST_NAME:  # absl looks for those that come close by a recursion over it
+            raise SettingError(key[:LONGEST_NAME] + "...", value, "no such flag; python main.py --helpshort lists the flags")
         if key == name and argument.startswith("-"):
             given = value if equals else next(iter(arguments[position + 1 :]), "")
     return given
