@@ -36,7 +36,6 @@ from train_lib.description import judge_description
 from train_lib.run import is_finished, refuse_other_experiment
 from train_lib.state import PixelScaling, TrainState
 from train_lib.summaries import RunLog
-from train_lib.tensor_files import read_tensors
 from train_lib.workdir import Workdir
 
 MOST_MEGABYTES, MOST_SECONDS = 400, 20
@@ -83,7 +82,8 @@ def run_rounds(count, strategy, function):
 
 
 # Bytes: flipped, cut, doubled, overwritten, in any places.
-MUTATION = st.tuples(st.sampled_from(("flip", "cut", "insert", "overwrite", "repeat", "drop")), st.floats(0, 1), st.binary(max_size=9))
+KINDS = ("flip", "cut", "insert", "overwrite", "repeat", "drop")
+MUTATION = st.tuples(st.sampled_from(KINDS), st.floats(0, 1), st.binary(max_size=9))
 MUTATIONS = st.lists(MUTATION, min_size=1, max_size=4)
 
 
@@ -106,8 +106,8 @@ def mutated(content, mutations):
 # JSON: any value in the place of any other.
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(), st.integers(-(10**400), 10**400), st.floats(), st.text(max_size=20),
-    st.sampled_from(("step", "1", "../x", "\x00", "\x1b[31m", "x\n--flagfile=/etc/passwd", "ns:data", "~nobody/x", "/" + "x" * 5000,
-                     "train[:10%]", "9" * 5000, -1, 2**63, 1e308, 10**30)))
+    st.sampled_from(("step", "1", "../x", "\x00", "\x1b[31m", "x\n--flagfile=/etc/passwd", "ns:data", "~nobody/x", "9" * 5000,
+                     "/" + "x" * 5000, "train[:10%]", -1, 2**63, 1e308, 10**30)))
 JSON = st.recursive(SCALARS, lambda inner: st.one_of(
     st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)), max_leaves=6)
 EDITS = st.lists(st.tuples(st.lists(st.integers(0, 99), min_size=1, max_size=4), st.sampled_from(("set", "drop", "add")), JSON),
@@ -138,8 +138,9 @@ def edited(value, edits):
     return value
 
 
+OTHERS = (b"", b"[" * 200_000, b'{"a":' * 50_000, b"\xff\xfe", bytes(1000), b"9" * 9999)
 FILE = st.one_of(st.tuples(st.just("bytes"), MUTATIONS), st.tuples(st.just("json"), EDITS), st.tuples(st.just("any"), JSON),
-                 st.tuples(st.just("other"), st.sampled_from((b"", b"[" * 200_000, b'{"a":' * 50_000, b"\xff\xfe", bytes(1000), b"9" * 9999))))
+                 st.tuples(st.just("other"), st.sampled_from(OTHERS)))
 
 
 def content_of(good, change):
@@ -165,8 +166,8 @@ def folder():
 NAMES = [field.name for _, field in config_lib.leaves()]
 VALUE = st.one_of(
     st.text(max_size=12), st.text(st.characters(exclude_categories=()), max_size=4), st.integers().map(str), st.floats().map(str),
-    st.sampled_from(("", "9" * 5000, "1e999", "-1", "1:2", "true", "train[:10%]+test", "csv:", "a:b", "~nobody", "lrn=", "width=1e9",
-                     "crop,,flip", "x" * 9000, "\x00", "\x1b[2J", "٣", "0x10", "1_000", "nan")))
+    st.sampled_from(("", "9" * 5000, "1e999", "-1", "1:2", "true", "train[:10%]+test", "csv:", "a:b", "~nobody", "lrn=", "nan",
+                     "width=1e9", "crop,,flip", "x" * 9000, "\x00", "\x1b[2J", "٣", "0x10", "1_000")))
 ARGUMENT = st.one_of(
     st.tuples(st.sampled_from(("--", "-", "--no")), st.sampled_from(NAMES), st.sampled_from(("=", "", " ")), VALUE).map("".join),
     st.tuples(st.sampled_from(NAMES), VALUE).map(lambda pair: f"--{pair[0]}={pair[1]}"),
@@ -228,7 +229,8 @@ def test_config_and_result(examples, folder):
 
 
 RECORDS = [{"kind": "train", "step": step, "epoch": step / 9, "loss": 2.5, "accuracy": 0.1} for step in range(2, 9, 2)]
-TIMINGS = [{"step": step, "seconds": 1.5, "train_seconds": 1.0, "images": 64, "images_per_second": 64.0} for step in range(2, 9, 2)]
+TIMINGS = [{"step": step, "seconds": 1.5, "train_seconds": 1.0, "images": 64, "images_per_second": 64.0}
+           for step in range(2, 9, 2)]
 
 
 @rounds(ALL["files"])
@@ -317,15 +319,17 @@ def npy(descr="'|u1'", shape="(30, 8, 8, 3)", data=bytes(30 * 8 * 8 * 3), versio
 
 def npz(path, images, labels, compression=zipfile.ZIP_STORED):
     with zipfile.ZipFile(path, "w", compression) as file:
-        for name, content in (("x_train", images), ("y_train", labels), ("x_test", npy()), ("y_test", npy(shape="(30,)", data=bytes(30)))):
+        arrays = {"x_train": images, "y_train": labels, "x_test": npy(), "y_test": npy(shape="(30,)", data=bytes(30))}
+        for name, content in arrays.items():
             file.writestr(f"{name}.npy", content)
 
 
 LIES = st.fixed_dictionaries({}, optional={
-    "descr": st.sampled_from(("'|O'", "'<U999999999'", "'|V1000000000'", "[('a', '<i8', (9999999,))]", "'<f8'", "'|u1'", "5", "None", "'M8[ns]'",
-                              "[" * 150 + "]" * 150, "-" * 900 + "1", "'|S0'", "'|b1'", "''")),
-    "shape": st.sampled_from(("(30, 8, 8, 3)", "(10**12, 8, 8, 3)", "(1000000000000, 8, 8, 3)", "(-30, -8, 8, 3)", "(0, 8, 8, 3)", "(30,)", "()",
-                              "(True,)", "30", "(30, 0, 0, 3)", "(4294967296, 4294967296, 4294967296)", "(" * 3000)),
+    "descr": st.sampled_from(("'|O'", "'<U999999999'", "'|V1000000000'", "[('a', '<i8', (9999999,))]", "'<f8'", "'|u1'", "5",
+                              "None", "'M8[ns]'", "[" * 150 + "]" * 150, "-" * 900 + "1", "'|S0'", "'|b1'", "''")),
+    "shape": st.sampled_from(("(30, 8, 8, 3)", "(10**12, 8, 8, 3)", "(1000000000000, 8, 8, 3)", "(-30, -8, 8, 3)", "(30,)", "()",
+                              "(0, 8, 8, 3)", "(True,)", "30", "(30, 0, 0, 3)", "(4294967296, 4294967296, 4294967296)",
+                              "(" * 3000)),
     "data": st.sampled_from((b"", bytes(30), bytes(10_000))), "version": st.sampled_from((b"\x02\x00", b"\x03\x00", b"\x09\x00")),
     "length": st.sampled_from((0, 1, 9000, 65535))})
 
@@ -357,8 +361,9 @@ def test_npz_files(examples, folder):
 def test_tables(examples, folder):
     good = write_csv(folder, count=4).read_bytes()
     numbers = good.replace(b"cat", b"0").replace(b"dog", b"1").replace(b"owl", b"2")
-    parts = st.lists(st.sampled_from((b'"', b",", b"\n", b"\r", b"\x00", b"9" * 5000, b"-1", "٣".encode(), b"images/000.png", b"train",
-                                      b"\xef\xbb\xbf", b"x" * 200_000, b"~nobody/x", b"../" * 2000, b"/dev/zero", b"label,image\n")), max_size=6)
+    texts = (b'"', b",", b"\n", b"\r", b"\x00", b"9" * 5000, b"-1", "٣".encode(), b"images/000.png", b"train", b"\xef\xbb\xbf",
+             b"x" * 200_000, b"~nobody/x", b"../" * 2000, b"/dev/zero", b"label,image\n")
+    parts = st.lists(st.sampled_from(texts), max_size=6)
 
     def check(args):
         start, mutations, more = args
@@ -375,7 +380,7 @@ def images():
     from PIL import Image
 
     rgb = Image.fromarray(picture(7, (9, 7)))
-    kinds = [encoded(rgb, kind) for kind in ("PNG", "JPEG", "GIF", "BMP")] + [encoded(rgb, "WEBP", lossless=True), encoded(rgb, "WEBP")]
+    kinds = [encoded(rgb, kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "WEBP")] + [encoded(rgb, "WEBP", lossless=True)]
     return [*kinds, encoded(rgb, "GIF", save_all=True, append_images=[Image.fromarray(picture(8, (9, 7)))])]
 
 

@@ -44,7 +44,7 @@ def read_tensors(path, prefix=""):
 def _judged(name, entry):
     dtype = tf.as_dtype(entry.dtype)
     shape = [dimension.size for dimension in entry.shape.dim]
-    plain = dtype.is_floating or dtype.is_integer or dtype.is_bool
+    plain = (dtype.is_floating or dtype.is_integer or dtype.is_bool) and dtype == dtype.base_dtype
     if not plain or dtype.size != np.dtype(dtype.as_numpy_dtype).itemsize or entry.shard_id or entry.slices:
         raise ValueError(f"{name} is no plain array of numbers")
     if min(shape, default=0) < 0 or entry.offset < 0 or entry.size != int(np.prod(shape, dtype=object)) * dtype.size:
