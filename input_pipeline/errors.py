@@ -2,7 +2,7 @@
 
 import unicodedata
 
-LONGEST_LINE = 4000  # characters
+LONGEST_LINE = 2000  # characters
 
 
 class ExpectedError(Exception):
@@ -13,8 +13,9 @@ class ExpectedError(Exception):
 
 def one_line(text):
     """A text for a terminal: what comes out of a foreign file may hold line feeds, colours or a megabyte."""
-    shown = "".join(c if is_plain(c) else c.encode("unicode_escape").decode() for c in text[:LONGEST_LINE])
-    return shown + "..." if len(text) > LONGEST_LINE else shown
+    if len(text) > LONGEST_LINE:  # the remedy stands at the end
+        text = f"{text[: LONGEST_LINE // 2]} ... {text[-LONGEST_LINE // 2 :]}"
+    return "".join(c if is_plain(c) else c.encode("unicode_escape").decode() for c in text)
 
 
 def is_plain(character):

@@ -36,7 +36,7 @@ from train_lib.description import judge_description
 from train_lib.run import is_finished, refuse_other_experiment
 from train_lib.state import PixelScaling, TrainState
 from train_lib.summaries import RunLog
-from train_lib.workdir import Workdir
+from train_lib.workdir import Workdir, open_workdir
 
 MOST_MEGABYTES, MOST_SECONDS = 400, 20
 FEW, ALL = 25, {"flags": 1400, "files": 1250, "images": 2400}
@@ -400,3 +400,96 @@ def test_images(examples):
                     assert augment.decode(tf.constant(content)).dtype == np.uint8
 
     run_rounds(examples, st.tuples(st.integers(0, 99), MUTATIONS), check)
+
+
+# What fuzzing, or thought, has found; each was a traceback, a hang or worse.
+
+
+def line_of(function, *arguments, **more):
+    """The line that a user gets."""
+    with pytest.raises((ExpectedError, absl_flags.Error)) as caught:
+        function(*arguments, **more)
+    return one_line(str(caught.value))
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["--" + "x" * 3000 + "=1"], "no such flag"),  # absl: RecursionError
+    (["--flagfile=/dev/zero"], "--flagfile=/dev/zero: cannot be read (is no plain file)"),  # read for ever
+    (["--flagfile=/nowhere"], "--flagfile=/nowhere: cannot be read"),
+    (["--checkpoint=" + "9" * 5000], "give best, latest"),  # ValueError: int() of more than 4,300 digits
+    (["--profile_steps=1:" + "9" * 5000], "give START:STOP"),
+    (["--dataset=namespace:data"], "bring their own program"),  # TFDS downloads it and runs it
+    (["--dataset=huggingface:data"], "bring their own program"),
+    (["--data_dir=a\n--seed=5"], "without control characters"),  # a second line in run.flags
+])
+def test_command_lines_that_once_ended_in_a_traceback(arguments, words):
+    assert words in line_of(parse, *arguments)
+
+
+def test_versions_of_tfds_are_no_programs():
+    for name in ("mnist:3.0.1", "mnist:3.*.*", "ns/config:1.0.0", "cifar10"):
+        assert parse(f"--dataset={name}").data.dataset == name
+
+
+def test_a_flagfile_names_no_other(folder):
+    """Each twice the next, thirty of them, and absl is busy for years."""
+    (folder / "run.flags").write_text(f"--seed=1\n--flagfile={folder / 'other.flags'}\n")
+    assert "names another flagfile" in line_of(parse, f"--flagfile={folder / 'run.flags'}")
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("[" * 100_000, "nested too deeply"), (json.dumps({"epochs": 10**400}), "at most 9223372036854775807"),
+    (json.dumps({"data_dir": "a\n--seed=5"}), "control characters"), ("9" * 5000, "digits"),
+    (" " * (2**24 + 1), "has 16777217 bytes"), (json.dumps({"dataset": "namespace:data"}), "bring their own program"),
+])
+def test_a_config_from_elsewhere(folder, text, words):
+    (folder / "config.json").write_text(text)
+    line = line_of(parse, "--mode=evaluate", f"--workdir={folder}")
+    assert line.startswith(f"{folder / 'config.json'}: ") and words in line
+
+
+@pytest.mark.parametrize("path", ["~nobody_of_that_name/x", "x" * 300, "/" + "x/" * 3000])
+def test_paths_that_no_file_system_takes(path):
+    """pathlib raises RuntimeError for a home that nobody has, and OSError for a name that is too long."""
+    for kind in ("folder", "npz", "csv", "tfrecord"):
+        assert line_of(sources.open_source, DataConfig(dataset=f"{kind}:{path}")).startswith(f"--dataset={kind}:{path[:50]}")
+    config = config_lib.from_values({"init_from": path})
+    assert line_of(open_workdir, config).startswith(f"--init_from={path[:50]}")
+    assert Workdir(path).read_result() is None
+
+
+def test_a_name_out_of_a_foreign_file_is_shown_in_one_line(folder):
+    """Colours, line feeds and a megabyte of it end on somebody's terminal."""
+    np.savez(folder / "a.npz", **{"x\x1b[31m\nerror: all is lost" + "x" * 60_000: np.zeros(3)})
+    line = line_of(sources.open_source, DataConfig(dataset=f"npz:{folder / 'a.npz'}"))
+    assert "\\x1b[31m\\nerror" in line and "\x1b" not in line and "\n" not in line and len(line) < 2 * LONGEST_LINE
+
+
+def test_a_record_of_another_form_is_named(folder):
+    bad = ('{"kind": "train", "step": "3"}', '{"kind": 5, "step": 3}', '{"kind": "train", "step": true}', "[]" + " " * 70_000)
+    for line in bad:
+        (folder / "metrics.jsonl").write_text(f'{{"kind": "train", "step": 1}}\n{line}\n')
+        message = line_of(RunLog, Workdir(folder), 9, lambda line: None)
+        assert message.startswith(f"{folder / 'metrics.jsonl'}: line 2 is not a record")
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda about: about.clear(), "class_names"), (lambda about: about.update(class_names=[1]), "class_names"),
+    (lambda about: about.update(image_shape=[10**9, 10**9, 3]), "image_shape"),
+    (lambda about: about["config"].clear(), "config"), (lambda about: about["config"].update(epochs="many"), "--epochs=many"),
+    (lambda about: about["progress"].pop("totals"), "progress"), (lambda about: about["progress"].update(step=8), "progress"),
+    (lambda about: about["progress"]["judgement"].update(best_step="x"), "progress"),
+    (lambda about: about.pop("last_step"), "last_step"),
+])
+def test_a_checkpoint_that_vouches_for_a_description_of_another_form(folder, change, words):
+    about = json.loads(json.dumps(DESCRIPTION))
+    change(about)
+    CheckpointStore(folder).save(7, TENSORS, about, False)
+    line = line_of(use, folder / "step-00000007")
+    assert line.startswith(f"{folder / 'step-00000007' / 'progress.json'}: ") and words in line
+
+
+@pytest.mark.parametrize("missing", ["pixels/offset", "pixels/scale"])
+def test_a_checkpoint_without_its_scaling_of_pixels(folder, missing):
+    CheckpointStore(folder).save(7, {name: value for name, value in TENSORS.items() if name != missing}, DESCRIPTION, False)
+    assert missing in line_of(use, folder / "step-00000007")
