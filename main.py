@@ -11,12 +11,13 @@ import sys
 
 from absl import app, flags, logging
 
-from input_pipeline.errors import ExpectedError
+from input_pipeline.errors import ExpectedError, one_line
 from train_lib import environment
 from train_lib import flags as train_flags
 from train_lib.cluster import check_settings, read_cluster
 from train_lib.lock import locked
 from train_lib.signals import stop_request
+from train_lib.terminal import Unfailing
 from train_lib.workdir import open_workdir
 
 MODES = {"train": "train_lib.train:train", "evaluate": "train_lib.evaluate:evaluate",
@@ -35,7 +36,7 @@ def parse_flags(argv):
     try:
         return train_flags.parse(argv, flags.FLAGS)
     except (ExpectedError, flags.Error) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 2))
 
 
@@ -100,12 +101,18 @@ def run_mode(config):
 def main(config):
     """Runs the chosen mode and exits with its code."""
     stop_request.listen()
+    sys.stdout, sys.stderr = Unfailing(sys.stdout), Unfailing(sys.stderr)
     try:
         with stop_request.raising():
             exit_code = run_mode(config)
     except ExpectedError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         exit_code = error.exit_code
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {one_line(f'{error.filename}: {error.strerror}')}; mend it, and start again", file=sys.stderr)
+        exit_code = 3
     except BaseException:
         if not stop_request.raised:  # by which some libraries make an error of their own
             raise

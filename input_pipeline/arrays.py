@@ -1,8 +1,12 @@
 """--dataset=npz:PATH, arrays in one file as keras.datasets saves them. Nothing in it is ever unpickled."""
 
+import io
+import lzma
+import os
 import pathlib
 import struct
 import threading
+import tokenize
 import zipfile
 import zlib
 
@@ -13,8 +17,12 @@ from input_pipeline.bad_examples import BadExamples
 from input_pipeline.errors import SettingError, UnusableError
 from input_pipeline.interface import file_state
 from input_pipeline.listed import Listed, ListedSource, count_classes
+from input_pipeline.memory import free_gigabytes
 
-_DAMAGED = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError, SyntaxError)
+# What zipfile and NumPy raise for files that are damaged, encrypted or made to harm.
+_DAMAGED = (OSError, ValueError, EOFError, KeyError, TypeError, IndexError, OverflowError, RuntimeError, MemoryError, SyntaxError,
+            struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError)
+_MOST_ARRAYS, _LONGEST_HEADER = 1000, 2**16
 WANTED = "give one with x_train, y_train, x_test and y_test as keras.datasets saves them"
 
 
@@ -32,8 +40,8 @@ def open_npz(config, path):
       SettingError: there is no such file.
       UnusableError: it is damaged or pickled, an array is missing or has another shape or type, or a label is out of range.
     """
-    file, bad = pathlib.Path(path).expanduser(), BadExamples(config.max_bad_examples)
-    if not file.is_file():
+    file, bad = pathlib.Path(os.path.expanduser(path)), BadExamples(config.max_bad_examples)
+    if not os.path.isfile(file):
         raise SettingError("dataset", config.dataset, "there is no such file; give npz:PATH of one that exists")
     arrays = _Arrays(file)
     splits = [name[2:] for name in arrays.headers if name.startswith("x_")]
@@ -65,6 +73,8 @@ class _Arrays:
         self.headers = {}
         try:
             with zipfile.ZipFile(file) as members:
+                if len(members.infolist()) > _MOST_ARRAYS:
+                    raise ValueError(f"holds {len(members.infolist())} arrays")
                 for info in members.infolist():
                     if info.filename.endswith(".npy"):
                         with members.open(info) as member:
@@ -80,12 +90,21 @@ class _Arrays:
         """A whole array; read-only."""
         with self._lock:
             if name not in self._loaded:
+                self._refuse_too_large(name)
                 try:
                     with np.load(self.file, allow_pickle=False) as members:
                         self._loaded[name] = members[name]
                 except _DAMAGED as error:
                     raise UnusableError(f"{self.file}: the array {name} is damaged ({error}); copy the file again") from None
             return self._loaded[name]
+
+    def _refuse_too_large(self, name):
+        """A small file may claim, and hold, an array a thousand times its size."""
+        shape, dtype = self.headers[name]
+        gigabytes, free = _num_bytes(shape, dtype) / 1e9, free_gigabytes()
+        if gigabytes > free:
+            remedy = f"takes {gigabytes:.3g} GB, {free:.3g} GB of memory are free; give the images as files, folder: or tfrecord:"
+            raise UnusableError(f"{self.file}: the array {name} {remedy}")
 
     def read(self, image):
         """A scalar string tensor, such as "x_train 17" -> the encoded image."""
@@ -110,13 +129,18 @@ def encode_bmp(image):
 
 
 def _header(member, info):
-    version = np.lib.format.read_magic(member)
+    start = io.BytesIO(member.read(_LONGEST_HEADER))  # no more: it may say of itself that it is gigabytes long
+    version = np.lib.format.read_magic(start)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(member)
-    claimed = int(np.prod(shape, dtype=object)) * dtype.itemsize
-    if not dtype.hasobject and info.file_size - member.tell() != claimed:
-        raise ValueError(f"{info.filename} claims {claimed} bytes and holds {info.file_size - member.tell()}")
+    shape, _, dtype = read(start)
+    claimed = _num_bytes(shape, dtype)
+    if min(shape, default=0) < 0 or (not dtype.hasobject and info.file_size - start.tell() != claimed):
+        raise ValueError(f"{info.filename} is {list(shape)}, {claimed} bytes, and holds {info.file_size - start.tell()}")
     return shape, dtype
+
+
+def _num_bytes(shape, dtype):
+    return int(np.prod(shape, dtype=object)) * dtype.itemsize
 
 
 def _image_shape(file, name, shape, dtype):
@@ -127,13 +151,11 @@ def _image_shape(file, name, shape, dtype):
 
 
 def _labels(arrays, split):
-    labels, count = arrays.load(f"y_{split}"), arrays.headers[f"x_{split}"][0][0]
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        text = f"{arrays.file}: y_{split} is {labels.dtype} {list(labels.shape)}, for {count} images"
+    (shape, dtype), count = arrays.headers[f"y_{split}"], arrays.headers[f"x_{split}"][0][0]
+    if shape not in ((count,), (count, 1)) or dtype.kind not in "iu":
+        text = f"{arrays.file}: y_{split} is {dtype} {list(shape)}, for {count} images"
         raise UnusableError(f"{text}; labels must be whole numbers, one an image, counted from 0")
-    return labels.astype(np.int64)
+    return arrays.load(f"y_{split}").reshape(-1).astype(np.int64)
 
 
 def _class_names(arrays, labels):

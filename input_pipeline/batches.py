@@ -40,6 +40,15 @@ def without_autotune(dataset, threads=0):
     return dataset.with_options(options)
 
 
+def stretches(start, stop, num_examples):
+    """Examples start to stop - 1 of a run, cut at the epochs: yields (epoch, first position, position after the last)."""
+    while start < stop:
+        epoch, first = divmod(start, num_examples)
+        last = min(first + stop - start, num_examples)
+        yield epoch, first, last
+        start += last - first
+
+
 def num_evaluation_steps(num_examples, global_batch_size):
     """How many global batches, the last one padded, show every example once."""
     return -(-num_examples // global_batch_size)

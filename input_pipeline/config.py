@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 
 from input_pipeline.errors import SettingError
 from input_pipeline.settings import Settings, setting
@@ -76,6 +77,9 @@ class DataConfig(Settings):
         close = difflib.get_close_matches(prefix.lower(), OWN_FILES, n=1)
         if colon and not kind and close:
             raise SettingError("dataset", self.dataset, f"no such kind of data; did you mean {close[0]}:{OWN_FILES[close[0]]}?")
+        # TFDS would download its program and run it, from the config.json of somebody else's run, too.
+        if not kind and re.match(r"[^/]*:[^\d*]", self.dataset):
+            raise SettingError("dataset", self.dataset, "data sets that bring their own program are not opened; give one of TFDS")
 
     @property
     def own_files(self):

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from input_pipeline.bad_examples import BadExamples
 from input_pipeline.errors import SettingError, UnusableError
-from input_pipeline.listed import Listed, ListedSource, common_shape, scattered
+from input_pipeline.listed import Listed, ListedSource, common_shape, is_readable, scattered
 
 IMAGE_FILES = (".png", ".jpg", ".jpeg")
 WITHOUT_SPLITS = "train"  # what the only split of a source is called that knows of none
@@ -27,8 +27,8 @@ def open_folder(config, path):
       SettingError: there is no such folder, or no image at either depth.
       UnusableError: a folder cannot be read, a class is empty, or `train` does not know it.
     """
-    root, bad = pathlib.Path(path).expanduser(), BadExamples(config.max_bad_examples)
-    if not root.is_dir():
+    root, bad = pathlib.Path(os.path.expanduser(path)), BadExamples(config.max_bad_examples)
+    if not os.path.isdir(root):
         raise SettingError("dataset", config.dataset, "there is no such folder; give folder:PATH of one that exists")
     try:
         splits = _splits(root, config)
@@ -41,7 +41,8 @@ def open_folder(config, path):
         listed = []
         for label, images in labels.items():
             _judge_class(root if len(found) == 1 and splits[split][0].parent == root else root / split, label, images, names, bad)
-            listed += [Listed(names.index(label), os.fsencode(image), str(image)) for image in images if label in names]
+            listed += [Listed(names.index(label), os.fsencode(image), str(image)) for image in images
+                       if label in names and is_readable(image, str(image), bad)]
         examples[split] = scattered(listed, lambda example: os.fsencode(os.path.relpath(os.fsdecode(example.image), root)))
     shape = common_shape(example.image for listed in examples.values() for example in listed)
     return ListedSource(config.dataset, tuple(names), shape, examples, tf.io.read_file, str(root), bad=bad)

@@ -5,7 +5,9 @@ import struct
 
 # 200 MB decoded. The largest photos of usual data sets have 20 million pixels.
 MAX_PIXELS = 2**26
+MAX_BYTES = 2**28  # of a file; more than so many pixels take without any compression
 DECODABLE = "PNG, JPEG, BMP (24 or 32 bits), GIF or WebP"
+_MOST_MARKERS = 2**16
 # Start of frame: baseline, progressive, ...; C4, C8 and CC are tables and extensions.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length
@@ -39,7 +41,8 @@ def check(encoded):
     """Why encoded bytes shall not be decoded, judged by their header alone; empty where nothing speaks against it."""
     try:
         size = read_size(io.BytesIO(encoded))
-    except struct.error:
+        frames = _gif_pixels(encoded) if encoded[:3] == b"GIF" else 0
+    except (struct.error, IndexError):
         size = None
     if not encoded:
         return "is empty"
@@ -50,7 +53,28 @@ def check(encoded):
         return f"claims {width} x {height} pixels"
     if height * width > MAX_PIXELS:
         return f"is huge: {width} x {height} pixels, the limit is {MAX_PIXELS} in all"
+    if frames > MAX_PIXELS:
+        return f"is huge: its frames have {frames} pixels in all, the limit is {MAX_PIXELS}"
     return ""
+
+
+def _gif_pixels(content):
+    """Pixels of all frames of a GIF, which are all decoded before the first one is taken."""
+    pixels, position = 0, 13 + _palette_bytes(content[10])
+    while content[position : position + 1] in (b"!", b","):
+        if content[position : position + 1] == b",":
+            width, height, flags = struct.unpack("<4xHHB", content[position + 1 : position + 10])
+            pixels += width * height
+            position += 9 + _palette_bytes(flags)
+        position += 2
+        while content[position]:  # blocks of data, each after its length, to an empty one
+            position += 1 + content[position]
+        position += 1
+    return pixels
+
+
+def _palette_bytes(flags):
+    return 3 * 2 ** (1 + (flags & 7)) if flags & 128 else 0
 
 
 def _webp_size(head):
@@ -67,12 +91,13 @@ def _webp_size(head):
 
 
 def _jpeg_size(file):
-    while True:
-        byte = file.read(1)
-        if byte != b"\xff":
+    for _ in range(_MOST_MARKERS):
+        if file.read(1) != b"\xff":
             return None
-        while byte == b"\xff":  # any number of fill bytes
-            byte = file.read(1)
+        byte = file.read(1)
+        if byte == b"\xff":  # a fill byte, of which there may be any number
+            file.seek(-1, io.SEEK_CUR)
+            continue
         if not byte:
             return None
         if byte[0] in _JPEG_BARE:
@@ -84,3 +109,4 @@ def _jpeg_size(file):
         if length < 2:
             return None
         file.seek(length - 2, io.SEEK_CUR)
+    return None

@@ -102,6 +102,14 @@ def scattered(examples, key):
     return sorted(examples, key=lambda example: (hashlib.sha256(key(example)).digest(), example.where))
 
 
+def is_readable(path, where, bad):
+    """Whether an image file is not too large to be one; notes it in BadExamples where it is."""
+    if (size := os.path.getsize(path)) > headers.MAX_BYTES:
+        bad.add(where, f"has {size} bytes, the limit is {headers.MAX_BYTES}", "replace or remove it")
+        return False
+    return True
+
+
 def common_shape(paths):
     """(height, width, 3) where all image files have one size by their headers, else None; stops at the second size."""
     common = None

@@ -161,6 +161,11 @@ class ResidentSplit:
             self._windows[padding, flip] = Windows(self.images, padding, flip)
         return self._windows[padding, flip]
 
+    def locate_batch(self, seed, step, global_batch_size):
+        """{"examples": [index into `images`]} of the batch of a step."""
+        examples = step * global_batch_size + np.arange(global_batch_size)
+        return {"examples": Choices(seed, self.num_examples, self.image_shape[0], ()).of(examples)[0].tolist()}
+
 
 def map_examples(read, specs, global_batch_size, shard, first_step=0):
     """An endless Dataset of batches that NumPy makes, step after step and, within a step, replica after replica.

@@ -8,7 +8,10 @@ import math
 import types
 import typing
 
-from input_pipeline.errors import SettingError
+from input_pipeline.errors import SettingError, is_plain
+
+# What an int64 holds; JSON and the command line take whole numbers that no float can hold.
+LARGEST = 2**63 - 1
 
 
 def setting(default, help, *, low=None, above=None, high=None, below=None, choices=None):  # noqa: A002
@@ -56,8 +59,12 @@ class Settings:
         right_type = isinstance(value, kind) or (kind is float and isinstance(value, int))
         if not right_type or (isinstance(value, bool) and kind is not bool):
             raise SettingError(field.name, value, f"give a value of type {kind.__name__}")
-        if kind is float and not math.isfinite(value):
+        if kind is str and not all(map(is_plain, value)):
+            raise SettingError(field.name, value, "give a text without control characters")
+        if isinstance(value, float) and not math.isfinite(value):
             raise SettingError(field.name, value, f"give a finite number, {describe_range(field)}".rstrip(", "))
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise SettingError(field.name, value, f"give a number of at most {LARGEST}")
         inside = (
             (limits["low"] is None or value >= limits["low"])
             and (limits["above"] is None or value > limits["above"])

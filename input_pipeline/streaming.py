@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline import augment, resized_crop
-from input_pipeline.batches import CORES, ONE_REPLICA, num_evaluation_steps, without_autotune
+from input_pipeline.batches import CORES, ONE_REPLICA, num_evaluation_steps, stretches, without_autotune
 from input_pipeline.sources import Source
 from input_pipeline.statistics import covariance
 
@@ -125,6 +125,12 @@ class StreamingSplit:
     @property
     def _threads(self):
         return self.decode_threads or CORES
+
+    def locate_batch(self, seed, step, global_batch_size):
+        """{"positions": [[epoch, first, last]]} of the batch of a step in the shuffled order: what is there was not kept."""
+        start = step * global_batch_size
+        parts = stretches(start, start + global_batch_size, self.num_examples)
+        return {"positions": [[epoch, first, last - 1] for epoch, first, last in parts]}
 
     def _judged(self, record, size, scaled):
         example = self.source.parse(record)

@@ -10,7 +10,9 @@ import tensorflow as tf
 from input_pipeline.bad_examples import BadExamples
 from input_pipeline.errors import SettingError, UnusableError
 from input_pipeline.folders import WITHOUT_SPLITS
-from input_pipeline.listed import Listed, ListedSource, common_shape, count_classes, scattered
+from input_pipeline.listed import Listed, ListedSource, common_shape, count_classes, is_readable, scattered
+
+_LONGEST_LINE = 2**20
 
 
 def open_csv(config, path):
@@ -27,8 +29,8 @@ def open_csv(config, path):
       SettingError: there is no such file.
       UnusableError: it is no such table, or a row lacks a value, names no file or has a label out of range.
     """
-    table, bad = pathlib.Path(path).expanduser(), BadExamples(config.max_bad_examples)
-    if not table.is_file():
+    table, bad = pathlib.Path(os.path.expanduser(path)), BadExamples(config.max_bad_examples)
+    if not os.path.isfile(table):
         raise SettingError("dataset", config.dataset, "there is no such file; give csv:PATH of one that exists")
     rows = _rows(table, bad)
     names = _class_names(rows, bad)
@@ -53,7 +55,7 @@ def _rows(table, bad):
     rows = []
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
+            reader = csv.DictReader(_lines(file), skipinitialspace=True)
             missing = [name for name in ("image", "label") if name not in (reader.fieldnames or ())]
             if missing:
                 remedy = "the first line must name the columns image,label[,split]"
@@ -71,6 +73,14 @@ def _rows(table, bad):
     return rows
 
 
+def _lines(file):
+    """The lines of a table; csv would first read one of gigabytes and then find that it is too long."""
+    while line := file.readline(_LONGEST_LINE):
+        if len(line) == _LONGEST_LINE:
+            raise csv.Error(f"a line of more than {_LONGEST_LINE} characters")
+        yield line
+
+
 def _judge_row(row, bad):
     empty = [name for name in ("image", "label", "split") if not row[name]]
     if empty:
@@ -81,13 +91,13 @@ def _judge_row(row, bad):
         bad.add(row["where"], f"names {row['path']}, and there is no such file",
                 "give a path relative to the table's folder, or remove the row")
     else:
-        return True
+        return is_readable(row["path"], row["where"], bad)
     return False
 
 
 def _class_names(rows, bad):
     labels = {row["label"] for row in rows}
-    if not all(re.fullmatch(r"[+-]?\d+", label) for label in labels):
+    if not all(re.fullmatch(r"[+-]?\d{1,18}", label) for label in labels):
         return sorted(labels)
     count = count_classes(int(label) for label in labels)
     for row in rows:

@@ -17,10 +17,12 @@ from input_pipeline.errors import SettingError, UnusableError
 from input_pipeline.folders import WITHOUT_SPLITS
 from input_pipeline.interface import RecordFiles, Stretch, slices
 from input_pipeline.listed import count_classes
+from input_pipeline.small_files import read_file
 
 CLASS_NAMES = "class_names.txt"
 FEATURES = {"image": tf.io.FixedLenFeature([], tf.string), "label": tf.io.FixedLenFeature([], tf.int64)}
 _SPLIT = re.compile(r"(?<![a-z])(train|validation|val|test)(?![a-z])")
+LARGEST_RECORD = 2**29  # bytes
 _SIZE_CHECKED = 16  # images at the beginning of each file
 
 
@@ -142,7 +144,7 @@ def count_records(path):
                 file.seek(position)
                 head = file.read(12)
                 position += 16 + struct.unpack("<Q4x", head)[0] if len(head) == 12 else size + 1
-                if position > size:
+                if position > size or (len(head) == 12 and struct.unpack("<Q4x", head)[0] > LARGEST_RECORD):
                     remedy = "it is cut off, damaged, compressed or no TFRecord file; copy or write it again"
                     raise UnusableError(f"{path}: ends within record {count}; {remedy}")
                 count += 1
@@ -174,7 +176,10 @@ def _class_names(paths):
     listed = {os.path.join(os.path.dirname(path), CLASS_NAMES) for path in paths}
     there = [path for path in sorted(listed) if os.path.isfile(path)]
     if there:
-        names = tuple(pathlib.Path(there[0]).read_text(encoding="utf-8").splitlines())
+        try:
+            names = tuple(read_file(there[0]).decode().splitlines())
+        except (OSError, ValueError) as error:
+            raise UnusableError(f"{there[0]}: cannot be read ({error}); write the name of a class on each line") from None
         if names:
             return names
         raise UnusableError(f"{there[0]}: is empty; write the name of a class on each line, or remove it")

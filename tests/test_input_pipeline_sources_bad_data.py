@@ -3,6 +3,7 @@
 import pickle
 import struct
 import warnings
+import zipfile
 import zlib
 
 import numpy as np
@@ -11,7 +12,7 @@ import tensorflow as tf
 from PIL import Image
 from source_files import CLASSES, encoded, picture, write_csv, write_folder, write_npz, write_records
 
-from input_pipeline import augment, headers, loading, resident, sources, splits
+from input_pipeline import arrays, augment, headers, loading, resident, sources, splits
 from input_pipeline.bad_examples import BadExamples
 from input_pipeline.config import DataConfig
 from input_pipeline.errors import SettingError, UnusableError
@@ -347,7 +348,7 @@ def test_files_of_splits_and_of_none(tmp_path):
     ("CSV:/x", "did you mean csv:PATH"), ("tfrecords:/x", "tfrecord:PATTERN"),
     ("folder:{0}/none", "no such folder"), ("npz:{0}/none", "no such file"), ("csv:{0}", "no such file"),
     ("npz:{0}", "no such file"),
-    ("tfrecord:{0}/*.none", "no file fits"), ("folder:{0}", "<split>/<class>/"), ("folder:{0}/\0", "no such folder"),
+    ("tfrecord:{0}/*.none", "no file fits"), ("folder:{0}", "<split>/<class>/"), ("folder:{0}/\0", "control characters"),
 ])
 def test_names_of_files_that_cannot_work_are_setting_errors(tmp_path, dataset, words):
     """A misspelled prefix taken for a name of TFDS gets an answer about TFDS."""
@@ -388,3 +389,95 @@ def test_what_a_stream_failed_on_is_found_and_named(tmp_path, kind):
     assert message_of(UnusableError, loading.name_bad_example, source, "train").startswith(f"{where}: is damaged or cut off")
     times = iter([0.0, 99.0])
     loading.name_bad_example(source, "train", clock=lambda: next(times))  # time is up: no error, no answer
+
+
+# Files that are made to harm.
+
+
+def gif_of(frames, width, height):
+    """A GIF of a few bytes whose frames claim any size."""
+    frame = b"," + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x02\x4c\x01\x00"
+    return b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0, 0, 0) + frame * frames + b";"
+
+
+def test_frames_of_a_gif_count_too():
+    """TensorFlow decodes all of them before it gives back the first: 100 kB for 60 GB."""
+    assert headers.check(gif_of(1, 8, 8)) == "" and headers.check(gif_of(100, 500, 500)) == ""
+    assert "frames have 67600000 pixels" in headers.check(gif_of(100, 1300, 520))
+    assert "frames have 4294836225 pixels" in headers.check(gif_of(1, 65535, 65535))
+    for length in range(1, 60):
+        headers.check(gif_of(3, 8, 8)[:-length])
+
+
+def test_a_jpeg_of_fill_bytes_is_given_up():
+    """Any number of them may precede a marker: read one by one, a gigabyte of them takes minutes."""
+    start = PHOTO[:2]
+    assert headers.check(start + b"\xff" * 1000 + PHOTO[3:]) == ""
+    assert "damaged at its beginning" in headers.check(start + b"\xff" * 10_000_000 + PHOTO[3:])
+
+
+@pytest.mark.parametrize("kind", ["folder", "csv"])
+def test_an_image_file_of_a_terabyte_is_not_read(tmp_path, kind):
+    """With holes, it takes no room on the disk, and all memory once it is read."""
+    root = write_folder(tmp_path) if kind == "folder" else write_csv(tmp_path).parent
+    huge = root / "train" / "dog" / "004.png" if kind == "folder" else root / "images" / "004.png"
+    with open(huge, "r+b") as file:
+        file.truncate(2**40)
+    message = message_of(UnusableError, load, f"folder:{root}" if kind == "folder" else f"csv:{root / 'table.csv'}")
+    assert "has 1099511627776 bytes" in message and ("004.png" in message or "line 10:" in message)
+
+
+def test_a_record_of_a_gigabyte_is_not_read(tmp_path):
+    path = tmp_path / "train.tfrecord"
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", 2**40))
+        file.truncate(2**40 + 16)
+    assert "ends within record 0" in message_of(UnusableError, load, f"tfrecord:{path}")
+
+
+def test_names_of_classes_that_are_no_text(tmp_path):
+    (write_records(tmp_path, splits=("train",)) / "class_names.txt").write_bytes(b"\xff\xfe")
+    assert message_of(UnusableError, load, f"tfrecord:{tmp_path}/*.tfrecord").startswith(f"{tmp_path / 'class_names.txt'}: ")
+
+
+def npy_header(claimed):
+    """The beginning of an .npy file whose header claims to be that long, followed by zeros."""
+    return b"\x93NUMPY\x02\x00" + struct.pack("<I", claimed) + b"{" + bytes(2_000_000)
+
+
+def npz_of(path, member, **more):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("x_train.npy", member, **more)
+    return path
+
+
+def test_an_npz_file_whose_header_is_a_bomb(tmp_path):
+    """NumPy reads as much of it as it says of itself before it finds that it is too long."""
+    message = message_of(UnusableError, load, f"npz:{npz_of(tmp_path / 'a.npz', npy_header(2**32 - 1))}")
+    assert "damaged" in message and "x_train, y_train" in message
+
+
+def test_an_array_larger_than_the_memory_is_refused_by_its_header(tmp_path, monkeypatch):
+    """Zeros compress a thousandfold."""
+    monkeypatch.setattr(arrays, "free_gigabytes", lambda: 0.001)
+    path = write_npz(tmp_path / "a.npz", x_train=np.zeros((30, 200, 200, 3), np.uint8))
+    source = sources.open_source(DataConfig(dataset=f"npz:{path}", image_size=8))
+    message = message_of(UnusableError, source.read.__self__.load, "x_train")
+    assert "the array x_train takes 0.0036 GB, 0.001 GB of memory are free" in message
+
+
+def test_an_encrypted_npz_file(tmp_path):
+    """zipfile asks for a password by a RuntimeError."""
+    content = bytearray(write_npz(tmp_path / "a.npz").read_bytes())
+    for signature, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = -1
+        while (at := content.find(signature, at + 1)) >= 0:
+            content[at + place] |= 1
+    (tmp_path / "a.npz").write_bytes(content)
+    assert "encrypted" in message_of(UnusableError, load, f"npz:{tmp_path / 'a.npz'}")
+
+
+def test_labels_of_5000_digits_are_names(tmp_path):
+    """Python takes no text of more than 4,300 digits for a number."""
+    table = write_csv(tmp_path, count=3, header="image,label", splits=("train",), extra=[f"images/000.png,{'9' * 5000}"])
+    assert len(sources.open_source(DataConfig(dataset=f"csv:{table}")).class_names) == 4

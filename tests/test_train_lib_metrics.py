@@ -206,7 +206,7 @@ def test_a_half_written_last_line_is_dropped_and_does_not_spoil_the_next(tmp_pat
     """A kill may cut a line anywhere, in the middle of a character too."""
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n{"step": 2}\n' + half)
-    lines = JsonLines(path, ("step",))
+    lines = JsonLines(path, {"step": int})
     assert lines.read() == [{"step": 1}, {"step": 2}]
     lines.keep(lambda record: record["step"] <= 2)
     lines.append({"step": 3})
@@ -232,7 +232,7 @@ def test_garbage_in_the_middle_is_one_line_that_names_file_and_line(tmp_path, ga
     path.write_bytes(content)
     for use in (JsonLines.read, lambda lines: lines.keep(lambda record: True)):
         with pytest.raises(UnusableError) as error:
-            use(JsonLines(path, ("step",)))
+            use(JsonLines(path, {"step": int}))
         assert str(error.value).startswith(f"{path}: line 2 ") and "\n" not in str(error.value)
     assert path.read_bytes() == content
 

@@ -13,7 +13,8 @@ from input_pipeline.settings import value_type
 from train_lib import config as config_lib
 from train_lib.checkpointing import Checkpoint, CheckpointStore
 from train_lib.early_stopping import Judgement, Patience
-from train_lib.run import describe_data, point_again, refuse_other_data, refuse_other_experiment, say_what_changed
+from train_lib.run import point_again
+from train_lib.same_run import describe_data, refuse_other_data, refuse_other_experiment, say_what_changed
 from train_lib.workers import OneWorker
 
 # Where a value other than the default does not follow from the type.

@@ -17,8 +17,10 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline.errors import SettingError, UnusableError
+from input_pipeline.small_files import read_json
 from train_lib import housekeeping
 from train_lib.housekeeping import STEP_FOLDER, beside
+from train_lib.tensor_files import read_tensors
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
@@ -39,8 +41,7 @@ class Checkpoint:
 
     def tensors(self, prefix=""):
         """{name: NumPy array} of all tensors whose name starts with `prefix`."""
-        reader = tf.train.load_checkpoint(str(self.folder / "ckpt"))
-        return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if name.startswith(prefix)}
+        return read_tensors(self.folder / "ckpt", prefix)
 
     def judged_weights(self):
         """{name: NumPy array} of the network's weights as they were evaluated: averaged where the run has averages."""
@@ -210,18 +211,20 @@ def verify(folder):
     """
     folder = pathlib.Path(folder)
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = read_json(folder / MANIFEST)
         step, files = manifest["step"], manifest["files"]
+        if folder.name != f"step-{step:08d}" or set(files) != WRITTEN:
+            raise DamagedCheckpoint(f"{folder / MANIFEST} describes another checkpoint")
         for name, entry in files.items():
-            path = folder / pathlib.PurePath(name).name
+            path = folder / name
+            if not path.is_file():  # a pipe would be waited for, a device read for ever
+                raise DamagedCheckpoint(f"{path} is no plain file")
             if path.stat().st_size != entry["bytes"]:
                 raise DamagedCheckpoint(f"{path} has {path.stat().st_size} bytes, {entry['bytes']} were written")
             if _sha256(path) != entry["sha256"]:
                 raise DamagedCheckpoint(f"{path} has changed since it was written (SHA-256 differs)")
-        if folder.name != f"step-{step:08d}" or not WRITTEN.issubset(files):
-            raise DamagedCheckpoint(f"{folder / MANIFEST} describes another checkpoint")
-        return Checkpoint(folder, step, json.loads((folder / PROGRESS).read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return Checkpoint(folder, step, read_json(folder / PROGRESS))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCheckpoint(f"{folder} cannot be read ({type(error).__name__}: {error})") from None
 
 
@@ -231,8 +234,8 @@ def find_initial(path):
     Raises:
       SettingError: there is none; UnusableError: it is damaged.
     """
-    folder = pathlib.Path(path).expanduser()
-    if (folder / MANIFEST).exists():
+    folder = pathlib.Path(os.path.expanduser(path))
+    if os.path.exists(folder / MANIFEST):
         try:
             return verify(folder.resolve())
         except DamagedCheckpoint as error:

@@ -10,7 +10,7 @@ from input_pipeline import augment
 from input_pipeline.streaming import evaluation_sizes, training_margin
 from train_lib.checkpointing import Checkpoint, CheckpointStore
 from train_lib.evaluate import describe_network, restore_for_use
-from train_lib.run import refuse_other_experiment
+from train_lib.same_run import refuse_other_experiment
 from train_lib.state import TrainState
 from train_lib.steps import make_eval_step
 

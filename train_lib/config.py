@@ -17,6 +17,11 @@ OF_THIS_PROCESS = ("mode", "workdir", "debug", "init_from", "devices", "virtual_
 MONITORS = ("validation_accuracy", "validation_loss")
 
 
+def is_step(text):
+    """Whether a text is the number of a step."""
+    return text.isascii() and text.isdecimal() and len(text) < 19
+
+
 @dataclasses.dataclass(frozen=True)
 class RunConfig(Settings):
     """Run: what to do, and where it is kept."""
@@ -145,7 +150,7 @@ class DeviceConfig(Settings):
         if not self.profile_steps:
             return None
         start, colon, stop = self.profile_steps.partition(":")
-        if not (colon and start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
+        if not (colon and is_step(start) and is_step(stop) and int(start) < int(stop)):
             raise SettingError("profile_steps", self.profile_steps, "give START:STOP, two whole numbers, such as 100:110")
         return int(start), int(stop)
 
@@ -166,7 +171,7 @@ class JudgeConfig(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.checkpoint not in ("best", "latest") and not self.checkpoint.isdecimal():
+        if self.checkpoint not in ("best", "latest") and not is_step(self.checkpoint):
             raise SettingError("checkpoint", self.checkpoint, "give best, latest or the number of a step")
         if self.test_crops not in (1, 10):
             raise SettingError("test_crops", self.test_crops, "give 1 or 10")

@@ -7,6 +7,7 @@ from input_pipeline.errors import UnusableError
 from input_pipeline.sources import open_source
 from input_pipeline.splits import open_split
 from train_lib import checkpointing, judgements
+from train_lib.description import judge_description
 from train_lib.failures import explained
 from train_lib.metrics import SplitTotals
 from train_lib.mistakes import Mistakes
@@ -77,28 +78,17 @@ def describe_network(checkpoint):
     """(class names, image shape) of a checkpoint's network, tuples.
 
     Raises:
-      UnusableError: its description does not say.
+      UnusableError: it does not describe a run.
     """
-    about = checkpoint.description
-    try:
-        class_names, image_shape = tuple(about["class_names"]), tuple(about["image_shape"])
-        whole = isinstance(about["config"], dict) and all(isinstance(name, str) for name in class_names) and len(class_names) > 0
-        whole = whole and len(image_shape) == 3 and all(isinstance(size, int) and size > 0 for size in image_shape)
-    except (KeyError, TypeError):
-        whole = False
-    if not whole:
-        remedy = "does not describe a network (config, class_names, image_shape); give another --checkpoint or --workdir"
-        raise UnusableError(f"{checkpoint.folder / checkpointing.PROGRESS}: {remedy}")
-    return class_names, image_shape
+    judge_description(checkpoint)
+    return tuple(checkpoint.description["class_names"]), tuple(checkpoint.description["image_shape"])
 
 
 def restore_for_use(config, strategy, checkpoint):
     """Builds the network of a checkpoint, gives it its weights, and returns a TrainState without a past."""
-    class_names, image_shape = describe_network(checkpoint)
-    pixels = PixelScaling.from_tensors(checkpoint.tensors("pixels/"))
-    if pixels.offset is None or pixels.scale is None:
-        raise UnusableError(f"{checkpoint.folder}: holds no pixels/offset and pixels/scale; it comes from another program")
-    state = create_state(config, strategy, len(class_names), image_shape, pixels)
+    about = checkpoint.description
+    pixels = PixelScaling.from_tensors(checkpoint.tensors("pixels/"), checkpoint.folder)
+    state = create_state(config, strategy, len(about["class_names"]), about["image_shape"], pixels)
     assign(state.weights(), checkpoint.judged_weights(), checkpoint.folder)
     return state
 
@@ -111,20 +101,20 @@ def evaluate(config, workdir):
 
 def _evaluate(config, workdir):
     checkpoint = checkpointing.CheckpointStore(workdir.checkpoints).find(config.judge.checkpoint)
+    class_names, image_shape = describe_network(checkpoint)
     strategy = create_strategy(config)
     source = open_source(config.data)
-    class_names, image_shape = describe_network(checkpoint)
     if class_names != source.class_names:
         raise UnusableError(
             f"--dataset={config.data.dataset}: has {len(source.class_names)} classes that are not those of the checkpoint "
             f"({len(class_names)}: {', '.join(class_names[:3])}, ...); give the data set that the run was trained on"
         )
-    state = restore_for_use(config, strategy, checkpoint)
     flag, split_name = ("split", config.judge.split) if config.judge.split else ("test_split", config.data.test_split)
     split = open_split(config.data, source, split_name, flag)
     if tuple(split.image_shape) != image_shape:
         size = f"{image_shape[0]} x {image_shape[1]}"
         raise UnusableError(f"--image_size={config.data.image_size}: the checkpoint's network takes {size}")
+    state = restore_for_use(config, strategy, checkpoint)  # not before: its shapes are now known to be those of the data
     workdir.write_bad_examples(source.bad.lines())
     test_crops, batch_size = config.judge.test_crops, config.optimization.global_batch_size
     eval_step = make_eval_step(strategy, state, test_crops)

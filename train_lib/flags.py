@@ -1,7 +1,7 @@
 """The command line: one flag per setting, presets, and help in groups. Knows absl, not TensorFlow."""
 
 import difflib
-import json
+import os
 import pathlib
 import textwrap
 
@@ -9,10 +9,12 @@ from absl import flags
 
 from input_pipeline.errors import ExpectedError, SettingError, UnusableError
 from input_pipeline.settings import describe_range, value_type
+from input_pipeline.small_files import read_file, read_json
 from train_lib import config as config_lib
 
 PRESETS = pathlib.Path(__file__).parent / "presets"
 HELP_FLAGS = ("--help", "--helpshort", "--helpfull", "-help", "-h", "-?")
+LARGEST_FLAGFILE, LONGEST_NAME = 2**16, 64  # bytes, ours have 2,000; characters
 _DEFINERS = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
 
 
@@ -71,26 +73,44 @@ def _parse_into(flag_values, argv, source=""):
 def _given(argv, flag_values, name):
     """The last value of a text flag on the command line (or in a --flagfile on it), None where it is not given."""
     given = None
+    _judge_flagfiles(argv[1:])
     try:
         arguments = flag_values.read_flags_from_files(argv[1:], force_gnu=True)
     except flags.Error as error:
         raise flags.Error(" ".join(str(error).split())) from None
     for position, argument in enumerate(arguments):
         key, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and len(key) > LONGEST_NAME:  # absl looks for those that come close by a recursion over it
+            raise SettingError(key[:LONGEST_NAME] + "...", value, "no such flag; python main.py --helpshort lists the flags")
         if key == name and argument.startswith("-"):
             given = value if equals else next(iter(arguments[position + 1 :]), "")
     return given
 
 
+def _judge_flagfiles(arguments):
+    """Refuses a --flagfile that is no plain text file, too large, or names another, before absl reads it."""
+    for position, argument in enumerate(arguments):
+        key, equals, path = argument.partition("=")
+        if key not in ("--flagfile", "-flagfile"):
+            continue
+        path = path if equals else next(iter(arguments[position + 1 :]), "")
+        try:
+            lines = read_file(os.path.expanduser(path), LARGEST_FLAGFILE).decode().splitlines() if path else []
+        except (OSError, ValueError) as error:
+            raise SettingError("flagfile", path, f"cannot be read ({error}); give the run.flags of a run") from None
+        if any(line.lstrip().startswith(("--flagfile", "-flagfile")) for line in lines):
+            raise SettingError("flagfile", path, "names another flagfile; give both on the command line")
+
+
 def _stored_values(workdir):
     """What a run's config.json, or where it is gone the newest checkpoint, says of the experiment; {} where there is none."""
-    folder = pathlib.Path(workdir or "").expanduser()
-    files = [folder / "config.json", *sorted(folder.glob("checkpoints/step-*/progress.json"), reverse=True)]
-    path = next((path for path in files if path.exists()), None)
-    if not workdir or path is None:
+    folder = pathlib.Path(os.path.expanduser(workdir or ""))
+    files = [folder / "config.json", *sorted(folder.glob("checkpoints/step-*/progress.json"), reverse=True)] if workdir else []
+    path = next((path for path in files if os.path.exists(path)), None)
+    if path is None:
         return {}
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
         content = content if path == files[0] else content["config"]
         stored = config_lib.to_values(config_lib.from_values(dict(content.items())))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, SettingError) as error:

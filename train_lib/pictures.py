@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from alexnet import names
 from input_pipeline.batches import Shard
+from input_pipeline.small_files import UnusableFile
 from train_lib import judgements
 from train_lib.device_augment import augment
 from train_lib.steps import scale_pixels
@@ -38,7 +39,7 @@ def _harmless(draw):
                 self._open()
             draw(self, *arguments)
             self._writer.flush()
-        except (OSError, ValueError, tf.errors.OpError) as error:  # ValueError: a JSON file cut off by a loss of power
+        except (OSError, ValueError, UnusableFile, tf.errors.OpError) as error:  # ValueError: a JSON file cut off by a crash
             reason = str(error).strip().splitlines()[0]
             self._log(f"{self._folder}: no picture at step {self._run.state.step} ({reason}); going on")
 

@@ -59,12 +59,7 @@ def report(config, workdir):
       UnusableError: the run has no record yet, or a file cannot be read or written.
     """
     page = render(read_run(workdir.path))
-    try:
-        path = workdir.write_file(REPORT, page.encode())
-    except OSError as error:
-        remedy = "make room or mend its permissions, and start the same command again"
-        raise UnusableError(f"{workdir.path / REPORT}: cannot be written ({error.strerror}); {remedy}") from None
-    print(f"written: {path}")
+    print(f"written: {workdir.write_file(REPORT, page)}")
     return 0
 
 

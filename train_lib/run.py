@@ -6,25 +6,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline.errors import SettingError
+from input_pipeline.small_files import UnusableFile
 from input_pipeline.sources import Source, open_source
 from input_pipeline.splits import open_split
 from train_lib import checkpointing, environment
 from train_lib import config as config_lib
 from train_lib.cadence import Plan, make_plan
+from train_lib.event_files import first_line
+from train_lib.same_run import describe_data, refuse_other_data, say_what_changed
 from train_lib.state import PixelScaling, TrainState, assign, create_state, pixel_scaling
 from train_lib.strategy import create_strategy, describe
 from train_lib.workdir import Workdir
 from train_lib.workers import OneWorker
-
-# What fixes the mathematics and the order of the data: a run cannot go on with another value.
-FIXED = (
-    "dataset", "train_split", "validation_split", "test_split", "image_size", "pixels", "augment", "model", "model_options",
-    "dropout_rate", "precision", "optimizer", "seed", "global_batch_size",
-)
-# Not worth a line when they differ. Whether a run reads memory or a stream is compared as such, not by --input=auto.
-SILENT = {*config_lib.OF_THIS_PROCESS, "preset", "data_dir", "cache_dir", "input", "decode_threads",
-          "max_bad_examples"} - {"devices", "virtual_devices"}
 
 
 @dataclasses.dataclass
@@ -55,15 +48,24 @@ class Run:
         about |= {"parameters": self.state.model.count_params(), "image_shape": list(self.train_split.image_shape)}
         self.workdir.write_json("environment.json", about | environment.describe_machine())
 
-    def save(self, is_best):
-        """Saves the state as a checkpoint. Returns why that failed, None where it did not; the same on every worker."""
+    def save(self, is_best, flush_records=lambda: None):
+        """Saves the state as a checkpoint. Returns why that failed, None where it did not; the same on every worker.
+
+        `flush_records` comes first: a checkpoint promises that all records up to its step are in their files.
+        """
         tensors = tensors_of(self.state)  # by all: to read a moving statistic is a reduction over the replicas
 
         def write():
+            for name, tensor in tensors.items():
+                if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+                    return f"{name} is not finite"
             try:
+                flush_records()
                 self.store.save(self.state.step, tensors, self.describe(), is_best)
+            except UnusableFile as error:
+                return f"{error.path}: {error.reason}"
             except (OSError, tf.errors.OpError) as error:
-                return str(error).strip().splitlines()[0]
+                return first_line(error)
             return None
 
         return self.workers.from_chief(write)
@@ -114,7 +116,7 @@ def open_run(config, workdir, checkpoint, store, log=print, workers=None):
     if checkpoint is None:
         pixels = pixel_scaling(config.data.pixels, train_split, config.data.augmentations)
     else:
-        pixels = PixelScaling.from_tensors(checkpoint.tensors("pixels/"))
+        pixels = PixelScaling.from_tensors(checkpoint.tensors("pixels/"), checkpoint.folder)
     state = create_state(config, strategy, len(source.class_names), train_split.image_shape, pixels)
     if checkpoint is not None:
         restore(state, checkpoint, plan, config.optimization.max_nonfinite_steps)
@@ -122,57 +124,6 @@ def open_run(config, workdir, checkpoint, store, log=print, workers=None):
     elif config.network.init_from:
         initialize(state, checkpointing.find_initial(config.network.init_from), log)
     return Run(config, workdir, strategy, source, train_split, validation_split, state, plan, store, workers)
-
-
-def refuse_other_experiment(config, checkpoint, fixed=FIXED):
-    """Refuses what would change the mathematics or the data order of a run that has a checkpoint.
-
-    Raises:
-      SettingError: a setting in `fixed` differs; the error names both values.
-    """
-    if checkpoint is None:
-        return
-    stored, asked = checkpoint.description["config"], config_lib.to_values(config)
-    for name in fixed:
-        if stored.get(name) != asked[name]:
-            before = "not given" if stored.get(name) is None else stored[name]
-            flagfile = checkpoint.folder.parent.parent / "run.flags"
-            remedy = f"the checkpoint {checkpoint.folder} was made with {before}; give that (--flagfile={flagfile} gives all), "
-            remedy += "or another --workdir"
-            raise SettingError(name, asked[name], remedy)
-
-
-def say_what_changed(config, checkpoint, log):
-    """One line for each setting that takes a new value from here on."""
-    stored = checkpoint.description["config"]
-    for name, value in config_lib.to_values(config).items():
-        if name not in SILENT.union(FIXED) and stored.get(name) != value:
-            log(f"--{name}={value} from here on; it was {stored.get(name)} when {checkpoint.folder.name} was saved")
-
-
-def describe_data(source, train_split, validation_split):
-    """{flag: what it stands for}, of what a flag names and does not fix: data can change under their name."""
-    splits = {"train_split": train_split, "validation_split": validation_split}
-    return {
-        "dataset": f"the classes {', '.join(source.class_names)}",
-        **{flag: f"{split.num_examples} examples" for flag, split in splits.items() if split},
-        "image_size": f"images of {' x '.join(map(str, train_split.image_shape[:2]))}",
-        "input": "memory" if hasattr(train_split, "images") else "stream",
-    }
-
-
-def refuse_other_data(config, checkpoint, data):
-    """Refuses data that are not those of the checkpoint though the flags are, by the results of `describe_data`.
-
-    Raises:
-      SettingError: the error names both values.
-    """
-    stored, asked = checkpoint.description.get("data", data) if checkpoint else data, config_lib.to_values(config)
-    for flag, now in data.items():
-        if (before := stored.get(flag)) != now:
-            remedy = f"is now {now[:200]}; the checkpoint {checkpoint.folder} was made with {str(before)[:200]}; "
-            remedy += f"give --input={before}" if flag == "input" else "put that back, or give another --workdir"
-            raise SettingError(flag, asked[flag], remedy)
 
 
 def point_again(state, store, workers, log):
@@ -193,7 +144,8 @@ def restore(state, checkpoint, plan, max_nonfinite_steps=0):
     """
     tensors = checkpoint.tensors()
     for name in state.averaged_weights():  # averaging begins here where the run so far had none
-        tensors.setdefault(name, tensors[name.replace("ema/", "model/", 1)])
+        if (weight := name.replace("ema/", "model/", 1)) in tensors:
+            tensors.setdefault(name, tensors[weight])
     assign({**state.weights(), **state.slots(), **state.averaged_weights()}, tensors, checkpoint.folder)
     state.set_progress(checkpoint.description["progress"])
     if state.skipped_in_a_row > max_nonfinite_steps:
@@ -232,19 +184,3 @@ def restore_best(run):
     best = run.store.find("best")
     assign(run.state.weights(), best.judged_weights(), best.folder)
     return best.step
-
-
-def is_finished(config, checkpoint, result):
-    """Whether a run has ended and is asked for no more than it has done."""
-    if checkpoint is None or result is None or result.get("status") not in ("completed", "early_stopped"):
-        return False
-    stored, asked = checkpoint.description["config"], config_lib.to_values(config)
-    without_limit = {name: stored[name] or float("inf") for name in ("max_steps", "early_stopping_patience")}
-    return (
-        asked["epochs"] <= stored["epochs"]
-        and (asked["max_steps"] or float("inf")) <= without_limit["max_steps"]
-        and (
-            result["status"] == "completed"
-            or (asked["early_stopping_patience"] or float("inf")) <= without_limit["early_stopping_patience"]
-        )
-    )

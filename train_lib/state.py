@@ -115,9 +115,14 @@ class PixelScaling:
         return {name: value for name, value in fields.items() if value is not None}
 
     @classmethod
-    def from_tensors(cls, tensors):
-        """The inverse of `tensors`; further ones are ignored."""
-        return cls(*(tensors.get(f"pixels/{field.name}") for field in dataclasses.fields(cls)))
+    def from_tensors(cls, tensors, source):
+        """The inverse of `tensors`; further ones are ignored. Raises UnusableError, naming `source`, where they do not fit."""
+        found = cls(*(tensors.get(f"pixels/{field.name}") for field in dataclasses.fields(cls)))
+        for name, shape in (("offset", (3,)), ("scale", (3,)), ("mean", (3,)), ("color_axes", (3, 3))):
+            tensor = getattr(found, name)
+            if not (tensor is None and name in ("mean", "color_axes")) and getattr(tensor, "shape", None) != shape:
+                raise UnusableError(f"{source}: holds no pixels/{name} of shape {list(shape)}; it is no checkpoint of a run")
+        return found
 
 
 def _by_path(prefix, variables):

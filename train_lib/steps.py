@@ -92,7 +92,7 @@ def sum_over_replicas(tensors):
     return [tf.reshape(total, tensor.shape) for total, tensor in zip(sums, tensors, strict=True)]
 
 
-def replica_step(state, config, batch, step, stop_requested):
+def replica_step(state, config, batch, step, learning_rate, stop_requested):
     """Forward, backward, reduction, clipping: what every replica does, with the same result on each.
 
     Returns:
@@ -112,7 +112,8 @@ def replica_step(state, config, batch, step, stop_requested):
     if config.optimization.clip_global_norm:
         limit = tf.constant(config.optimization.clip_global_norm, norm.dtype)
         gradients = [gradient * (limit / tf.maximum(norm, limit)) for gradient in gradients]
-    finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
+    # The rate times the norm: an update that no float can hold makes weights infinite as well.
+    finite = tf.math.is_finite(loss) & tf.math.is_finite(norm) & tf.math.is_finite(tf.cast(learning_rate, norm.dtype) * norm)
     for variable, value in zip(statistics, before, strict=True):
         variable.assign(tf.where(finite, variable, value))
     # A lower loss scale mends gradients that overflow; it cannot mend a loss.
@@ -153,7 +154,8 @@ def train_step(strategy, state, config, batch, step, learning_rate, stop_request
     Returns:
       `replica_step`'s report.
     """
-    gradients, report = strategy.run(lambda share: replica_step(state, config, share, step, stop_requested), args=(batch,))
+    gradients, report = strategy.run(
+        lambda share: replica_step(state, config, share, step, learning_rate, stop_requested), args=(batch,))
     report = {name: strategy.experimental_local_results(value)[0] for name, value in report.items()}
     if report["finite"]:
         apply_update(strategy, state, config, gradients, learning_rate)

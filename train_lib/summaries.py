@@ -1,62 +1,70 @@
 """Records of a run: metrics.jsonl, timing.jsonl and TensorBoard, each step once however often the run was killed."""
 
 import os
-import shutil
 
-import tensorflow as tf
-
+from input_pipeline.small_files import UnusableFile
+from train_lib.event_files import EventFiles
 from train_lib.metrics import JsonLines
 
-KINDS = ("train", "validation")  # the folders of event files
-TIMES = ("seconds", "train_seconds", "images", "images_per_second")  # what a timing record holds besides its step
+NUMBER = (int, float)
+METRICS = {"kind": str, "step": int}
+# What a timing record holds besides its step.
+TIMES = {"seconds": NUMBER, "train_seconds": NUMBER, "images": NUMBER, "images_per_second": (*NUMBER, type(None))}
 
 
 class RunLog:
     """Writes the records of one run; those of a workdir that is not ours to write go nowhere.
 
+    A record that cannot be written is said, kept, and tried again with the next one: a full disk does not end the run.
+
     Args:
       workdir: Workdir.
       step: where the run starts or resumes; records beyond it are dropped, and TensorBoard is written anew from the rest.
+      log: called with a line about what cannot be written.
+
+    Raises:
+      UnusableError: the records that are there cannot be read, or the files not be written even now.
     """
 
-    def __init__(self, workdir, step):
-        if not workdir.is_ours:
+    def __init__(self, workdir, step, log=print):
+        self._is_ours, self._log, self._said = workdir.is_ours, log, {}
+        if not self._is_ours:
             self.metrics = self.timing = JsonLines(os.devnull)
-            self._writers = {}
             return
-        self.metrics = JsonLines(workdir.path / "metrics.jsonl", ("kind", "step"))
-        self.timing = JsonLines(workdir.path / "timing.jsonl", ("step", *TIMES))
+        self.metrics = JsonLines(workdir.path / "metrics.jsonl", METRICS)
+        self.timing = JsonLines(workdir.path / "timing.jsonl", {"step": int, **TIMES})
         # A test record belongs to the end of a run, so a run that goes on drops it too.
         self.metrics.keep(lambda record: record["step"] <= step and record["kind"] != "test")
         self.timing.keep(lambda record: record["step"] <= step)
-        folder = workdir.path / "tensorboard"
-        for kind in KINDS:  # and nothing else in it: profiles of an earlier part of the run stay
-            shutil.rmtree(folder / kind, ignore_errors=True)
-        self._writers = {kind: tf.summary.create_file_writer(str(folder / kind)) for kind in KINDS}
-        for record in self.metrics.read():
-            self._summarize(record["kind"], record)
-        for record in self.timing.read():
-            self._summarize("train", record)
+        self._events = EventFiles(workdir.path / "tensorboard", self._records)
+        self._try(self._events.path, self._events.rewrite)
+
+    def _records(self):
+        yield from ((record["kind"], record) for record in self.metrics.read())
+        yield from (("train", record) for record in self.timing.read())
 
     def add_metrics(self, kind, step, epoch, values):
         """Appends one record of kind "train", "validation" or "test"."""
-        record = {"kind": kind, "step": step, "epoch": epoch, **values}
-        self.metrics.append(record)
-        self._summarize(kind, record)
+        self._add(self.metrics, kind, {"kind": kind, "step": step, "epoch": epoch, **values})
 
     def add_timing(self, step, values):
         """Appends one record of wall-clock values, which metrics.jsonl must not hold."""
-        record = {"step": step, **values}
-        self.timing.append(record)
-        self._summarize("train", record)
+        self._add(self.timing, "train", {"step": step, **values})
 
-    def _summarize(self, kind, record):
-        if kind not in self._writers:
-            return
-        with self._writers[kind].as_default(step=record["step"]):
-            for name in ("loss", "accuracy", "top_5_accuracy", "learning_rate", "gradient_norm", "images_per_second"):
-                if record.get(name) is not None:
-                    tf.summary.scalar(name, record[name])
+    def _add(self, lines, kind, record):
+        if self._is_ours:
+            self._try(lines.path, lambda: lines.append(record))
+            self._try(self._events.path, lambda: self._events.add(kind, record))
+
+    def _try(self, path, write):
+        """Calls `write`. Says once why it fails, until it does not."""
+        try:
+            write()
+            self._said.pop(path, None)
+        except UnusableFile as error:
+            if self._said.get(path) != error.reason:
+                self._log(f"{path}: cannot be written ({error.reason}); going on, and trying again")
+            self._said[path] = error.reason
 
     def result(self, status, state, plan, test_accuracy, stopwatch):
         """The content of result.json, for a TrainState that has come to its end, or as far as it goes."""
@@ -73,9 +81,15 @@ class RunLog:
         }
 
     def flush(self):
-        """Makes everything written so far visible to TensorBoard."""
-        for writer in self._writers.values():
-            writer.flush()
+        """Makes everything written so far visible to TensorBoard, and safe on the disk, TensorBoard's files apart.
+
+        Raises:
+          UnusableFile: a record cannot be written.
+        """
+        if self._is_ours:
+            self.metrics.flush()
+            self.timing.flush()
+            self._try(self._events.path, self._events.flush)
 
 
 class Stopwatch:

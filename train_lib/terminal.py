@@ -7,6 +7,8 @@ import sys
 
 from tqdm import tqdm
 
+from train_lib.divergence import in_words
+
 SECONDS_BETWEEN_LINES = 15.0
 
 
@@ -29,10 +31,7 @@ class Terminal:
 
     def line(self, text):
         """Prints a line above the bar."""
-        if self._bar is not None:
-            self._bar.write(text, file=sys.stdout)
-        else:
-            print(text, flush=True)
+        say(text)
 
     def progress(self, step, values, images_per_second):
         """Shows where training is; `values` has loss, accuracy and learning_rate."""
@@ -43,7 +42,7 @@ class Terminal:
             self._bar.update(step - self._bar.n)
         elif self._clock() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = self._clock()
-            print(f"step {step}/{self._total}: {shown}", flush=True)
+            say(f"step {step}/{self._total}: {shown}")
 
     def close(self):
         """Leaves the bar as it stands."""
@@ -56,6 +55,33 @@ def quiet_unless(is_chief):
     """Context manager that drops what is printed on a worker other than the chief; errors, on stderr, still come through."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(sys.stdout if is_chief else nowhere):
         yield
+
+
+def say(text):
+    """Prints a line, above the bar where there is one."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+class Unfailing:
+    """A text stream that goes on where `stream` fails: a full disk behind it, or a reader that has left, ends no run."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text):
+        """Writes what can be written; what cannot is tried again with the next text."""
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self):
+        """Flushes what can be flushed."""
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 def number(value):
@@ -96,8 +122,8 @@ def parameter_table(model):
 def closing_lines(path, result):
     """What a user reads at the end of a run: what came out, where it is, what to type next."""
     if result["status"] == "diverged":
-        return [f"error: the loss or its gradient is not finite at step {result['steps'] - 1}; {path} holds the last finite "
-                "weights; start again with a lower --learning_rate, or with --clip_global_norm"]
+        return [f"error: {in_words(result['diverged'])}; {path / 'checkpoints'} holds the last finite weights; the same command "
+                "goes on with the next batch; if it diverges again, give a lower --learning_rate, or --clip_global_norm"]
     if result["status"] == "preempted":
         command = shlex.join(["python", "main.py", f"--flagfile={path / 'run.flags'}", f"--workdir={path}"])
         return [f"stopped at step {result['steps']}; to go on: {command}"]

@@ -9,19 +9,20 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline.errors import UnusableError
-from train_lib import schedules
+from train_lib import divergence, schedules
 from train_lib.agreement import check_common_ground, check_same_step
 from train_lib.checkpointing import CheckpointStore
 from train_lib.evaluate import Interrupted, SplitJudge
 from train_lib.failures import explained
 from train_lib.pictures import Pictures
 from train_lib.profiling import Profile
-from train_lib.run import is_finished, open_run, refuse_other_experiment, restore_best
+from train_lib.run import open_run, restore_best
+from train_lib.same_run import is_finished, refuse_other_experiment
 from train_lib.signals import stop_request
 from train_lib.steps import make_eval_step, make_train_loop
 from train_lib.strategy import describe, distribute
 from train_lib.summaries import RunLog, Stopwatch
-from train_lib.terminal import Terminal, closing_lines, evaluation_line, parameter_table, quiet_unless
+from train_lib.terminal import Terminal, closing_lines, evaluation_line, parameter_table, quiet_unless, say
 from train_lib.workdir import RESULT
 from train_lib.workers import join
 
@@ -74,7 +75,7 @@ class Trainer:
         self.train_loop = make_train_loop(run.strategy, run.state, run.config)
         self.eval_step = make_eval_step(run.strategy, run.state)
         self.validation = self.make_judge(run.validation_split) if run.validation_split else None
-        self.log = RunLog(run.workdir, run.state.step)
+        self.log = RunLog(run.workdir, run.state.step, say)
         self.pictures = Pictures(run, lambda line: self.terminal.line(line))
         self.stopwatch = Stopwatch(clock)
         self.newest_record = self.best_before = None
@@ -150,6 +151,7 @@ class Trainer:
         seconds, waited = self.clock() - start, float(reports["data_wait"].numpy()[:done].sum())
         self.stopwatch.add_training(seconds, done * self.config.optimization.global_batch_size, waited)
         losses, accuracies = reports["loss"].numpy()[:done], reports["accuracy"].numpy()[:done]
+        self.newest_step = {"loss": float(losses[-1]), "gradient_norm": float(reports["gradient_norm"][done - 1])}
         self.state.totals.add(losses, accuracies, finite[:done])
         self.state.step += done
         self.state.skipped_in_a_row, self.stopping = int(skipped), bool(stopping)
@@ -206,8 +208,7 @@ class Trainer:
 
     def save(self, is_best):
         """Saves a checkpoint. One that fails is said, and tried again when the next is due; the last one must not fail."""
-        self.log.flush()
-        reason = self.run.save(is_best)
+        reason = self.run.save(is_best, self.log.flush)
         if reason is None:
             return
         if self.status():
@@ -225,8 +226,10 @@ class Trainer:
                 test_accuracy = self.judge_test()
             except Interrupted:
                 status = "preempted"
-        result = self.log.result(status, self.state, self.plan, test_accuracy, self.stopwatch)
         self.log.flush()
+        result = self.log.result(status, self.state, self.plan, test_accuracy, self.stopwatch)
+        if status == "diverged":
+            result["diverged"] = divergence.describe(self.run, **self.newest_step)
         self.run.workdir.write_json(RESULT, result)
         for line in closing_lines(self.run.workdir.path, result):
             print(line, file=sys.stderr if EXIT_CODES[status] else sys.stdout)

@@ -7,6 +7,7 @@ import re
 import time
 
 from input_pipeline.errors import SettingError, UnusableError
+from input_pipeline.small_files import read_json, replace_file, unusable
 from train_lib import config as config_lib
 from train_lib import flags as flags_lib
 from train_lib.inputs import check_inputs
@@ -24,7 +25,7 @@ class Workdir:
     is_ours = True  # to write
 
     def __init__(self, path):
-        self.path = pathlib.Path(path).expanduser()
+        self.path = pathlib.Path(os.path.expanduser(path))
 
     def create(self):
         """Makes the folder.
@@ -37,8 +38,9 @@ class Workdir:
             probe = self.path / ".writable"
             probe.touch()
             probe.unlink()
-        except OSError as error:
-            raise UnusableError(f"--workdir={self.path}: cannot be written ({error.strerror}); give another folder") from None
+        except (OSError, ValueError) as error:  # of a name that no file system takes
+            reason = getattr(error, "strerror", None) or error
+            raise UnusableError(f"--workdir={self.path}: cannot be written ({reason}); give another folder") from None
 
     @property
     def checkpoints(self):
@@ -52,38 +54,34 @@ class Workdir:
     def write_config(self, config):
         """Writes config.json and run.flags."""
         self.write_json("config.json", config_lib.to_values(config) | {"workdir": None})
-        (self.path / "run.flags").write_text(flags_lib.to_flagfile(config))
+        self.write_file("run.flags", flags_lib.to_flagfile(config))
 
     def read_result(self):
         """result.json as a dict, None where the run has not ended or the file is not one."""
         try:
-            result = json.loads((self.path / RESULT).read_text())
+            result = read_json(self.path / RESULT)
         except (OSError, ValueError):
             return None
         return result if isinstance(result, dict) else None
 
     def remove_result(self):
         """Says that the run goes on."""
-        (self.path / RESULT).unlink(missing_ok=True)
+        with unusable(self.path / RESULT, "removed"):
+            (self.path / RESULT).unlink(missing_ok=True)
 
     def write_bad_examples(self, lines):
         """Writes bad_examples.txt, a line for each example that was skipped; nothing where none was."""
         if lines:
-            (self.path / "bad_examples.txt").write_text("".join(f"{line}\n" for line in lines))
+            self.write_file("bad_examples.txt", "".join(f"{line}\n" for line in lines))
 
     def write_json(self, name, value):
         """Writes a JSON file by one rename and returns its path."""
-        return self.write_file(name, (json.dumps(value, indent=1) + "\n").encode())
+        return self.write_file(name, json.dumps(value, indent=1) + "\n")
 
     def write_file(self, name, content):
-        """Writes bytes into a file by one rename and returns its path; where that fails, the file stays as it was."""
-        temporary = self.path / f"{name}.tmp"
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(self.path / name)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        """Writes a text or bytes into a file by one rename and returns its path; where that fails, the file stays as it was."""
+        with unusable(self.path / name):
+            replace_file(self.path / name, content)
         return self.path / name
 
 
@@ -120,7 +118,7 @@ def open_workdir(config, is_chief=True):
       SettingError: --init_from or --inputs names nothing, or --export_dir something that is there.
     """
     initial = config.network.init_from
-    if initial and not pathlib.Path(initial).expanduser().exists():
+    if initial and not os.path.exists(os.path.expanduser(initial)):
         raise SettingError("init_from", initial, "there is no such folder; give a run's workdir or a checkpoint folder")
     workdir = _choose(config) if is_chief else ReadOnlyWorkdir(config.run.workdir)
     if config.run.mode == "report":  # which reads whatever is there
