@@ -1,4 +1,4 @@
-"""Flags against a checkpoint: what a run cannot change, what it takes anew and says so, and whether it has anything left to do."""
+"""Flags against a checkpoint: what a run cannot change, what it takes anew and says so, whether anything is left to do."""
 
 from input_pipeline.errors import SettingError
 from train_lib import config as config_lib
