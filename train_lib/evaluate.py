@@ -74,6 +74,16 @@ class SplitJudge:
         return np.concatenate([value.numpy() for value in self._strategy.experimental_local_results(per_replica)])
 
 
+def judge_weights(judge, state, asked_to_stop):
+    """A SplitJudge's values; where a TrainState averages weights, those of the averages, and the weights' own as "raw_..."."""
+    raw = judge.judge(asked_to_stop).summary()
+    if not state.averages:
+        return raw
+    with state.averages_in_place():
+        averaged = judge.judge(asked_to_stop).summary()
+    return averaged | {f"raw_{name}": raw[name] for name in ("loss", "accuracy")}
+
+
 def describe_network(checkpoint):
     """(class names, image shape) of a checkpoint's network, tuples.
 

@@ -12,7 +12,7 @@ from input_pipeline.errors import UnusableError
 from train_lib import divergence, schedules
 from train_lib.agreement import check_common_ground, check_same_step
 from train_lib.checkpointing import CheckpointStore
-from train_lib.evaluate import Interrupted, SplitJudge
+from train_lib.evaluate import Interrupted, SplitJudge, judge_weights
 from train_lib.failures import explained
 from train_lib.pictures import Pictures
 from train_lib.profiling import Profile
@@ -183,7 +183,7 @@ class Trainer:
     def judge_validation(self):
         """Evaluates the validation split, shows and records it; returns whether it is the best so far."""
         step, judgement, is_best = self.state.step, self.state.judgement, True
-        values = self.judge_weights() if self.validation else None
+        values = judge_weights(self.validation, self.state, self.asked_to_stop) if self.validation else None
         self.best_before = (dataclasses.replace(judgement.best), judgement.best_step)
         if values:
             is_best = judgement.observe(values, step, self.config)
@@ -196,15 +196,6 @@ class Trainer:
         epoch, epochs = self.plan.epoch(step), self.config.schedule.epochs
         self.terminal.line(evaluation_line(epoch, epochs, step, train, values, is_best))
         return is_best
-
-    def judge_weights(self):
-        """The validation values; where weights are averaged, those of the averages, and the weights' own as "raw_..."."""
-        raw = self.validation.judge(self.asked_to_stop).summary()
-        if not self.state.averages:
-            return raw
-        with self.state.averages_in_place():
-            averaged = self.validation.judge(self.asked_to_stop).summary()
-        return averaged | {f"raw_{name}": raw[name] for name in ("loss", "accuracy")}
 
     def save(self, is_best):
         """Saves a checkpoint. One that fails is said, and tried again when the next is due; the last one must not fail."""
