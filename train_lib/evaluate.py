@@ -18,6 +18,10 @@ from train_lib.workers import OneWorker
 MOST_CLASSES_IN_TABLE = 20
 
 
+class Interrupted(Exception):
+    """A split is not judged to its end: the process was asked to stop."""
+
+
 class SplitJudge:
     """Judges a split as often as asked for, with the weights as they then are. Keeps one iterator alive.
 
@@ -40,10 +44,16 @@ class SplitJudge:
         self._iterator = distribute(
             strategy, lambda shard: split.evaluation_batches(global_batch_size, shard, test_crops), split)
 
-    def judge(self):
-        """Goes through the split once, every example counted once; returns SplitTotals."""
+    def judge(self, asked_to_stop=lambda: False):
+        """Goes through the split once, every example counted once; returns SplitTotals.
+
+        Raises:
+          Interrupted: `asked_to_stop()`, asked before each batch, said so. Nothing more can be judged then.
+        """
         totals = SplitTotals(self._num_classes)
         for _ in range(self._steps):
+            if asked_to_stop():
+                raise Interrupted
             batch = next(self._iterator)
             logits = self._eval_step(batch)
             totals.add(*(self._host(values) for values in (logits, batch["label"], batch["weight"])))

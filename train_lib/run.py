@@ -22,8 +22,9 @@ FIXED = (
     "dataset", "train_split", "validation_split", "test_split", "image_size", "pixels", "augment", "model", "model_options",
     "dropout_rate", "precision", "optimizer", "seed", "global_batch_size",
 )
-# Not worth a line when they differ.
-FREE = (*config_lib.OF_THIS_PROCESS, "preset", "data_dir", "cache_dir", "input", "decode_threads", "max_bad_examples")
+# Not worth a line when they differ. Whether a run reads memory or a stream is compared as such, not by --input=auto.
+SILENT = {*config_lib.OF_THIS_PROCESS, "preset", "data_dir", "cache_dir", "input", "decode_threads",
+          "max_bad_examples"} - {"devices", "virtual_devices"}
 
 
 @dataclasses.dataclass
@@ -66,7 +67,7 @@ class Run:
             "config": config_lib.to_values(self.config) | {"workdir": None},
             "class_names": list(self.source.class_names),
             "image_shape": list(self.train_split.image_shape),
-            "input": "memory" if hasattr(self.validation_split or self.train_split, "images") else "stream",  # what was judged
+            "data": describe_data(self.source, self.train_split, self.validation_split),
             "last_step": self.plan.last_step,
             "progress": self.state.progress(),
         }
@@ -102,13 +103,15 @@ def open_run(config, workdir, checkpoint, store, log=print, workers=None):
     if source.bad.found:
         log(f"{len(source.bad.found)} examples that cannot be used are skipped, listed in {workdir.path / 'bad_examples.txt'}")
     plan = make_plan(config, train_split.num_examples)
+    refuse_other_data(config, checkpoint, describe_data(source, train_split, validation_split))
     if checkpoint is None:
         pixels = pixel_scaling(config.data.pixels, train_split, config.data.augmentations)
     else:
         pixels = PixelScaling.from_tensors(checkpoint.tensors("pixels/"))
     state = create_state(config, strategy, len(source.class_names), train_split.image_shape, pixels)
     if checkpoint is not None:
-        restore(state, checkpoint, plan)
+        restore(state, checkpoint, plan, config.optimization.max_nonfinite_steps)
+        point_again(state, store, workers, log)
     elif config.network.init_from:
         initialize(state, checkpointing.find_initial(config.network.init_from), log)
     return Run(config, workdir, strategy, source, train_split, validation_split, state, plan, store, workers)
@@ -136,18 +139,58 @@ def say_what_changed(config, checkpoint, log):
     """One line for each setting that takes a new value from here on."""
     stored = checkpoint.description["config"]
     for name, value in config_lib.to_values(config).items():
-        if name not in FIXED + FREE and stored.get(name) != value:
+        if name not in SILENT.union(FIXED) and stored.get(name) != value:
             log(f"--{name}={value} from here on; it was {stored.get(name)} when {checkpoint.folder.name} was saved")
 
 
-def restore(state, checkpoint, plan):
-    """Gives a new TrainState the tensors and the progress of a checkpoint."""
+def describe_data(source, train_split, validation_split):
+    """{flag: what it stands for}, of what a flag names and does not fix: data can change under their name."""
+    splits = {"train_split": train_split, "validation_split": validation_split}
+    return {
+        "dataset": f"the classes {', '.join(source.class_names)}",
+        **{flag: f"{split.num_examples} examples" for flag, split in splits.items() if split},
+        "image_size": f"images of {' x '.join(map(str, train_split.image_shape[:2]))}",
+        "input": "memory" if hasattr(train_split, "images") else "stream",
+    }
+
+
+def refuse_other_data(config, checkpoint, data):
+    """Refuses data that are not those of the checkpoint though the flags are, by the results of `describe_data`.
+
+    Raises:
+      SettingError: the error names both values.
+    """
+    stored, asked = checkpoint.description["data"] if checkpoint else data, config_lib.to_values(config)
+    for flag, now in data.items():
+        if (before := stored.get(flag)) != now:
+            remedy = f"is now {now[:200]}; the checkpoint {checkpoint.folder} was made with {str(before)[:200]}; "
+            remedy += f"give --input={before}" if flag == "input" else "put that back, or give another --workdir"
+            raise SettingError(flag, asked[flag], remedy)
+
+
+def point_again(state, store, workers, log):
+    """Lets `latest` and `best` name what a restored state says, which a kill after the rename of its folder forestalled.
+
+    Where the best checkpoint is gone or damaged, the next evaluation is the best: the best is what `best` can name.
+    """
+    judgement = state.judgement
+    if not workers.from_chief(lambda: store.point_again(state.step, judgement.best_step)) and judgement.best_step is not None:
+        log(f"the best checkpoint, of step {judgement.best_step}, is gone or damaged; the next evaluation counts as the best")
+        judgement.best, judgement.best_step = type(judgement.best)(), None
+
+
+def restore(state, checkpoint, plan, max_nonfinite_steps=0):
+    """Gives a new TrainState the tensors and the progress of a checkpoint.
+
+    A run that has diverged goes on after the batch that ended it, and counts anew.
+    """
     tensors = checkpoint.tensors()
     for name in state.averaged_weights():  # averaging begins here where the run so far had none
         tensors.setdefault(name, tensors[name.replace("ema/", "model/", 1)])
     assign({**state.weights(), **state.slots(), **state.averaged_weights()}, tensors, checkpoint.folder)
     state.set_progress(checkpoint.description["progress"])
-    state.skipped_in_a_row = 0
+    if state.skipped_in_a_row > max_nonfinite_steps:
+        state.skipped_in_a_row = 0
     if plan.last_step > checkpoint.description["last_step"]:
         state.judgement.stopping.waited = 0  # a longer run was asked for, so an early stop is no reason to end at once
 

@@ -30,6 +30,7 @@ class TrainState:
       judgement: what is known about the validation values.
       totals: of the train record under way.
       skipped_in_a_row: updates skipped since the last finite one.
+      evaluation_owed: whether the evaluation after `step` is still to be done.
     """
 
     model: keras.Model
@@ -41,6 +42,7 @@ class TrainState:
     judgement: Judgement = dataclasses.field(default_factory=Judgement)
     totals: TrainTotals = dataclasses.field(default_factory=TrainTotals)
     skipped_in_a_row: int = 0
+    evaluation_owed: bool = False
 
     def progress(self):
         """What is not a tensor, as JSON."""
@@ -49,6 +51,7 @@ class TrainState:
             "judgement": dataclasses.asdict(self.judgement),
             "totals": dataclasses.asdict(self.totals),
             "skipped_in_a_row": self.skipped_in_a_row,
+            "evaluation_owed": self.evaluation_owed,
         }
 
     def set_progress(self, values):
@@ -57,6 +60,7 @@ class TrainState:
         self.judgement = Judgement.from_json(values["judgement"])
         self.totals = TrainTotals(**values["totals"])
         self.skipped_in_a_row = values["skipped_in_a_row"]
+        self.evaluation_owed = values["evaluation_owed"]
 
     def weights(self):
         """{name: variable} of the network: kernels, biases, moving statistics, random states."""

@@ -58,6 +58,20 @@ class RunLog:
                 if record.get(name) is not None:
                     tf.summary.scalar(name, record[name])
 
+    def result(self, status, state, plan, test_accuracy, stopwatch):
+        """The content of result.json, for a TrainState that has come to its end, or as far as it goes."""
+        best_step = state.judgement.best_step
+        best = [r["accuracy"] for r in self.metrics.read() if r["kind"] == "validation" and r["step"] == best_step]
+        return {
+            "status": status,
+            "steps": state.step,
+            "epochs": plan.epoch(state.step),
+            "best_step": best_step,
+            "best_validation_accuracy": best[-1] if best else None,
+            "test_accuracy": test_accuracy,
+            **totals_of([*self.timing.read(), stopwatch.lap()]),
+        }
+
     def flush(self):
         """Makes everything written so far visible to TensorBoard."""
         for writer in self._writers.values():

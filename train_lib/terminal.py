@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import sys
 
 from tqdm import tqdm
@@ -98,7 +99,8 @@ def closing_lines(path, result):
         return [f"error: the loss or its gradient is not finite at step {result['steps'] - 1}; {path} holds the last finite "
                 "weights; start again with a lower --learning_rate, or with --clip_global_norm"]
     if result["status"] == "preempted":
-        return [f"stopped at step {result['steps']}; the same command with --workdir={path} goes on from there"]
+        command = shlex.join(["python", "main.py", f"--flagfile={path / 'run.flags'}", f"--workdir={path}"])
+        return [f"stopped at step {result['steps']}; to go on: {command}"]
     lines = [f"{result['status'].replace('_', ' ')} after {result['steps']} steps, {result['epochs']:.4g} epochs, "
              f"{result['seconds']:.0f} s, {result['images_per_second'] or 0:,.0f} images/s"]
     if result["best_validation_accuracy"] is not None:
