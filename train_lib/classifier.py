@@ -86,7 +86,7 @@ def open_classifier(config, workdir, strategy):
 
 
 def _view(config, checkpoint, height, width):
-    """The View of --mode=evaluate: on images in memory, or on a stream; for --input=auto what the run itself judged."""
+    """The View of --mode=evaluate: on images in memory, or on a stream; for --input=auto as the run trained."""
     judged = config.data.input if config.data.input != "auto" else checkpoint.description.get("data", {}).get("input")
     if judged != "stream":
         return View((height, width), (height, width))
