@@ -87,21 +87,26 @@ def locked(folder, log=print):
     Raises:
       UnusableError: another process writes it, or the lock file cannot be used.
     """
-    path = pathlib.Path(folder) / NAME
+    path, descriptor, over = pathlib.Path(folder) / NAME, None, threading.Event()
     try:
-        descriptor = _take(path, log)
-    except OSError as error:
-        remedy = "make room or mend its permissions, or remove it if no other process trains there"
-        raise UnusableError(f"{path}: cannot be used as a lock ({error.strerror}); {remedy}") from None
-    over = threading.Event()
-    threading.Thread(target=_beat, args=(descriptor, over), daemon=True).start()
-    try:
+        descriptor = _open_and_lock(path, log)
+        threading.Thread(target=_beat, args=(descriptor, over), daemon=True).start()
         yield
     finally:
         over.set()
-        with contextlib.suppress(OSError):
-            path.unlink()  # while it is locked: whoever opened it before finds that it is no longer the folder's
-        os.close(descriptor)
+        if descriptor is not None:
+            with contextlib.suppress(OSError):
+                path.unlink()  # while it is locked: whoever opened it before finds that it is no longer the folder's
+            os.close(descriptor)
+
+
+def _open_and_lock(path, log):
+    """`_take`, with its OSError turned into the one line that names the file."""
+    try:
+        return _take(path, log)
+    except OSError as error:
+        remedy = "make room or mend its permissions, or remove it if no other process trains there"
+        raise UnusableError(f"{path}: cannot be used as a lock ({error.strerror}); {remedy}") from None
 
 
 def _take(path, log):
