@@ -217,15 +217,18 @@ def test_a_long_run_makes_no_long_page(workdir):
     records += [{"kind": "validation", "step": step, "epoch": step / 100, "loss": 1.0, "accuracy": 0.9 if step == 777 else 0.5,
                  "top_5_accuracy": 1.0} for step in range(1, 1001)]
     write(workdir.path, "metrics.jsonl", records)
+    (workdir.path / "result.json").unlink()
     text = page_of(workdir)
     assert len(text) < 600_000
     assert text.count('<th scope="row">') < 350 and "200 of 1000 rows" in text
+    assert "7.77 (best) 777 " in " ".join(Page(text).text["epochs"].split())
     x, y = report_parts.line(records[:20000], "step")
     assert len(x) == 400 and y[0] == np.mean(range(1, 51)) and x[-1] == pytest.approx(np.mean(range(19951, 20001)) / 100)
 
 
 @pytest.mark.parametrize("arguments", [
-    ["--preset=quickstart"], ["--preset=cifar10", "--model_options=lrn=true", "--augment=none", "--validation_split="],
+    ["--preset=quickstart"], ["--preset=quickstart", "--model=VGG16"],
+    ["--preset=cifar10", "--model_options=lrn=true", "--augment=none", "--validation_split="],
     ["--preset=tutorial", "--model=VGG16", "--image_size=64", "--learning_rate=1e-05", "--nesterov"],
     ["--preset=imagenet", "--dataset=folder:a b/$x'y", "--epochs=2.5", "--dropout_rate=0.25"]])
 def test_the_command_repeats_the_run(arguments):
