@@ -414,6 +414,7 @@ def line_of(function, *arguments, **more):
 
 @pytest.mark.parametrize(("arguments", "words"), [
     (["--" + "x" * 3000 + "=1"], "no such flag"),  # absl: RecursionError
+    (["--nodebug=false"], "--nodebug=false does not take an argument"),  # absl: ValueError
     (["--flagfile=/dev/zero"], "--flagfile=/dev/zero: cannot be read (is no plain file)"),  # read for ever
     (["--flagfile=/nowhere"], "--flagfile=/nowhere: cannot be read"),
     (["--checkpoint=" + "9" * 5000], "give best, latest"),  # ValueError: int() of more than 4,300 digits

@@ -47,7 +47,8 @@ class EventFiles:
 
     def flush(self):
         """Makes everything so far visible to TensorBoard."""
-        if self._writers is None:
+        # A writer whose folder is gone does not say so.
+        if self._writers is None or not all((self.path / kind).is_dir() for kind in KINDS):
             self.rewrite()
         with self._naming():
             for writer in self._writers.values():

@@ -164,8 +164,10 @@ def train_step(strategy, state, config, batch, step, learning_rate, stop_request
     return report
 
 
-def timed_next(iterator):
-    """The next batch, and the seconds from asking for it to having it, a float64 scalar."""
+def timed_next(iterator, deterministic=False):
+    """The next batch, and the seconds from asking for it to having it, a float64 scalar; NaN where the clock may not be read."""
+    if deterministic:  # TensorFlow then refuses tf.timestamp
+        return next(iterator), tf.constant(float("nan"), tf.float64)
     asked = tf.timestamp()
     with tf.control_dependencies([asked]):
         batch = next(iterator)
@@ -196,7 +198,7 @@ def make_train_loop(strategy, state, config):
         with strategy.scope():
             for index in tf.range(num_steps):
                 step = first_step + tf.cast(index, tf.int64)
-                batch, waited = timed_next(iterator)
+                batch, waited = timed_next(iterator, config.run.deterministic)
                 report = train_step(strategy, state, config, batch, step, learning_rates[index], stop_requested)
                 losses = losses.write(index, report["loss"])
                 accuracies = accuracies.write(index, report["accuracy"])
