@@ -80,7 +80,8 @@ def test_events_of_before_a_failure_are_not_there_twice(tmp_path):
         log.add_timing(step, {"seconds": 1.0, "train_seconds": 0.5, "images": 64, "images_per_second": 100.0 + step})
         log.flush()
     judge(tmp_path, list(range(2, 13, 2)), list(range(2, 13, 2)))
-    assert len(said) == 1 and said[0].startswith(f"{tmp_path / 'tensorboard'}: cannot be written (")
+    assert said and all(line.startswith(f"{tmp_path / 'tensorboard'}: cannot be written (") for line in said)
+    assert len(said) == len(set(said))  # each reason once, not at every record
 
 
 @pytest.mark.slow
