@@ -4,6 +4,7 @@
     python main.py --helpshort              every flag, in groups
 """
 
+import contextlib
 import importlib
 import os
 import sys
@@ -14,6 +15,8 @@ from input_pipeline.errors import ExpectedError, one_line
 from train_lib import environment
 from train_lib import flags as train_flags
 from train_lib.cluster import check_settings, read_cluster
+from train_lib.lock import locked
+from train_lib.signals import stop_request
 from train_lib.terminal import Unfailing
 from train_lib.workdir import open_workdir
 
@@ -72,16 +75,33 @@ def import_tensorflow_quietly():
             os.close(stderr)
 
 
+def import_mode(mode, cluster):
+    """The function of a mode. Imports TensorFlow, whose C++ parts a KeyboardInterrupt could break: a signal waits so long."""
+    with stop_request.finishing():
+        prepare_environment(cluster)
+        module, function = MODES[mode].split(":")
+        found = getattr(importlib.import_module(module), function)
+    stop_request.raise_if_received()
+    return found
+
+
+def run_mode(config):
+    """Runs the chosen mode, a training run as the only one that writes its workdir; returns the exit code."""
+    cluster = find_cluster(config)
+    workdir = open_workdir(config, is_chief=not cluster or cluster.rank == 0)
+    writes_a_run = config.run.mode == "train" and workdir.is_ours
+    with locked(workdir.path) if writes_a_run else contextlib.nullcontext():
+        mode = import_mode(config.run.mode, cluster)
+        return mode(config, workdir, cluster) if cluster else mode(config, workdir)
+
+
 def main(config):
     """Runs the chosen mode and exits with its code."""
-    module, function = MODES[config.run.mode].split(":")
     sys.stdout, sys.stderr = Unfailing(sys.stdout), Unfailing(sys.stderr)
+    stop_request.listen()
     try:
-        cluster = find_cluster(config)
-        workdir = open_workdir(config, is_chief=not cluster or cluster.rank == 0)
-        prepare_environment(cluster)
-        mode = getattr(importlib.import_module(module), function)
-        exit_code = mode(config, workdir, cluster) if cluster else mode(config, workdir)
+        with stop_request.raising():
+            exit_code = run_mode(config)
     except ExpectedError as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         exit_code = error.exit_code
@@ -90,8 +110,10 @@ def main(config):
             raise
         print(f"error: {one_line(f'{error.filename}: {error.strerror}')}; mend it, and start again", file=sys.stderr)
         exit_code = 3
-    except KeyboardInterrupt:  # outside the training loop, which saves first (see `train_lib.signals`)
-        print("interrupted; the same command starts again", file=sys.stderr)
+    except BaseException:
+        if not stop_request.raised:  # by which some libraries make an error of their own
+            raise
+        print(f"{stop_request.received}: stopped with nothing to save; the same command starts again", file=sys.stderr)
         exit_code = 75
     # Without the interpreter's clean-up, which would wait for tf.data threads (see `train_lib.strategy.distribute`).
     sys.stdout.flush()
@@ -100,4 +122,5 @@ def main(config):
 
 
 if __name__ == "__main__":
+    stop_request.listen()
     app.run(main, flags_parser=parse_flags)

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from input_pipeline.bad_examples import BadExamples
 from input_pipeline.errors import SettingError, UnusableError
+from input_pipeline.interface import file_state
 from input_pipeline.listed import Listed, ListedSource, count_classes
 from input_pipeline.memory import free_gigabytes
 
@@ -60,7 +61,8 @@ def open_npz(config, path):
                 bad.add(f"{file} row {row} of y_{split}", f"has the label {label}, out of range",
                         f"there are {len(names)} classes, from 0 on; mend it")
     shape = shapes.pop() if len(shapes) == 1 else None
-    return ListedSource(config.dataset, names, shape, examples, arrays.read, bad=bad)
+    state = file_state(file)
+    return ListedSource(config.dataset, names, shape, examples, arrays.read, str(file), lambda _: state, bad=bad)
 
 
 class _Arrays:

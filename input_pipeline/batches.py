@@ -5,8 +5,8 @@ import os
 
 import tensorflow as tf
 
-# One per core: autotune, which would choose, is off.
-PARALLEL_DECODES = os.cpu_count() or 1
+# Threads that decode where --decode_threads does not say: autotune, which would choose, is off.
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +21,11 @@ class Shard:
 ONE_REPLICA = Shard()
 
 
-def without_autotune(dataset):
+def without_autotune(dataset, threads=0):
     """Fixes tf.data's behaviour: deterministic, all parallelism explicit, no sharding by tf.distribute.
+
+    With `threads`, a dataset works in so many of its own; without, in those that TensorFlow has for everything: decoding there
+    would keep the step's operations waiting.
 
     The autotune thread can hold up the end of an iterator for 10 ms * (2^k - 1), minutes at worst (measured). It belongs to
     an iterator, not to a transformation: to set the options once, on the dataset that is iterated, switches it off for all
@@ -31,6 +34,8 @@ def without_autotune(dataset):
     options = tf.data.Options()
     options.autotune.enabled = False
     options.deterministic = True
+    if threads:
+        options.threading.private_threadpool_size = threads
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return dataset.with_options(options)
 

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline import augment
-from input_pipeline.batches import PARALLEL_DECODES, without_autotune
+from input_pipeline.batches import CORES, without_autotune
 
 SHUFFLED = 10_000  # examples
 SHUFFLED_RECORDS = 1024  # encoded ones, fewer than a real stream's: their number costs memory, not time
@@ -90,7 +90,7 @@ def decoded_records(split, batch_size, seed, epochs=None):
         example = split.source.parse(record)
         return augment.decode(example["image"])[0, 0], example["label"]
 
-    pixels = _shuffled(split, seed, epochs).map(decode, num_parallel_calls=PARALLEL_DECODES)
+    pixels = _shuffled(split, seed, epochs).map(decode, num_parallel_calls=CORES)
     return without_autotune(pixels.batch(batch_size, drop_remainder=True).prefetch(PREFETCHED_BATCHES))
 
 

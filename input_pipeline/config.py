@@ -22,6 +22,10 @@ class DataConfig(Settings):
         "y_train, x_test, y_test), csv:PATH (columns image,label[,split]), tfrecord:PATTERN (features image, label)",
     )
     data_dir: str | None = setting(None, "folder of prepared TFDS data; not given: ~/tensorflow_datasets")
+    cache_dir: str | None = setting(
+        None, "folder for decoded images, so that the next start need not decode; not given: $XDG_CACHE_HOME/alexnet, which is "
+        "~/.cache/alexnet; empty: none"
+    )
     train_split: str = setting("train[:90%]", "TFDS slicing syntax: the examples to train on")
     validation_split: str = setting(
         "train[90%:]", "the examples that early stopping and the best checkpoint look at; empty: none"
@@ -41,9 +45,11 @@ class DataConfig(Settings):
         "square of half the short side becomes the mean) and mixup (Beta(0.2, 0.2), of examples 2 i and 2 i + 1 of a batch)",
     )
     input: str = setting(
-        "auto", "memory: all images decoded once; stream: read again in each epoch; auto: memory if they fit in a quarter of it",
-        choices=("auto", "memory", "stream"),
+        "auto", "memory: all images decoded once; device: these on each device, which then cuts and mirrors them, the host says "
+        "where; stream: read again in each epoch; auto: memory if they fit in a fifth of it",
+        choices=("auto", "memory", "device", "stream"),
     )
+    decode_threads: int = setting(0, "threads of their own that images are decoded in; 0: one per core", low=0, high=1024)
     max_bad_examples: int = setting(
         0, "how many examples that cannot be read or decoded are skipped, and listed in bad_examples.txt, before the run stops; "
         "of data held in memory", low=0,

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import os
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -64,6 +65,14 @@ class Source(abc.ABC):
         """Like `records`, in an order that is a function of (seed, epoch), both integers or int64 scalar tensors."""
 
     @abc.abstractmethod
+    def fingerprint(self, split):
+        """What changes when the examples of `split` do, made of what JSON has; "place" is where the data lies.
+
+        Raises:
+          UnusableError: a file is missing.
+        """
+
+    @abc.abstractmethod
     def parse(self, record):
         """A serialized example -> {"image": encoded bytes, "label": int64}."""
 
@@ -88,6 +97,16 @@ def slices(split, sizes):
     counted = {name: _Counted(count) for name, count in sizes.items()}
     parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(counted)
     return [(part.splitname, part.from_ or 0, sizes[part.splitname] if part.to is None else part.to) for part in parts]
+
+
+def file_state(name):
+    """Size in bytes and time of the last change in ns of a file, which need not be a local one."""
+    try:
+        local = os.stat(name)
+        return local.st_size, local.st_mtime_ns
+    except OSError:  # gfile, which knows remote ones, counts whole seconds
+        remote = tf.io.gfile.stat(name)
+        return remote.length, remote.mtime_nsec
 
 
 class _Counted(NamedTuple):
@@ -151,6 +170,13 @@ class RecordFiles(Source):
         stretches, files = self._files(split)
         files = files.shuffle(len(stretches), seed=seeds[0], reshuffle_each_iteration=False)
         return _read(files, stretches).shuffle(buffer_size, seed=seeds[1], reshuffle_each_iteration=False)
+
+    def fingerprint(self, split):
+        """What changes when the examples of `split` do, made of what JSON has; "place" is the folder of the files."""
+        stretches, _ = self._files(split)
+        place = os.path.dirname(os.path.abspath(stretches[0].filename))
+        files = [[os.path.basename(name), skip, take, *file_state(name)] for name, skip, take in stretches]
+        return {"place": place, "classes": list(self.class_names), "files": files}
 
     def skip_damaged(self, split):
         """Reads all records of `split`, decodes none, and leaves those with a wrong checksum out from now on."""

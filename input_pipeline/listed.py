@@ -9,7 +9,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from input_pipeline import headers
-from input_pipeline.interface import Source, shuffle_seeds, slices
+from input_pipeline.interface import Source, file_state, shuffle_seeds, slices
 
 
 class Listed(NamedTuple):
@@ -27,10 +27,14 @@ class ListedSource(Source):
     Attributes:
       examples: {name of a split: list of Listed}.
       read: scalar string tensor, the name of an image -> its encoded bytes; runs in a TensorFlow graph.
+      place: the file or folder that they come from.
+      state: name of an image -> what changes when the file does that it lies in.
     """
 
     examples: dict
     read: Callable
+    place: str
+    state: Callable = file_state
     _tables: dict = dataclasses.field(default_factory=dict, kw_only=True, repr=False)
 
     def split_sizes(self):
@@ -58,6 +62,16 @@ class ListedSource(Source):
         first, second = tf.unstack(shuffle_seeds(seed, epoch, 2))
         keys = tf.random.stateless_uniform([len(self._chosen(split))], [first, second], minval=None, maxval=None, dtype=tf.int64)
         return tf.data.Dataset.from_tensor_slices(tf.gather(table, tf.argsort(keys, stable=True)))
+
+    def fingerprint(self, split):
+        """What changes when the examples of `split` do, made of what JSON has."""
+        digest = hashlib.sha256()
+        try:
+            for label, image, _ in self._chosen(split):
+                digest.update(repr((label, image, self.state(image))).encode())
+        except (OSError, tf.errors.OpError):  # of a file that is gone: told when it is decoded
+            digest.update(b"?")
+        return {"place": os.path.abspath(self.place), "classes": list(self.class_names), "examples": digest.hexdigest()}
 
     def parse(self, record):
         """A serialized example -> {"image": encoded bytes, "label": int64}."""

@@ -6,14 +6,14 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline import augment, headers
-from input_pipeline.batches import PARALLEL_DECODES, without_autotune
+from input_pipeline.batches import CORES, without_autotune
 from input_pipeline.errors import UnusableError
 
 _BATCH = 256
 _REMEDY = "replace or remove it"
 
 
-def decode_split(source, split, num_examples, image_size):
+def decode_split(source, split, num_examples, image_size, decode_threads=0):
     """Decodes the examples of a split, in their order.
 
     A first pass decodes in parallel and does not ask why something fails; what failed is then read once more, alone.
@@ -23,6 +23,7 @@ def decode_split(source, split, num_examples, image_size):
       split: TFDS slicing syntax.
       num_examples: how many examples `split` has.
       image_size: (height, width) of the result; where equal, each image is scaled and cut to it, else it has that size.
+      decode_threads: how many to decode with, 0: one per core.
 
     Returns:
       uint8 [n, height, width, 3] and int32 [n]; n is num_examples less what was skipped, up to `source.bad.limit`.
@@ -39,14 +40,15 @@ def decode_split(source, split, num_examples, image_size):
         image, label = decode_example(source, record, image_size)
         return position, image, label
 
-    examples = source.records(split).enumerate().map(decode, num_parallel_calls=PARALLEL_DECODES)
+    threads = decode_threads or CORES
+    examples = source.records(split).enumerate().map(decode, num_parallel_calls=threads)
     if tolerant:
         examples = examples.ignore_errors()
     images = np.empty((num_examples, *image_size, 3), np.uint8)
     labels = np.empty(num_examples, np.int32)
     whole, filled = np.zeros(num_examples, bool), 0
     try:
-        for position, image, label in without_autotune(examples.batch(_BATCH).prefetch(2)):
+        for position, image, label in without_autotune(examples.batch(_BATCH).prefetch(2), threads):
             images[filled : filled + len(label)], labels[filled : filled + len(label)] = image, label
             whole[position.numpy()] = True
             filled += len(label)
@@ -115,7 +117,7 @@ def name_bad_example(source, split, seconds=60, clock=time.monotonic):
         image, label = decode_example(source, record, None)
         return position, tf.size(image), label
 
-    examples = source.records(split).enumerate().map(decode, num_parallel_calls=PARALLEL_DECODES).ignore_errors()
+    examples = source.records(split).enumerate().map(decode, num_parallel_calls=CORES).ignore_errors()
     whole, deadline = 0, clock() + seconds
     for position, _, _ in without_autotune(examples.prefetch(_BATCH)).as_numpy_iterator():
         if clock() > deadline:

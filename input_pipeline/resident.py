@@ -16,8 +16,13 @@ from input_pipeline import resized_crop
 from input_pipeline.batches import ONE_REPLICA, num_evaluation_steps, stretches, without_autotune
 from input_pipeline.loading import decode_split
 from input_pipeline.statistics import covariance
+from input_pipeline.windows import Windows
 
-PARALLEL_BATCHES = 2
+PARALLEL_CHUNKS = 2
+# Batches are made several at once: TensorFlow's call into Python costs 0.3 ms, as much as the images of a batch of 256. More
+# than this gains nothing, and falls out of the caches (measured at 1.5, 6 and 25 MB).
+CHUNK_BYTES = 8e6
+INT32, FLOAT32 = tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.float32)  # one of these an example
 
 
 class EpochPlan(NamedTuple):
@@ -38,13 +43,52 @@ def plan_epoch(seed, epoch, num_examples, padding, flip):
     return EpochPlan(order, top, left, mirrored if flip else np.zeros(num_examples, bool))
 
 
+class Choices:
+    """The choices for any examples of the endless sequence that is trained on.
+
+    Args:
+      seed: of the order and the augmentation.
+      num_examples: of the split.
+      image_height: in pixels; the augmentation "crop" pads by an eighth of it.
+      augmentations: any of "crop", "flip", "random_resized_crop".
+    """
+
+    def __init__(self, seed, num_examples, image_height, augmentations):
+        self.padding = image_height // 8 if "crop" in augmentations else 0
+        self.resized = "random_resized_crop" in augmentations
+        self._num_examples = num_examples
+
+        @functools.lru_cache(maxsize=3)
+        def epoch_choices(epoch):
+            plan = plan_epoch(seed, epoch, num_examples, self.padding, "flip" in augmentations)
+            return (*plan, resized_crop.epoch_draws(seed, epoch, num_examples)) if self.resized else plan
+
+        self._epoch_choices = epoch_choices
+
+    def of(self, examples):
+        """The columns of an EpochPlan for examples of the run, int64 [b]; of `resized` also `resized_crop.epoch_draws`."""
+        epochs, places = np.divmod(examples, self._num_examples)
+        if epochs[0] == epochs[-1]:  # they ascend
+            return [column[places] for column in self._epoch_choices(int(epochs[0]))]
+        cuts = np.flatnonzero(np.diff(epochs)) + 1
+        parts = [self.of(part) for part in np.split(examples, cuts)]
+        return [np.concatenate(columns) for columns in zip(*parts, strict=True)]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ResidentSplit:
     """All images of a split, decoded. `images`: uint8 [n, height, width, 3]; `labels`: int32 [n]."""
 
     images: np.ndarray
     labels: np.ndarray
-    _tables: dict = dataclasses.field(default_factory=dict, repr=False)  # padding -> the images padded by it
+    _windows: dict = dataclasses.field(default_factory=dict, repr=False)  # (padding, flip) -> Windows
+
+    look_up = None  # its batches hold images; those of a DeviceSplit get them by this, on the device
+
+    @property
+    def on_host(self):
+        """A split of the same examples whose batches hold images: itself."""
+        return self
 
     @property
     def num_examples(self):
@@ -84,16 +128,19 @@ class ResidentSplit:
         Returns:
           Elements {"image": uint8 [b, height, width, 3], "label": int32 [b]}, b = global_batch_size / num_replicas.
         """
-        rows = global_batch_size // shard.num_replicas
-        reader = BatchReader(self, seed, augmentations)
+        choices = Choices(seed, self.num_examples, self.image_shape[0], augmentations)
+        windows = self.windows(choices.padding, "flip" in augmentations)
 
-        def read(position):
-            step, replica = divmod(int(position), shard.local_replicas)
-            start = step * global_batch_size + (shard.first_replica + replica) * rows
-            return reader.read(start, start + rows)
+        def read(examples):
+            order, top, left, mirrored, *draws = choices.of(examples)
+            images = windows.cut(order, top, left, mirrored)
+            if draws:
+                with tf.device("/cpu:0"):  # where the batch is wanted next, too
+                    images = resized_crop.crop_batch(images, resized_crop.boxes(*draws, *self.image_shape[:2])).numpy()
+            return images, self.labels[order]
 
-        positions = tf.data.Dataset.range(first_step * shard.local_replicas, np.iinfo(np.int64).max)
-        return self._map_numpy(positions, read, [tf.uint8, tf.int32], rows)
+        specs = {"image": tf.TensorSpec(self.image_shape, tf.uint8), "label": INT32}
+        return map_examples(read, specs, global_batch_size, shard, first_step)
 
     def evaluation_batches(self, global_batch_size, shard=ONE_REPLICA, test_crops=1):
         """An endless Dataset that goes through the split in order, again and again, padded to whole global batches.
@@ -101,19 +148,12 @@ class ResidentSplit:
         Elements are those of `training_batches` and "weight": float32 [b], 1 for an example, 0 for padding.
         Whole images for any `test_crops`: the ten views are made of them on the device.
         """
-        rows = global_batch_size // shard.num_replicas
-        steps = num_evaluation_steps(self.num_examples, global_batch_size)
+        def read(examples):
+            index, weight = evaluation_rows(self.num_examples, global_batch_size, examples)
+            return self.images[index], self.labels[index], weight
 
-        def read(position):
-            step, replica = divmod(int(position), shard.local_replicas)
-            start = (step % steps) * global_batch_size + (shard.first_replica + replica) * rows
-            index = np.arange(start, start + rows)
-            inside = index < self.num_examples
-            index = np.where(inside, index, 0)
-            return self.images[index], self.labels[index], inside.astype(np.float32)
-
-        positions = tf.data.Dataset.range(np.iinfo(np.int64).max)
-        return self._map_numpy(positions, read, [tf.uint8, tf.int32, tf.float32], rows)
+        specs = {"image": tf.TensorSpec(self.image_shape, tf.uint8), "label": INT32, "weight": FLOAT32}
+        return map_examples(read, specs, global_batch_size, shard)
 
     def locate_batch(self, seed, step, global_batch_size):
         """{"examples": [index into `images`]} of the batch of a step."""
@@ -122,64 +162,50 @@ class ResidentSplit:
             examples += plan_epoch(seed, epoch, self.num_examples, 0, False).order[first:last].tolist()
         return {"examples": examples}
 
-    def windows(self, padding):
-        """A view [n, tops, lefts, height, width * 3] of all windows of the padded images: contiguous rows of whole pixels."""
-        count, height, width, channels = self.images.shape
-        rows = self._padded(padding).reshape(count, height + 2 * padding, (width + 2 * padding) * channels)
-        windows = np.lib.stride_tricks.sliding_window_view(rows, (height, width * channels), axis=(1, 2))
-        return windows[:, :, ::channels]
-
-    def _padded(self, padding):
-        # Kept: one table serves all the pipelines of a process, with MirroredStrategy up to one per replica.
-        if padding and padding not in self._tables:
-            self._tables[padding] = np.pad(self.images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-        return self._tables[padding] if padding else self.images
-
-    def _map_numpy(self, positions, read, dtypes, rows):
-        shapes = [(rows, *self.image_shape), (rows,), (rows,)]
-
-        def batch(position):
-            tensors = tf.numpy_function(read, [position], dtypes, stateful=False)
-            shaped = [tf.ensure_shape(tensor, shape) for tensor, shape in zip(tensors, shapes, strict=False)]
-            return dict(zip(("image", "label", "weight"), shaped, strict=False))
-
-        return without_autotune(positions.map(batch, num_parallel_calls=PARALLEL_BATCHES).prefetch(PARALLEL_BATCHES))
+    def windows(self, padding, flip):
+        """The Windows of the images; made once, one table serves all the pipelines of a process."""
+        if (padding, flip) not in self._windows:
+            self._windows[padding, flip] = Windows(self.images, padding, flip)
+        return self._windows[padding, flip]
 
 
-class BatchReader:
-    """Reads any stretch of the endless sequence of augmented training examples."""
+def map_examples(read, specs, global_batch_size, shard, first_step=0):
+    """An endless Dataset of batches that NumPy makes, step after step and, within a step, replica after replica.
 
-    def __init__(self, split, seed, augmentations):
-        height, width, _ = split.image_shape
-        padding = height // 8 if "crop" in augmentations else 0
-        self._labels = split.labels
-        self._num_examples = split.num_examples
-        self._image_shape = split.image_shape
-        self._windows = split.windows(padding)
-        resized = "random_resized_crop" in augmentations
+    Args:
+      read: numbers of examples of the run, int64 [c], ascending -> their arrays, [c, ...] each, in the order of `specs`.
+      specs: {name: TensorSpec of one example}.
+      global_batch_size: examples per step over all replicas.
+      shard: the replicas to feed.
+      first_step: the step (0-based) whose batch comes first.
+    """
+    rows = global_batch_size // shard.num_replicas
+    example_bytes = sum(spec.dtype.size * int(np.prod(spec.shape)) for spec in specs.values())
+    batches = int(max(1, CHUNK_BYTES // (rows * example_bytes)))
 
-        @functools.lru_cache(maxsize=3)
-        def choices(epoch):
-            plan = plan_epoch(seed, epoch, split.num_examples, padding, "flip" in augmentations)
-            return (*plan, resized_crop.epoch_draws(seed, epoch, split.num_examples)) if resized else plan
+    def read_chunk(number):
+        position = first_step * shard.local_replicas + number * batches + np.arange(batches)
+        step, replica = np.divmod(position, shard.local_replicas)
+        first = step * global_batch_size + (shard.first_replica + replica) * rows
+        return read((first[:, None] + np.arange(rows)).ravel())
 
-        self._choices = choices
+    def chunk(number):
+        tensors = tf.numpy_function(read_chunk, [number], [spec.dtype for spec in specs.values()], stateful=False)
+        shapes = [(batches * rows, *spec.shape) for spec in specs.values()]
+        return {name: tf.ensure_shape(*pair) for name, pair in zip(specs, zip(tensors, shapes, strict=True), strict=True)}
 
-    def read(self, start, stop):
-        """Examples start to stop - 1 of the run: uint8 [stop - start, height, width, 3] and int32 [stop - start]."""
-        pieces = [[choice[first:last] for choice in self._choices(epoch)]
-                  for epoch, first, last in stretches(start, stop, self._num_examples)]
-        order, top, left, mirrored, *draws = (np.concatenate(choices) for choices in zip(*pieces, strict=True))
-        # One gather cuts each image's own window out of the padded table.
-        images = self._windows[order, top, left].reshape(-1, *self._image_shape)
-        images[mirrored] = images[mirrored, :, ::-1]
-        if draws:
-            with tf.device("/cpu:0"):  # where the batch is wanted next, too
-                images = resized_crop.crop_batch(images, *draws).numpy()
-        return images, self._labels[order]
+    chunks = tf.data.Dataset.range(np.iinfo(np.int64).max).map(chunk, num_parallel_calls=PARALLEL_CHUNKS)
+    return without_autotune(chunks.prefetch(PARALLEL_CHUNKS).rebatch(rows, drop_remainder=True))
 
 
-def load(source, split, num_examples, image_size):
+def evaluation_rows(num_examples, global_batch_size, examples):
+    """Which images the examples of an endless evaluation are (int64 [c]), and their weights: 1, or 0 for padding (float32)."""
+    index = examples % (num_evaluation_steps(num_examples, global_batch_size) * global_batch_size)
+    inside = index < num_examples
+    return np.where(inside, index, 0), inside.astype(np.float32)
+
+
+def load(source, split, num_examples, image_size, decode_threads=0):
     """Decodes a whole split into memory, as a ResidentSplit.
 
     Args:
@@ -187,8 +213,9 @@ def load(source, split, num_examples, image_size):
       split: TFDS slicing syntax.
       num_examples: how many examples `split` has.
       image_size: (height, width) of the result; where equal, each image is scaled and cut to it, else it has that size.
+      decode_threads: how many to decode with, 0: one per core.
 
     Raises:
       UnusableError: a file is missing, damaged or too short, an image cannot be decoded, or an example has no label.
     """
-    return ResidentSplit(*decode_split(source, split, num_examples, image_size))
+    return ResidentSplit(*decode_split(source, split, num_examples, image_size, decode_threads))

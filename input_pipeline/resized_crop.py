@@ -83,25 +83,32 @@ def epoch_draws(seed, epoch, num_examples):
     return generator.random((num_examples, DRAWS), np.float32)
 
 
-def crop_batch(images, draws):
-    """Random windows of decoded images, scaled to the images' own size.
+def boxes(draws, height, width):
+    """The corners of random windows, for `crop_batch`: from float32 [b, 40], float32 [b, 4], an array.
+
+    Eager and on the host, wherever the windows are cut: compiled into a step, the last bit may be another.
+    """
+    with tf.device("/cpu:0"):
+        top, left, rows, columns = tf.cast(windows(draws, height, width), tf.float32).numpy().T
+    last_row, last_column = np.float32(max(height - 1, 1)), np.float32(max(width - 1, 1))
+    corners = np.stack(
+        [top / last_row, left / last_column, (top + rows - 1) / last_row, (left + columns - 1) / last_column], axis=-1)
+    # Rounding may take the last corner out of the image by a bit, where crop_and_resize reads a black pixel.
+    return np.minimum(corners, np.float32(1 - 1e-6))
+
+
+def crop_batch(images, corners):
+    """Windows of decoded images, scaled to the images' own size.
 
     The corners of a window become those of the result (bilinear, corners aligned): a window of a small image is always
     enlarged, so nothing needs smoothing, and no pixel outside of it is read.
 
     Args:
       images: uint8 [b, height, width, 3].
-      draws: float32 [b, 40].
+      corners: float32 [b, 4], from `boxes`.
 
     Returns:
       uint8 [b, height, width, 3].
     """
-    height, width = images.shape[1:3]
-    top, left, rows, columns = tf.unstack(tf.cast(windows(draws, height, width), tf.float32), axis=-1)
-    last_row, last_column = max(height - 1, 1), max(width - 1, 1)
-    boxes = tf.stack(
-        [top / last_row, left / last_column, (top + rows - 1) / last_row, (left + columns - 1) / last_column], axis=-1)
-    # Rounding may take the last corner out of the image by a bit, where crop_and_resize reads a black pixel.
-    boxes = tf.minimum(boxes, 1 - 1e-6)
-    pixels = tf.image.crop_and_resize(images, boxes, tf.range(tf.shape(images)[0]), [height, width])
+    pixels = tf.image.crop_and_resize(images, corners, tf.range(tf.shape(images)[0]), list(images.shape[1:3]))
     return tf.cast(tf.clip_by_value(tf.round(pixels), 0, 255), tf.uint8)

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline import augment, resized_crop
-from input_pipeline.batches import ONE_REPLICA, PARALLEL_DECODES, num_evaluation_steps, stretches, without_autotune
+from input_pipeline.batches import CORES, ONE_REPLICA, num_evaluation_steps, stretches, without_autotune
 from input_pipeline.sources import Source
 from input_pipeline.statistics import covariance
 
@@ -26,6 +26,7 @@ class StreamingSplit:
 
     Attributes:
       margin: pixels that the short side of a decoded image has beyond image_size; the paper's 256 - 224 where training crops.
+      decode_threads: how many decode and augment, 0: one per core.
     """
 
     source: Source
@@ -33,6 +34,14 @@ class StreamingSplit:
     num_examples: int
     image_size: int
     margin: int
+    decode_threads: int = 0
+
+    look_up = None  # its batches hold images
+
+    @property
+    def on_host(self):
+        """A split of the same examples whose batches hold images: itself."""
+        return self
 
     @property
     def image_shape(self):
@@ -58,8 +67,8 @@ class StreamingSplit:
         def central(record):
             return self._judged(record, self.image_size, self.image_size + self.margin)[0]
 
-        images = self.source.records(self.split).take(STATISTICS_EXAMPLES).map(central, num_parallel_calls=PARALLEL_DECODES)
-        return without_autotune(images.prefetch(PARALLEL_DECODES)).as_numpy_iterator()
+        images = self.source.records(self.split).take(STATISTICS_EXAMPLES).map(central, num_parallel_calls=self._threads)
+        return without_autotune(images.prefetch(self._threads), self._threads).as_numpy_iterator()
 
     def training_batches(self, seed, first_step, global_batch_size, augmentations, shard=ONE_REPLICA):
         """An endless Dataset with the elements and the order of `resident.ResidentSplit.training_batches`.
@@ -86,8 +95,8 @@ class StreamingSplit:
 
         examples = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max).flat_map(records).skip(consumed)
         examples = _only_rows_of(shard, examples.enumerate(first_example), global_batch_size)
-        batches = examples.map(decode, num_parallel_calls=PARALLEL_DECODES).batch(rows, drop_remainder=True)
-        return without_autotune(batches.prefetch(PREFETCHED_BATCHES))
+        batches = examples.map(decode, num_parallel_calls=self._threads).batch(rows, drop_remainder=True)
+        return without_autotune(batches.prefetch(PREFETCHED_BATCHES), self._threads)
 
     def evaluation_batches(self, global_batch_size, shard=ONE_REPLICA, test_crops=1):
         """An endless Dataset with the elements and the order of `resident.ResidentSplit.evaluation_batches`.
@@ -109,8 +118,12 @@ class StreamingSplit:
         blanks = tf.data.Dataset.from_tensors(PADDING).repeat(padding)
         records = self.source.records(self.split).concatenate(blanks).repeat().enumerate()
         records = _only_rows_of(shard, records, global_batch_size)
-        batches = records.map(decode, num_parallel_calls=PARALLEL_DECODES).batch(rows, drop_remainder=True)
-        return without_autotune(batches.prefetch(PREFETCHED_BATCHES))
+        batches = records.map(decode, num_parallel_calls=self._threads).batch(rows, drop_remainder=True)
+        return without_autotune(batches.prefetch(PREFETCHED_BATCHES), self._threads)
+
+    @property
+    def _threads(self):
+        return self.decode_threads or CORES
 
     def locate_batch(self, seed, step, global_batch_size):
         """{"positions": [[epoch, first, last]]} of the batch of a step in the shuffled order: what is there was not kept."""

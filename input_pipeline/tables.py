@@ -47,7 +47,7 @@ def open_csv(config, path):
         keys = {listed.where: image.encode("utf-8", "surrogateescape") for image, listed in pairs}
         mixed[split] = scattered([listed for _, listed in pairs], lambda example, keys=keys: keys[example.where])
     shape = common_shape(listed.image for pairs in mixed.values() for listed in pairs)
-    return ListedSource(config.dataset, tuple(names), shape, mixed, tf.io.read_file, bad=bad)
+    return ListedSource(config.dataset, tuple(names), shape, mixed, tf.io.read_file, str(table), bad=bad)
 
 
 def _rows(table, bad):

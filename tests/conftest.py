@@ -4,12 +4,16 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["KERAS_BACKEND"] = "tensorflow"
+# Decoded images go here, of main.py's processes too, not to the user's home; gone when this process ends.
+_cache = tempfile.TemporaryDirectory(prefix="alexnet-tests-")
+os.environ["XDG_CACHE_HOME"] = _cache.name
 
 import tensorflow as tf  # noqa: E402
 

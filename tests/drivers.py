@@ -62,7 +62,7 @@ class Driver:
 
     def arguments(self, num_steps, spoil=lambda batches, shard: batches, first_step=0):
         """What the loop is called with."""
-        iterator = distribute(self.strategy, lambda shard: spoil(self.batches(shard), shard))
+        iterator = distribute(self.strategy, lambda shard: spoil(self.batches(shard), shard), self.split)
         rates = np.full(self.config.device.steps_per_loop, self.config.optimization.learning_rate)
         counts = tf.constant(first_step, tf.int64), tf.constant(num_steps)
         return iterator, *counts, tf.constant(rates), tf.constant(0), tf.constant(False)

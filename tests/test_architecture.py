@@ -22,7 +22,7 @@ LONGEST_FUNCTION, LONGEST_FILE, MOST_FLAGS = 60, 250, 60
 # The command line is judged by these, in under a second.
 WITHOUT_TENSORFLOW = (
     "alexnet", "alexnet.names", "input_pipeline.config", "input_pipeline.settings", "input_pipeline.errors", "train_lib.config",
-    "train_lib.flags", "train_lib.workdir", "train_lib.cluster", "main",
+    "train_lib.flags", "train_lib.workdir", "train_lib.cluster", "train_lib.lock", "train_lib.signals", "main",
 )
 
 FILES = [ROOT / "main.py", *sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))]

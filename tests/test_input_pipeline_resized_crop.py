@@ -74,7 +74,7 @@ def test_a_batch_equals_bilinear_sampling_in_numpy():
     images, draws = noise(50, 12, 12, 3), resized_crop.epoch_draws(0, 5, 50)
     draws[:3] = np.nextafter(np.float32(1), np.float32(0))
     draws[0, ::2] = 0.5
-    cut = resized_crop.crop_batch(images, draws).numpy()
+    cut = resized_crop.crop_batch(images, resized_crop.boxes(draws, *images.shape[1:3])).numpy()
     assert cut.dtype == np.uint8
     windows = resized_crop.windows(tf.constant(draws), 12, 12).numpy()
     for image, result, (top, left, rows, columns) in zip(images, cut, windows, strict=True):
@@ -92,7 +92,8 @@ def test_the_resident_path_crops_before_anything_else_changes():
         np.testing.assert_array_equal(before["label"], after["label"])
         positions = np.arange(step * 32, step * 32 + 32)
         draws = np.stack([resized_crop.epoch_draws(3, p // 70, 70)[p % 70] for p in positions])
-        np.testing.assert_array_equal(after["image"], resized_crop.crop_batch(before["image"].numpy(), draws))
+        corners = resized_crop.boxes(draws, *before["image"].shape[1:3])
+        np.testing.assert_array_equal(after["image"], resized_crop.crop_batch(before["image"].numpy(), corners))
     shards = [Shard(replica, 1, 4) for replica in range(4)]
     parts = [next(iter(split.training_batches(3, 2, 32, ("flip", *CHOICE), shard)))["image"] for shard in shards]
     np.testing.assert_array_equal(np.concatenate(parts), cut[2]["image"])

@@ -119,7 +119,7 @@ def test_images_of_varying_size_want_an_image_size(tmp_path, mode):
 @pytest.mark.parametrize(("free", "path"), [(1.0, "in memory"), (1e-6, "as a stream")])
 def test_what_fits_is_held_in_memory_and_one_line_says_so(data_dir, monkeypatch, free, path):
     monkeypatch.setattr(splits, "free_gigabytes", lambda: free)
-    config, lines = DataConfig(data_dir=str(data_dir)), []
+    config, lines = DataConfig(data_dir=str(data_dir), cache_dir=""), []
     splits.open_split(config, sources.open_source(config), "test", "test_split", log=lines.append)
     assert lines == [f"test of shapes: 1000 images of 32 x 32, 0.0031 GB, {path}"]
 
@@ -128,6 +128,23 @@ def test_free_memory_counts_the_page_cache():
     fields = dict(line.split(":") for line in pathlib.Path("/proc/meminfo").read_text().splitlines())
     available = int(fields["MemAvailable"].split()[0]) * 1024 / 1e9
     assert splits.free_gigabytes() == pytest.approx(available, rel=0.2)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_free_memory_ends_at_the_limit_of_a_container(tmp_path, version):
+    """Where a batch system allows 8 GB of a machine's 500, data of 50 GB in memory would be the end of the job."""
+    files = {"proc/meminfo": "MemTotal: 500000000 kB\nMemAvailable: 400000000 kB\n"}
+    group = {"memory.max": "8000000000", "memory.current": "6000000000", "memory.stat": "anon 1000000000\nfile 5000000000\n"}
+    if version == 1:
+        names = ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat")
+        group = dict(zip(names, [*list(group.values())[:2], "cache 1\ntotal_cache 5000000000\n"], strict=True))
+    for name, text in (files | {f"sys/fs/cgroup/{name}": text for name, text in group.items()}).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert splits.free_gigabytes(tmp_path) == pytest.approx(7)
+    if version == 2:
+        (tmp_path / "sys/fs/cgroup/memory.max").write_text("max\n")
+        assert splits.free_gigabytes(tmp_path) == pytest.approx(409.6)
 
 
 def test_missing_shortened_and_damaged_files_are_told_in_one_line(tmp_path):

@@ -140,7 +140,7 @@ def test_a_resume_decodes_nothing_of_what_was_seen(source, monkeypatch):
             return decode(tf.identity(encoded))
 
     monkeypatch.setattr(augment, "decode", counting)
-    monkeypatch.setattr(streaming, "PARALLEL_DECODES", 2)
+    monkeypatch.setattr(streaming, "CORES", 2)
     take(stream(source).training_batches(0, 20, 12, ()), 1)  # 240 examples on
     assert 12 <= len(decoded) <= 12 * (2 + streaming.PREFETCHED_BATCHES) + 2
 

@@ -1,6 +1,7 @@
 """The rows that the benchmark compares its input with: do they do the work that their names promise? Nothing looks at speed."""
 
 import json
+import math
 import time
 
 import numpy as np
@@ -118,13 +119,16 @@ def test_a_round_starts_with_batches_that_do_not_count():
     """What was ready before the clock started, and is in no buffer again, would count as infinitely fast."""
     bench = bench_of()
     ticks = iter(range(10_000))
-    bench.clock = lambda: 0.02 * next(ticks)
+    bench.clock = lambda: 0.04 * next(ticks)
     drawn = []
     row = benchmark_inputs.InputRow(bench)
-    row._iterator = iter(lambda: drawn.append(None) or True, False)
+    row._call = lambda count: drawn.extend([None] * count)
     speed = row.measure(1000)
-    assert speed == pytest.approx(16 / 0.02)
-    assert len(drawn) == benchmark_inputs.DRAINED_BATCHES + round(benchmark_inputs.INPUT_SECONDS / 0.02)
+    assert speed == pytest.approx(16 / 0.04)
+    assert len(drawn) == benchmark_inputs.DRAINED_BATCHES + math.ceil(benchmark_inputs.INPUT_SECONDS / 0.04)
+    bench.clock = lambda: 1e-3 * next(ticks)  # of calls that take less than the clock tells, more batches are drawn in each
+    row.measure(1000)
+    assert row._batches_per_call == benchmark_inputs.MOST_PER_CALL
 
 
 def test_the_seconds_of_waiting_are_those_of_the_data():

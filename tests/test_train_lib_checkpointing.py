@@ -336,11 +336,11 @@ def test_foreign_files_are_never_touched(tmp_path):
 def test_leftovers_of_a_killed_save_are_removed(store):
     save(store, 5, is_best=True)
     before = contents(store.folder)
-    for name in ("step-00000006.tmp", "step-00000005.old"):
+    for name in (".step-00000006.tmp", ".step-00000005.old"):
         shutil.copytree(store.folder / "step-00000005", store.folder / name)
-    (store.folder / "step-00000004.tmp").write_text("")
-    (store.folder / "latest.tmp").write_text("step-0")
-    (store.folder / "best.tmp").write_text("")
+    (store.folder / ".step-00000004.tmp").write_text("")
+    (store.folder / ".latest.tmp").write_text("step-0")
+    (store.folder / ".best.tmp").write_text("")
     assert store.steps() == [5]
     store.remove_leftovers()
     assert contents(store.folder) == before and names(store) == ["best", "latest", "step-00000005"]
@@ -474,9 +474,10 @@ def test_everything_is_on_the_disk_before_it_has_its_name(store, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: happened.append(opened[descriptor]))
     monkeypatch.setattr(pathlib.Path, "rename", lambda old, new: (happened.append("rename"), original_rename(old, new))[1])
     save(store, 7)
+    assert happened.pop(0) == "run"  # where the folder of checkpoints has just been made
     before = happened[: happened.index("rename")]
-    assert set(before[:3]) == {"ckpt.index", DATA, "progress.json"} and before[3:] == ["manifest.json", "step-00000007.tmp"]
-    assert happened[len(before) + 1 :] == ["checkpoints", "latest.tmp", "checkpoints"]
+    assert set(before[:3]) == {"ckpt.index", DATA, "progress.json"} and before[3:] == ["manifest.json", ".step-00000007.tmp"]
+    assert happened[len(before) + 1 :] == ["checkpoints", ".latest.tmp", "checkpoints"]
 
 
 def test_saving_the_same_step_twice_takes_the_second(store):

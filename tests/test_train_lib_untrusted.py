@@ -260,7 +260,7 @@ def test_records(examples, folder):
 PIXELS = PixelScaling(np.zeros(3), np.ones(3))
 TENSORS = {"model/kernel": np.arange(6, dtype=np.float32).reshape(2, 3), **PIXELS.tensors()}
 DESCRIPTION = {
-    "config": VALUES | {"workdir": None}, "class_names": ["cat", "dog"], "image_shape": [32, 32, 3], "last_step": 90,
+    "config": VALUES | {"workdir": None}, "class_names": ["cat", "dog"], "image_shape": [32, 32, 3], "last_step": 90, "data": {},
     "progress": TrainState(None, None, None, step=7).progress(),
 }
 

@@ -131,7 +131,8 @@ class Measurement:
 
     def waiting(self):
         """benchmark.json's entries on the time between asking for a batch and having it."""
-        shares = {name: self._rows[name].wait_shares for name in ("loop", "loop_constant") if name in self._rows}
+        measured = [name for name in ("loop", "loop_constant") if name in self._rows and not self._bench.config.run.deterministic]
+        shares = {name: self._rows[name].wait_shares for name in measured}
         medians = {name: statistics.median(values) for name, values in shares.items()}
         return {
             "data_wait_share": medians.get("loop"),

@@ -85,7 +85,7 @@ class FitRow:
             # Keras 3.15 ends with "You must feed a value for placeholder" otherwise (tried on two logical devices).
             bench.note("model_fit calls each step from Python: Keras has no steps_per_execution for several replicas")
             steps_per_execution = 1
-        self._dataset = run.train_split.training_batches(
+        self._dataset = run.train_split.on_host.training_batches(
             config.run.seed, 0, config.optimization.global_batch_size, config.data.augmentations,
         ).map(lambda batch: (batch["image"], batch["label"]))
         self._model = make_fit_model(

@@ -5,7 +5,8 @@ import tensorflow as tf
 from input_pipeline import compared
 from train_lib.benchmark_names import RowFailed
 
-INPUT_SECONDS = 0.3  # a round lasts at least so long, and no longer than its last batch takes
+INPUT_SECONDS = 0.3  # a round lasts at least so long, and no longer than its last call takes
+CALL_SECONDS, MOST_PER_CALL = 0.02, 64  # of drawing in one compiled call: much longer than the call itself takes; batches
 FEWEST_BATCHES = 4  # of a round
 # What a pipeline has ready from before would count as infinitely fast. Autotune's buffers grow, so a number alone would not do.
 DRAINED_BATCHES, DRAINED_SECONDS = 8, 0.1
@@ -16,8 +17,14 @@ LARGEST_BUFFER = 1e9  # bytes that the tutorial's shuffle may hold; a benchmark 
 _kept_alive = []
 
 
+@tf.function
+def _draw_compiled(iterator, count):
+    for _ in tf.range(count):
+        next(iterator)
+
+
 class DrawnRow:
-    """Batches drawn on the host and thrown away.
+    """Batches drawn on the host and thrown away: several in one compiled call, as the loop draws them.
 
     Args:
       bench: Bench.
@@ -26,6 +33,7 @@ class DrawnRow:
     def __init__(self, bench):
         self._bench = bench
         self._iterator = iter(self._open(bench.run.train_split, bench.config))
+        self._batches_per_call = 1
         _kept_alive.append(self._iterator)
 
     def _open(self, split, config):
@@ -45,10 +53,15 @@ class DrawnRow:
     def _draw(self, fewest, shortest):
         start, done, seconds = self._bench.clock(), 0, 0.0
         while done < fewest or seconds < shortest:
-            next(self._iterator)
-            done += 1
-            seconds = self._bench.clock() - start
+            self._call(self._batches_per_call)
+            done += self._batches_per_call
+            before, seconds = seconds, self._bench.clock() - start
+            if seconds - before < CALL_SECONDS:
+                self._batches_per_call = min(2 * self._batches_per_call, MOST_PER_CALL)
         return done, seconds
+
+    def _call(self, count):
+        _draw_compiled(self._iterator, tf.constant(count))
 
     def close(self):
         """Nothing to close."""
@@ -67,6 +80,10 @@ class NumpyGatherRow(DrawnRow):
     def _open(self, split, config):
         _images_in_memory(split)
         return compared.numpy_gather(split.images, split.labels, config.optimization.global_batch_size)
+
+    def _call(self, count):
+        for _ in range(count):
+            next(self._iterator)
 
 
 class CanonicalRow(DrawnRow):

@@ -135,7 +135,7 @@ class OneDeviceRow(StepRow):
 
 def _batch_on_devices(config, strategy, split):
     batch = next(distribute(strategy, lambda shard: split.training_batches(
-        config.run.seed, 0, config.optimization.global_batch_size, config.data.augmentations, shard)))
+        config.run.seed, 0, config.optimization.global_batch_size, config.data.augmentations, shard), split))
     if strategy.num_replicas_in_sync > 1:  # lies on the replicas' devices already
         return batch
     with tf.device("/gpu:0" if tf.config.list_logical_devices("GPU") else "/cpu:0"):

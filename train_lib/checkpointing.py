@@ -12,21 +12,19 @@ import hashlib
 import json
 import os
 import pathlib
-import re
-import shutil
 
 import numpy as np
 import tensorflow as tf
 
 from input_pipeline.errors import SettingError, UnusableError
-from input_pipeline.small_files import read_json
+from input_pipeline.small_files import read_file, read_json
+from train_lib import housekeeping
+from train_lib.housekeeping import STEP_FOLDER, beside
 from train_lib.tensor_files import read_tensors
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
 WRITTEN = {PROGRESS, "ckpt.index", "ckpt.data-00000-of-00001"}
-_STEP_FOLDER = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})")
-_LEFTOVER = re.compile(_STEP_FOLDER.pattern + r"\.(tmp|old)|(best|latest)\.tmp")
 
 
 class DamagedCheckpoint(Exception):
@@ -69,16 +67,12 @@ class CheckpointStore:
         """The steps that have a folder, ascending, valid or not."""
         if not self.folder.is_dir():
             return []
-        matches = (_STEP_FOLDER.fullmatch(path.name) for path in self.folder.iterdir())
+        matches = (STEP_FOLDER.fullmatch(path.name) for path in self.folder.iterdir())
         return sorted(int(match[1]) for match in matches if match)
 
     def remove_leftovers(self):
         """Removes what a killed save left behind; a checkpoint that it was about to replace is put back."""
-        for path in [path for path in self.folder.glob("*") if _LEFTOVER.fullmatch(path.name)]:
-            if path.suffix == ".old" and not path.with_suffix("").exists():
-                path.rename(path.with_suffix(""))
-            else:
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+        housekeeping.remove_leftovers(self.folder)
 
     def save(self, step, tensors, description, is_best):
         """Writes a checkpoint, points `latest` (and `best`) to it, removes those that need not be kept.
@@ -93,14 +87,16 @@ class CheckpointStore:
           OSError or tf.errors.OpError: the file system refused; nothing half-written is left.
         """
         folder = self.folder / f"step-{step:08d}"
-        temporary = folder.with_name(folder.name + ".tmp")
+        temporary = beside(folder, "tmp")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if not self.folder.is_dir():
+                self.folder.mkdir(parents=True)
+                _flush(self.folder.parent)
             self.remove_leftovers()
             temporary.mkdir()
             _write_files(temporary, step, tensors, description)
             if folder.exists():  # the same step, saved again by a run that went back to an older checkpoint
-                folder.rename(folder.with_name(folder.name + ".old"))
+                folder.rename(beside(folder, "old"))
             temporary.rename(folder)
             _flush(self.folder)
             for pointer in ("latest", "best") if is_best else ("latest",):
@@ -109,8 +105,22 @@ class CheckpointStore:
             self.remove_leftovers()
         self._remove_old()
 
+    def point_again(self, latest, best):
+        """Lets the pointers name these steps, as they did or would have done once step `latest` was saved.
+
+        Returns whether step `best` is there and valid; where it is not, or None, `best` stays as it is.
+        """
+        try:
+            has_best = best is not None and bool(verify(self.folder / f"step-{best:08d}"))
+        except DamagedCheckpoint:
+            has_best = False
+        for pointer, step in [("latest", latest), *([("best", best)] if has_best else [])]:
+            if self._pointed(pointer) != f"step-{step:08d}":
+                self._point(pointer, f"step-{step:08d}")
+        return has_best
+
     def _point(self, pointer, name):
-        temporary = self.folder / f"{pointer}.tmp"
+        temporary = beside(self.folder / pointer, "tmp")
         temporary.write_text(name + "\n")
         _flush(temporary)
         temporary.replace(self.folder / pointer)
@@ -122,11 +132,11 @@ class CheckpointStore:
         kept = {f"step-{step:08d}" for step in self.steps()[-self._keep :]} | {self._pointed("best"), self._pointed("latest")}
         for step in self.steps():
             if (name := f"step-{step:08d}") not in kept:
-                shutil.rmtree(self.folder / name, ignore_errors=True)
+                housekeeping.remove_checkpoint(self.folder / name)
 
     def _pointed(self, pointer):
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            return (self.folder / pointer).read_text().strip()
+        with contextlib.suppress(OSError, ValueError):
+            return read_file(self.folder / pointer, largest=100).decode().strip()
         return None
 
     def newest(self):
@@ -158,7 +168,7 @@ class CheckpointStore:
             return self.newest()
         name = f"step-{int(which):08d}" if which.isdecimal() else self._pointed(which)
         there = ", ".join(str(step) for step in self.steps())
-        if name is None or not _STEP_FOLDER.fullmatch(name) or not (self.folder / name).is_dir():
+        if name is None or not STEP_FOLDER.fullmatch(name) or not (self.folder / name).is_dir():
             raise UnusableError(f"--checkpoint={which}: not in {self.folder}; there are {there}")
         try:
             return verify(self.folder / name)

@@ -20,13 +20,17 @@ from train_lib.workers import OneWorker
 MOST_CLASSES_IN_TABLE = 20
 
 
+class Interrupted(Exception):
+    """A split is not judged to its end: the process was asked to stop."""
+
+
 class SplitJudge:
     """Judges a split as often as asked for, with the weights as they then are. Keeps one iterator alive.
 
     Args:
       strategy: tf.distribute strategy.
       eval_step: from `steps.make_eval_step`, with the same test_crops.
-      split: ResidentSplit or StreamingSplit.
+      split: ResidentSplit, DeviceSplit or StreamingSplit.
       num_classes: of the network.
       global_batch_size: images per step over all replicas.
       workers: those that judge a share each; every one gets the same totals.
@@ -39,12 +43,19 @@ class SplitJudge:
         self._eval_step = eval_step
         self._num_classes = num_classes
         self._steps = num_evaluation_steps(split.num_examples, global_batch_size)
-        self._iterator = distribute(strategy, lambda shard: split.evaluation_batches(global_batch_size, shard, test_crops))
+        self._iterator = distribute(
+            strategy, lambda shard: split.evaluation_batches(global_batch_size, shard, test_crops), split)
 
-    def judge(self):
-        """Goes through the split once, every example counted once; returns SplitTotals."""
+    def judge(self, asked_to_stop=lambda: False):
+        """Goes through the split once, every example counted once; returns SplitTotals.
+
+        Raises:
+          Interrupted: `asked_to_stop()`, asked before each batch, said so. Nothing more can be judged then.
+        """
         totals = SplitTotals(self._num_classes)
         for _ in range(self._steps):
+            if asked_to_stop():
+                raise Interrupted
             batch = next(self._iterator)
             logits = self._eval_step(batch)
             totals.add(*(self._host(values) for values in (logits, batch["label"], batch["weight"])))

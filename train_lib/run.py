@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import keras
-import numpy as np
 import tensorflow as tf
 
 from input_pipeline.errors import SettingError
@@ -15,7 +13,7 @@ from train_lib import config as config_lib
 from train_lib.cadence import Plan, make_plan
 from train_lib.description import judge_description
 from train_lib.event_files import first_line
-from train_lib.state import PixelScaling, TrainState, assign, create_state, pixel_scaling
+from train_lib.state import PixelScaling, TrainState, assign, create_state, first_not_finite, pixel_scaling, tensors_of
 from train_lib.strategy import create_strategy
 from train_lib.workdir import Workdir
 from train_lib.workers import OneWorker
@@ -25,8 +23,9 @@ FIXED = (
     "dataset", "train_split", "validation_split", "test_split", "image_size", "pixels", "augment", "model", "model_options",
     "dropout_rate", "precision", "optimizer", "seed", "global_batch_size",
 )
-# Not worth a line when they differ.
-FREE = (*config_lib.OF_THIS_PROCESS, "preset", "data_dir", "input", "max_bad_examples")
+# Not worth a line when they differ. Whether a run reads memory or a stream is compared as such, not by --input=auto.
+SILENT = {*config_lib.OF_THIS_PROCESS, "preset", "data_dir", "cache_dir", "input", "decode_threads",
+          "max_bad_examples"} - {"devices", "virtual_devices"}
 
 
 @dataclasses.dataclass
@@ -58,9 +57,8 @@ class Run:
         tensors = tensors_of(self.state)  # by all: to read a moving statistic is a reduction over the replicas
 
         def write():
-            for name, tensor in tensors.items():
-                if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
-                    return f"{name} is not finite"
+            if spoiled := first_not_finite(tensors):
+                return f"{spoiled} is not finite"
             try:
                 flush_records()
                 self.store.save(self.state.step, tensors, self.describe(), is_best)
@@ -78,18 +76,10 @@ class Run:
             "config": config_lib.to_values(self.config) | {"workdir": None},
             "class_names": list(self.source.class_names),
             "image_shape": list(self.train_split.image_shape),
+            "data": describe_data(self.source, self.train_split, self.validation_split),
             "last_step": self.plan.last_step,
             "progress": self.state.progress(),
         }
-
-
-def tensors_of(state):
-    """{name: NumPy array} of everything in a TrainState that is a tensor."""
-    variables = {**state.weights(), **state.slots(), **state.averaged_weights()}
-    return {name: keras.ops.convert_to_numpy(variable) for name, variable in variables.items()} | {
-        **state.pixels.tensors(),
-        "step": np.int64(state.step),
-    }
 
 
 def open_run(config, workdir, checkpoint, store, log=print, workers=None):
@@ -113,6 +103,7 @@ def open_run(config, workdir, checkpoint, store, log=print, workers=None):
     if source.bad.found:
         log(f"{len(source.bad.found)} examples that cannot be used are skipped, listed in {workdir.path / 'bad_examples.txt'}")
     plan = make_plan(config, train_split.num_examples)
+    refuse_other_data(config, checkpoint, describe_data(source, train_split, validation_split))
     if checkpoint is None:
         pixels = pixel_scaling(config.data.pixels, train_split, config.data.augmentations)
     else:
@@ -120,6 +111,7 @@ def open_run(config, workdir, checkpoint, store, log=print, workers=None):
     state = create_state(config, strategy, len(source.class_names), train_split.image_shape, pixels)
     if checkpoint is not None:
         restore(state, checkpoint, plan, config.optimization.max_nonfinite_steps)
+        point_again(state, store, workers, log)
     elif config.network.init_from:
         initialize(state, checkpointing.find_initial(config.network.init_from), log)
     return Run(config, workdir, strategy, source, train_split, validation_split, state, plan, store, workers)
@@ -149,8 +141,44 @@ def say_what_changed(config, checkpoint, log):
     """One line for each setting that takes a new value from here on."""
     stored = checkpoint.description["config"]
     for name, value in config_lib.to_values(config).items():
-        if name not in FIXED + FREE and stored.get(name) != value:
+        if name not in SILENT.union(FIXED) and stored.get(name) != value:
             log(f"--{name}={value} from here on; it was {stored.get(name)} when {checkpoint.folder.name} was saved")
+
+
+def describe_data(source, train_split, validation_split):
+    """{flag: what it stands for}, of what a flag names and does not fix: data can change under their name."""
+    splits = {"train_split": train_split, "validation_split": validation_split}
+    return {
+        "dataset": f"the classes {', '.join(source.class_names)}",
+        **{flag: f"{split.num_examples} examples" for flag, split in splits.items() if split},
+        "image_size": f"images of {' x '.join(map(str, train_split.image_shape[:2]))}",
+        "input": "memory" if hasattr(train_split, "images") else "stream",
+    }
+
+
+def refuse_other_data(config, checkpoint, data):
+    """Refuses data that are not those of the checkpoint though the flags are, by the results of `describe_data`.
+
+    Raises:
+      SettingError: the error names both values.
+    """
+    stored, asked = checkpoint.description["data"] if checkpoint else data, config_lib.to_values(config)
+    for flag, now in data.items():
+        if (before := stored.get(flag)) != now:
+            remedy = f"is now {now[:200]}; the checkpoint {checkpoint.folder} was made with {str(before)[:200]}; "
+            remedy += f"give --input={before}" if flag == "input" else "put that back, or give another --workdir"
+            raise SettingError(flag, asked[flag], remedy)
+
+
+def point_again(state, store, workers, log):
+    """Lets `latest` and `best` name what a restored state says, which a kill after the rename of its folder forestalled.
+
+    Where the best checkpoint is gone or damaged, the next evaluation is the best: the best is what `best` can name.
+    """
+    judgement = state.judgement
+    if not workers.from_chief(lambda: store.point_again(state.step, judgement.best_step)) and judgement.best_step is not None:
+        log(f"the best checkpoint, of step {judgement.best_step}, is gone or damaged; the next evaluation counts as the best")
+        judgement.best, judgement.best_step = type(judgement.best)(), None
 
 
 def restore(state, checkpoint, plan, max_nonfinite_steps=0):

@@ -1,36 +1,76 @@
-"""How a process ends early. The first SIGTERM or SIGINT asks the loop to save and stop, the second ends the process at once."""
+"""How a process ends early: the first SIGTERM or SIGINT asks it to stop, the second ends it at once."""
 
+import contextlib
 import os
 import signal
-import sys
 
 
 class StopRequest:
-    """Context manager that turns the first signal into a flag. `received` names it, None before.
+    """What became of the first signal. A Python handler runs only between two calls of compiled code, which thus always finish.
 
-    A Python handler runs only between two calls of the compiled loop, so a call under way is always finished.
+    Attributes:
+      received: the signal's name, None before; whoever finishes something first looks at it.
+      raised: whether it was raised as KeyboardInterrupt, inside `raising`.
     """
 
     def __init__(self):
         self.received = None
+        self.raised = False
+        self._raising = False
+        self._promise = ""
 
-    def __enter__(self):
-        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
+    def listen(self):
+        """Lets this object handle the signals from now on. Until told otherwise it takes note of one, and no more."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
 
-    def __exit__(self, *_):
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+    @contextlib.contextmanager
+    def raising(self):
+        """Inside, a signal raises KeyboardInterrupt at once: what is under way is not worth finishing."""
+        with self._set(True, ""):
+            self.raise_if_received()
+            yield
+
+    @contextlib.contextmanager
+    def finishing(self, promise=""):
+        """Inside, a signal is only taken note of, and the user is told the promise that it will be obeyed, if there is one."""
+        with self._set(False, promise):
+            yield
+
+    @contextlib.contextmanager
+    def _set(self, *values):
+        before = self._raising, self._promise
+        self._raising, self._promise = values
+        try:
+            yield
+        finally:
+            self._raising, self._promise = before
+
+    def raise_if_received(self):
+        """Raises KeyboardInterrupt where a signal came while none was raised."""
+        if self.received:
+            self.raised = True
+            raise KeyboardInterrupt(self.received)
 
     def _handle(self, number, _):
-        if self.received is not None:
+        if self.received:
             os._exit(130)
         self.received = signal.Signals(number).name
-        print(f"\n{self.received}: saving and stopping after this call; once more to end at once", file=sys.stderr, flush=True)
+        if self._raising:
+            self.raise_if_received()
+        if self._promise:
+            _write_line(f"{self.received}: {self._promise}; once more to end at once")
+
+
+stop_request = StopRequest()  # signals are the process's; `main.py` listens
 
 
 def end_process(line, exit_code):
     """Ends the process at once, from any thread, with one line on stderr: for a main thread that waits in C++ for good."""
-    # Not by print: the main thread may hold the stream.
-    os.write(2, f"{os.linesep if os.isatty(2) else ''}error: {line}\n".encode())
+    _write_line(f"error: {line}")
     os._exit(exit_code)
+
+
+def _write_line(line):
+    # Not by print: the main thread may be in the middle of one.
+    os.write(2, f"{os.linesep if os.isatty(2) else ''}{line}\n".encode())

@@ -30,6 +30,7 @@ class TrainState:
       judgement: what is known about the validation values.
       totals: of the train record under way.
       skipped_in_a_row: updates skipped since the last finite one.
+      evaluation_owed: whether the evaluation after `step` is still to be done.
     """
 
     model: keras.Model
@@ -41,6 +42,7 @@ class TrainState:
     judgement: Judgement = dataclasses.field(default_factory=Judgement)
     totals: TrainTotals = dataclasses.field(default_factory=TrainTotals)
     skipped_in_a_row: int = 0
+    evaluation_owed: bool = False
 
     def progress(self):
         """What is not a tensor, as JSON."""
@@ -49,6 +51,7 @@ class TrainState:
             "judgement": dataclasses.asdict(self.judgement),
             "totals": dataclasses.asdict(self.totals),
             "skipped_in_a_row": self.skipped_in_a_row,
+            "evaluation_owed": self.evaluation_owed,
         }
 
     def set_progress(self, values):
@@ -57,6 +60,7 @@ class TrainState:
         self.judgement = Judgement.from_json(values["judgement"])
         self.totals = TrainTotals(**values["totals"])
         self.skipped_in_a_row = values["skipped_in_a_row"]
+        self.evaluation_owed = values["evaluation_owed"]
 
     def weights(self):
         """{name: variable} of the network: kernels, biases, moving statistics, random states."""
@@ -213,3 +217,17 @@ def assign(variables, tensors, source):
             raise UnusableError(f"{source}: {name} has shape {shapes}; it comes from another network")
     for name, variable in variables.items():
         variable.assign(tensors[name])
+
+
+def tensors_of(state):
+    """{name: NumPy array} of everything in a TrainState that is a tensor."""
+    variables = {**state.weights(), **state.slots(), **state.averaged_weights()}
+    return {name: keras.ops.convert_to_numpy(variable) for name, variable in variables.items()} | {
+        **state.pixels.tensors(),
+        "step": np.int64(state.step),
+    }
+
+
+def first_not_finite(tensors):
+    """The name of the first of {name: array} that holds a NaN or an infinity, None where none does."""
+    return next((name for name, tensor in tensors.items() if tensor.dtype.kind == "f" and not np.isfinite(tensor).all()), None)

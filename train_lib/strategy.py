@@ -87,8 +87,14 @@ def _across_workers(cluster, accelerators):
 _kept_alive = []
 
 
-def distribute(strategy, make_batches):
-    """Lets `make_batches(shard)` feed the replicas, each with its own batches; returns one endless iterator, never deleted."""
+def distribute(strategy, make_batches, split=None):
+    """Lets `make_batches(shard)` feed the replicas, each with its own batches; returns one endless iterator, never deleted.
+
+    Where `split` is a DeviceSplit, its images are put on each device, and the batches get theirs from there.
+
+    Raises:
+      SettingError: the images do not fit on a device.
+    """
 
     def batches(context):
         local = context.num_replicas_in_sync // context.num_input_pipelines
@@ -104,7 +110,31 @@ def distribute(strategy, make_batches):
     iterator = iter(strategy.distribute_datasets_from_function(batches, options))
     # Deleting an iterator that fetches waits for its autotune thread, up to a minute (measured).
     _kept_alive.append(iterator)
-    return iterator
+    return iterator if split is None or split.look_up is None else _LookedUp(strategy, iterator, split)
+
+
+class _LookedUp:
+    """An iterator over the batches of a DeviceSplit that makes their images; inside a compiled loop, as a part of it."""
+
+    def __init__(self, strategy, iterator, split):
+        self._iterator = iterator
+        devices = _devices(strategy)
+        self._tables = strategy.experimental_distribute_values_from_function(
+            lambda context: split.table_on(devices[context.replica_id_in_sync_group % len(devices)]))
+        self._look_up = tf.function(lambda tables, batch: strategy.run(split.look_up, args=(tables, batch)), autograph=False)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return self._look_up(self._tables, next(self._iterator))
+
+
+def _devices(strategy):
+    """The names of this process's devices, in the order of its replicas."""
+    if strategy.num_replicas_in_sync == 1:
+        return ["/device:GPU:0" if tf.config.list_logical_devices("GPU") else "/device:CPU:0"]
+    return list(strategy.extended.worker_devices)
 
 
 def describe(strategy):

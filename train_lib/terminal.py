@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import sys
 
 from tqdm import tqdm
@@ -124,7 +125,8 @@ def closing_lines(path, result):
         return [f"error: {in_words(result['diverged'])}; {path / 'checkpoints'} holds the last finite weights; the same command "
                 "goes on with the next batch; if it diverges again, give a lower --learning_rate, or --clip_global_norm"]
     if result["status"] == "preempted":
-        return [f"stopped at step {result['steps']}; the same command with --workdir={path} goes on from there"]
+        command = shlex.join(["python", "main.py", f"--flagfile={path / 'run.flags'}", f"--workdir={path}"])
+        return [f"stopped at step {result['steps']}; to go on: {command}"]
     lines = [f"{result['status'].replace('_', ' ')} after {result['steps']} steps, {result['epochs']:.4g} epochs, "
              f"{result['seconds']:.0f} s, {result['images_per_second'] or 0:,.0f} images/s"]
     if result["best_validation_accuracy"] is not None:

@@ -1,5 +1,6 @@
 """The training loop. Open this file to read the story, `steps.py` to change the mathematics."""
 
+import contextlib
 import dataclasses
 import sys
 import time
@@ -11,14 +12,14 @@ from input_pipeline.errors import UnusableError
 from train_lib import divergence, schedules
 from train_lib.agreement import check_common_ground, check_same_step
 from train_lib.checkpointing import CheckpointStore
-from train_lib.evaluate import SplitJudge
+from train_lib.evaluate import Interrupted, SplitJudge
 from train_lib.failures import explained
 from train_lib.profiling import Profile
 from train_lib.run import is_finished, open_run, refuse_other_experiment, restore_best
-from train_lib.signals import StopRequest
+from train_lib.signals import stop_request
 from train_lib.steps import make_eval_step, make_train_loop
 from train_lib.strategy import describe, distribute
-from train_lib.summaries import RunLog, Stopwatch, totals_of
+from train_lib.summaries import RunLog, Stopwatch
 from train_lib.terminal import Terminal, closing_lines, evaluation_line, parameter_table, quiet_unless, say
 from train_lib.workdir import RESULT
 from train_lib.workers import join
@@ -48,13 +49,14 @@ def train_together(config, workdir, workers):
         return 0
     with explained(config, workers):
         run = open_run(config, workdir, checkpoint, store, workers=workers)
-        trainer = Trainer(run)  # reads the records, and refuses damaged ones before anything is replaced
-        workdir.remove_result()
-        workdir.write_config(config)
-        print(parameter_table(run.state.model))
-        verb = "resuming at" if run.state.step else "starting at"
-        print(f"{verb} step {run.state.step} of {run.plan.last_step} on {describe(run.strategy)}: {workdir.path}")
-        return trainer.train()
+        with stop_request.finishing("saving and stopping after this call"):
+            trainer = Trainer(run)  # reads the records, and refuses damaged ones before anything is replaced
+            workdir.remove_result()
+            workdir.write_config(config)
+            print(parameter_table(run.state.model))
+            verb = "resuming at" if run.state.step else "starting at"
+            print(f"{verb} step {run.state.step} of {run.plan.last_step} on {describe(run.strategy)}: {workdir.path}")
+            return trainer.train()
 
 
 class Trainer:
@@ -80,32 +82,33 @@ class Trainer:
     def train(self):
         """The story of a run. Returns its exit code."""
         self.start()
-        with self.stop_request, self.profile:
+        with self.profile:
             while self.status() is None:
                 self.turn()
         self.terminal.close()
         return self.conclude(self.status())
 
     def start(self):
-        """Opens what only the loop needs: batches, the display, the profile and the ear for signals."""
+        """Opens what only the loop needs: batches, the display and the profile."""
         first_step, last_step = self.state.step, self.plan.last_step
         self.iterator = self.open_batches()
         is_chief = self.run.workers.is_chief
         self.terminal = Terminal(last_step, first_step, self.clock, None if is_chief else False)
-        self.stop_request = StopRequest()
         folder, steps = self.run.workdir.path / "tensorboard", self.config.device.profile_range() if is_chief else None
         self.profile = Profile(steps, folder, first_step, last_step, self.terminal.line)
 
     def turn(self):
         """One turn of the loop: some steps, and what is due after them."""
-        self.profile.begin_before(self.state.step)
-        self.advance(self.plan.next_stop(self.state.step))
-        step = self.state.step
-        self.profile.end_after(step)
-        if self.plan.log_due(step):
-            self.write_train_record()
-        is_best = self.plan.evaluation_due(step) and self.judge_validation()
-        if self.plan.checkpoint_due(step) or self.status():
+        if not self.state.evaluation_owed:
+            self.advance(self.plan.next_stop(self.state.step))
+            if self.plan.log_due(self.state.step):
+                self.write_train_record()
+            self.state.evaluation_owed = self.plan.evaluation_due(self.state.step)
+        is_best = False
+        if self.state.evaluation_owed:
+            with contextlib.suppress(Interrupted):  # still owed then, by the run that goes on from here
+                is_best = self.judge_validation()
+        if self.plan.checkpoint_due(self.state.step) or self.status():
             self.save(is_best)
 
     def status(self):
@@ -114,27 +117,33 @@ class Trainer:
             return "diverged"
         if self.state.judgement.out_of_patience(self.config):
             return "early_stopped"
-        if self.state.step >= self.plan.last_step:
+        if self.state.step >= self.plan.last_step and not self.state.evaluation_owed:
             return "completed"
         # Several workers stop where the step says that one was asked to: each knows of its own signal alone.
-        asked = self.stop_request.received if self.run.workers.is_alone else self.stopping
+        asked = stop_request.received if self.run.workers.is_alone else self.stopping
         return "preempted" if asked else None
+
+    def asked_to_stop(self):
+        """Whether a signal came, on any worker: one answer on all of them, which all ask for together."""
+        self.stopping = any(self.run.workers.gather(stop_request.received is not None))
+        return self.stopping
 
     def open_batches(self):
         """The endless iterator over training batches, from the present step on."""
         config, split = self.config, self.run.train_split
         return distribute(self.run.strategy, lambda shard: split.training_batches(
-            config.run.seed, self.state.step, config.optimization.global_batch_size, config.data.augmentations, shard))
+            config.run.seed, self.state.step, config.optimization.global_batch_size, config.data.augmentations, shard), split)
 
     def advance(self, stop):
         """Trains up to step `stop` in one call of the compiled loop."""
         first, size = self.state.step, self.config.device.steps_per_loop
+        self.profile.begin_before(first)
         rates = np.zeros(size)
         rates[: stop - first] = [self.learning_rate(step) for step in range(first, stop)]
         start = self.clock()
         done, skipped, stopping, reports = self.train_loop(
             self.iterator, tf.constant(first, tf.int64), tf.constant(stop - first), tf.constant(rates),
-            tf.constant(self.state.skipped_in_a_row), tf.constant(self.stop_request.received is not None))
+            tf.constant(self.state.skipped_in_a_row), tf.constant(stop_request.received is not None))
         done, finite = int(done), reports["finite"].numpy()
         seconds, waited = self.clock() - start, float(reports["data_wait"].numpy()[:done].sum())
         self.stopwatch.add_training(seconds, done * self.config.optimization.global_batch_size, waited)
@@ -143,6 +152,7 @@ class Trainer:
         self.state.totals.add(losses, accuracies, finite[:done])
         self.state.step += done
         self.state.skipped_in_a_row, self.stopping = int(skipped), bool(stopping)
+        self.profile.end_after(self.state.step)
         if done != stop - first and not (self.stopping or self.has_diverged()):
             raise AssertionError(f"the loop was to do {stop - first} steps from {first} on and did {done}")
         shown = {**self.state.totals.means(), "learning_rate": rates[done - 1]}
@@ -169,12 +179,15 @@ class Trainer:
 
     def judge_validation(self):
         """Evaluates the validation split, shows and records it; returns whether it is the best so far."""
-        step, values, is_best = self.state.step, None, True
-        if self.validation:
-            values = self.judge_weights()
-            self.best_before = (dataclasses.replace(self.state.judgement.best), self.state.judgement.best_step)
-            is_best = self.state.judgement.observe(values, step, self.config)
+        step, judgement, is_best = self.state.step, self.state.judgement, True
+        values = self.judge_weights() if self.validation else None
+        self.best_before = (dataclasses.replace(judgement.best), judgement.best_step)
+        if values:
+            is_best = judgement.observe(values, step, self.config)
             self.log.add_metrics("validation", step, self.plan.epoch(step), values)
+        else:
+            judgement.best_step = step
+        self.state.evaluation_owed = False
         train = self.newest_record or self.state.totals.means()
         epoch, epochs = self.plan.epoch(step), self.config.schedule.epochs
         self.terminal.line(evaluation_line(epoch, epochs, step, train, values, is_best))
@@ -182,11 +195,11 @@ class Trainer:
 
     def judge_weights(self):
         """The validation values; where weights are averaged, those of the averages, and the weights' own as "raw_..."."""
-        raw = self.validation.judge().summary()
+        raw = self.validation.judge(self.asked_to_stop).summary()
         if not self.state.averages:
             return raw
         with self.state.averages_in_place():
-            averaged = self.validation.judge().summary()
+            averaged = self.validation.judge(self.asked_to_stop).summary()
         return averaged | {f"raw_{name}": raw[name] for name in ("loss", "accuracy")}
 
     def save(self, is_best):
@@ -197,7 +210,7 @@ class Trainer:
         if self.status():
             remedy = "make room and start the same command again"
             raise UnusableError(f"{self.run.store.folder}: the last checkpoint cannot be saved ({reason}); {remedy}")
-        if is_best and self.best_before:  # the best is what `best` can name
+        if is_best:  # the best is what `best` can name
             self.state.judgement.best, self.state.judgement.best_step = self.best_before
         self.terminal.line(f"{self.run.store.folder}: no checkpoint at step {self.state.step} ({reason}); going on")
 
@@ -205,9 +218,14 @@ class Trainer:
         """Judges the test split by the best checkpoint, writes result.json and says what is where; returns the exit code."""
         test_accuracy = None
         if EXIT_CODES[status] == 0:
-            test_accuracy = self.judge_test()
+            try:
+                test_accuracy = self.judge_test()
+            except Interrupted:
+                status = "preempted"
         self.log.flush()
-        result = self.result(status, test_accuracy)
+        result = self.log.result(status, self.state, self.plan, test_accuracy, self.stopwatch)
+        if status == "diverged":
+            result["diverged"] = divergence.describe(self.run, **self.newest_step)
         self.run.workdir.write_json(RESULT, result)
         for line in closing_lines(self.run.workdir.path, result):
             print(line, file=sys.stderr if EXIT_CODES[status] else sys.stdout)
@@ -219,7 +237,7 @@ class Trainer:
         if not split_name:
             return None
         split = self.run.validation_split if split_name == self.config.data.validation_split else self.run.open_test_split()
-        values = self.make_judge(split, self.config.judge.test_crops).judge().summary()
+        values = self.make_judge(split, self.config.judge.test_crops).judge(self.asked_to_stop).summary()
         self.log.add_metrics("test", best_step, self.plan.epoch(best_step), values)
         return values["accuracy"]
 
@@ -229,19 +247,3 @@ class Trainer:
         return SplitJudge(
             self.run.strategy, step, split, len(self.run.source.class_names),
             self.config.optimization.global_batch_size, self.run.workers, test_crops)
-
-    def result(self, status, test_accuracy):
-        """The content of result.json."""
-        best_step = self.state.judgement.best_step
-        records = self.log.metrics.read()
-        best = [r.get("accuracy") for r in records if r["kind"] == "validation" and r["step"] == best_step]
-        return {
-            "status": status,
-            "steps": self.state.step,
-            "epochs": self.plan.epoch(self.state.step),
-            "best_step": best_step,
-            "best_validation_accuracy": best[-1] if best else None,
-            "test_accuracy": test_accuracy,
-            **totals_of([*self.log.timing.read(), self.stopwatch.lap()]),
-            **({"diverged": divergence.describe(self.run, **self.newest_step)} if status == "diverged" else {}),
-        }
