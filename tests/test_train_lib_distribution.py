@@ -57,14 +57,17 @@ import hashlib, sys
 import main
 main.prepare_environment(None)
 from input_pipeline import resident
-read, notes = resident.BatchReader.read, open(sys.argv[1], "a")
-def noting(self, start, stop):
-    images, labels = read(self, start, stop)
-    digests = [hashlib.sha256(image.tobytes() + bytes([label])).hexdigest() for image, label in zip(images, labels)]
-    notes.write("".join(f"{start + row} {digest}\\n" for row, digest in enumerate(digests)))
-    notes.flush()
-    return images, labels
-resident.BatchReader.read = noting
+make, notes = resident.map_examples, open(sys.argv[1], "a")
+def noting(read, specs, *arguments, **more):
+    def noted(examples):
+        images, labels, *others = arrays = read(examples)
+        digests = [hashlib.sha256(image.tobytes() + bytes([label])).hexdigest() for image, label in zip(images, labels)]
+        if not others:
+            notes.write("".join(f"{place} {digest}\\n" for place, digest in zip(examples, digests)))
+            notes.flush()
+        return arrays
+    return make(noted, specs, *arguments, **more)
+resident.map_examples = noting
 main.app.run(main.main, argv=["main.py", *sys.argv[2:]], flags_parser=main.parse_flags)
 """
 

@@ -260,7 +260,7 @@ def test_records(examples, folder):
 PIXELS = PixelScaling(np.zeros(3), np.ones(3))
 TENSORS = {"model/kernel": np.arange(6, dtype=np.float32).reshape(2, 3), **PIXELS.tensors()}
 DESCRIPTION = {
-    "config": VALUES | {"workdir": None}, "class_names": ["cat", "dog"], "image_shape": [32, 32, 3], "last_step": 90,
+    "config": VALUES | {"workdir": None}, "class_names": ["cat", "dog"], "image_shape": [32, 32, 3], "last_step": 90, "data": {},
     "progress": TrainState(None, None, None, step=7).progress(),
 }
 
@@ -414,6 +414,7 @@ def line_of(function, *arguments, **more):
 
 @pytest.mark.parametrize(("arguments", "words"), [
     (["--" + "x" * 3000 + "=1"], "no such flag"),  # absl: RecursionError
+    (["--nodebug=false"], "--nodebug=false does not take an argument"),  # absl: ValueError
     (["--flagfile=/dev/zero"], "--flagfile=/dev/zero: cannot be read (is no plain file)"),  # read for ever
     (["--flagfile=/nowhere"], "--flagfile=/nowhere: cannot be read"),
     (["--checkpoint=" + "9" * 5000], "give best, latest"),  # ValueError: int() of more than 4,300 digits

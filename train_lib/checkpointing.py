@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline.errors import SettingError, UnusableError
-from input_pipeline.small_files import read_json
+from input_pipeline.small_files import read_file, read_json
 from train_lib import housekeeping
 from train_lib.housekeeping import STEP_FOLDER, beside
 from train_lib.tensor_files import read_tensors
@@ -135,8 +135,8 @@ class CheckpointStore:
                 housekeeping.remove_checkpoint(self.folder / name)
 
     def _pointed(self, pointer):
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            return (self.folder / pointer).read_text().strip()
+        with contextlib.suppress(OSError, ValueError):
+            return read_file(self.folder / pointer, largest=100).decode().strip()
         return None
 
     def newest(self):

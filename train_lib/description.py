@@ -25,6 +25,8 @@ def _why_not(about, step):
     sides = isinstance(shape, list) and len(shape) == 3 and all(is_of(size, int) and 0 < size <= LARGEST_SIDE for size in shape)
     if not (sides and shape[2] == 3):
         return "image_shape is no [height, width, 3]"
+    if not isinstance(about.get("data"), dict):
+        return "holds no data"
     if not isinstance(about.get("last_step"), int):  # of any size: --epochs may be as good as endless
         return "last_step is no number"
     return _wrong_config(about.get("config")) or _wrong_progress(about.get("progress"), step)
@@ -56,6 +58,8 @@ def _has_form(value, form):
     """Whether a JSON value has the keys of `form`, and numbers where it has numbers; None stands for a number or none."""
     if isinstance(form, dict):
         return isinstance(value, dict) and value.keys() == form.keys() and all(_has_form(value[key], form[key]) for key in form)
+    if isinstance(form, bool):
+        return isinstance(value, bool)
     if form is None:
         return value is None or is_of(value, (int, float))
     return is_of(value, (int, float) if isinstance(form, float) else int)

@@ -39,15 +39,20 @@ class EventFiles:
             for kind, record in self._records():
                 self._write(kind, record)
 
+    @property
+    def is_open(self):
+        """Whether records can be added; False from a failure to the `flush` that mends it."""
+        return self._writers is not None
+
     def add(self, kind, record):
-        """Adds one record. Where an earlier one failed, it waits for `flush`."""
-        if self._writers is not None:
-            with self._naming():
-                self._write(kind, record)
+        """Adds one record."""
+        with self._naming():
+            self._write(kind, record)
 
     def flush(self):
         """Makes everything so far visible to TensorBoard."""
-        if self._writers is None:
+        # A writer whose folder is gone does not say so.
+        if not self.is_open or not all((self.path / kind).is_dir() for kind in KINDS):
             self.rewrite()
         with self._naming():
             for writer in self._writers.values():

@@ -66,7 +66,7 @@ def _parse_into(flag_values, argv, source=""):
         close = difflib.get_close_matches(error.flagname, known, n=2)
         hint = f"did you mean --{' or --'.join(close)}?" if close else "python main.py --helpshort lists the flags"
         raise SettingError(error.flagname, error.flagvalue, f"no such flag{source}; {hint}") from None
-    except flags.Error as error:
+    except (flags.Error, ValueError) as error:  # absl raises the latter for --nodebug=false
         raise flags.Error(f"{str(error).strip()}{source}") from None
 
 

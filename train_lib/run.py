@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import keras
-import numpy as np
 import tensorflow as tf
 
 from input_pipeline.small_files import UnusableFile
@@ -14,7 +12,7 @@ from train_lib import config as config_lib
 from train_lib.cadence import Plan, make_plan
 from train_lib.event_files import first_line
 from train_lib.same_run import describe_data, refuse_other_data, say_what_changed
-from train_lib.state import PixelScaling, TrainState, assign, create_state, pixel_scaling
+from train_lib.state import PixelScaling, TrainState, assign, create_state, first_not_finite, pixel_scaling, tensors_of
 from train_lib.strategy import create_strategy, describe
 from train_lib.workdir import Workdir
 from train_lib.workers import OneWorker
@@ -56,9 +54,8 @@ class Run:
         tensors = tensors_of(self.state)  # by all: to read a moving statistic is a reduction over the replicas
 
         def write():
-            for name, tensor in tensors.items():
-                if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
-                    return f"{name} is not finite"
+            if spoiled := first_not_finite(tensors):
+                return f"{spoiled} is not finite"
             try:
                 flush_records()
                 self.store.save(self.state.step, tensors, self.describe(), is_best)
@@ -80,15 +77,6 @@ class Run:
             "last_step": self.plan.last_step,
             "progress": self.state.progress(),
         }
-
-
-def tensors_of(state):
-    """{name: NumPy array} of everything in a TrainState that is a tensor."""
-    variables = {**state.weights(), **state.slots(), **state.averaged_weights()}
-    return {name: keras.ops.convert_to_numpy(variable) for name, variable in variables.items()} | {
-        **state.pixels.tensors(),
-        "step": np.int64(state.step),
-    }
 
 
 def open_run(config, workdir, checkpoint, store, log=print, workers=None):

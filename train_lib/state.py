@@ -217,3 +217,17 @@ def assign(variables, tensors, source):
             raise UnusableError(f"{source}: {name} has shape {shapes}; it comes from another network")
     for name, variable in variables.items():
         variable.assign(tensors[name])
+
+
+def tensors_of(state):
+    """{name: NumPy array} of everything in a TrainState that is a tensor."""
+    variables = {**state.weights(), **state.slots(), **state.averaged_weights()}
+    return {name: keras.ops.convert_to_numpy(variable) for name, variable in variables.items()} | {
+        **state.pixels.tensors(),
+        "step": np.int64(state.step),
+    }
+
+
+def first_not_finite(tensors):
+    """The name of the first of {name: array} that holds a NaN or an infinity, None where none does."""
+    return next((name for name, tensor in tensors.items() if tensor.dtype.kind == "f" and not np.isfinite(tensor).all()), None)

@@ -54,7 +54,8 @@ class RunLog:
     def _add(self, lines, kind, record):
         if self._is_ours:
             self._try(lines.path, lambda: lines.append(record))
-            self._try(self._events.path, lambda: self._events.add(kind, record))
+            if self._events.is_open:
+                self._try(self._events.path, lambda: self._events.add(kind, record))
 
     def _try(self, path, write):
         """Calls `write`. Says once why it fails, until it does not."""
@@ -69,7 +70,7 @@ class RunLog:
     def result(self, status, state, plan, test_accuracy, stopwatch):
         """The content of result.json, for a TrainState that has come to its end, or as far as it goes."""
         best_step = state.judgement.best_step
-        best = [r["accuracy"] for r in self.metrics.read() if r["kind"] == "validation" and r["step"] == best_step]
+        best = [r.get("accuracy") for r in self.metrics.read() if r["kind"] == "validation" and r["step"] == best_step]
         return {
             "status": status,
             "steps": state.step,
