@@ -333,6 +333,39 @@ def test_foreign_files_are_never_touched(tmp_path):
         assert (tmp_path / name).read_text() == name
 
 
+@pytest.mark.parametrize("name", ["step-00000002.old", "step-00000002.tmp", "copy", ".step-2.tmp"])
+def test_a_copy_that_a_user_made_stays(tmp_path, name):
+    store = CheckpointStore(tmp_path, keep=1)
+    shutil.copytree(save(store, 2), tmp_path / name)
+    before = contents(tmp_path / name)
+    save(store, 3)
+    store.remove_leftovers()
+    assert store.steps() == [3] and contents(tmp_path / name) == before
+
+
+def test_a_checkpoint_that_a_user_wrote_into_or_linked_stays(tmp_path):
+    store = CheckpointStore(tmp_path / "run", keep=1)
+    (save(store, 1) / "notes.txt").write_text("the one in the paper")
+    save(store, 2).rename(tmp_path / "elsewhere")
+    (store.folder / "step-00000002").symlink_to(tmp_path / "elsewhere")
+    save(store, 3)
+    save(store, 4)
+    assert names(store) == ["latest", "step-00000001", "step-00000002", "step-00000004"]
+    assert verify(store.folder / "step-00000001").step == 1 and (tmp_path / "elsewhere" / "manifest.json").exists()
+
+
+def test_a_kill_while_an_old_checkpoint_is_removed_leaves_no_half_of_it(tmp_path, monkeypatch):
+    store = CheckpointStore(tmp_path, keep=1)
+    save(store, 1)
+    with monkeypatch.context() as patch:
+        fail_at(patch, shutil, "rmtree", 1, Killed())
+        with pytest.raises(Killed):
+            save(store, 2)
+    assert store.steps() == [2]
+    store.remove_leftovers()
+    assert names(store) == ["latest", "step-00000002"]
+
+
 def test_leftovers_of_a_killed_save_are_removed(store):
     save(store, 5, is_best=True)
     before = contents(store.folder)
