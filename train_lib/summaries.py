@@ -8,6 +8,8 @@ import tensorflow as tf
 from train_lib.metrics import JsonLines
 
 KINDS = ("train", "validation")  # the folders of event files
+# Of a record; all else is a curve in TensorBoard.
+NOT_DRAWN = ("kind", "step", "epoch", "examples", "images", "seconds", "train_seconds")
 TIMES = ("seconds", "train_seconds", "images", "images_per_second")  # what a timing record holds besides its step
 
 
@@ -54,9 +56,9 @@ class RunLog:
         if kind not in self._writers:
             return
         with self._writers[kind].as_default(step=record["step"]):
-            for name in ("loss", "accuracy", "top_5_accuracy", "learning_rate", "gradient_norm", "images_per_second"):
-                if record.get(name) is not None:
-                    tf.summary.scalar(name, record[name])
+            for name, value in record.items():
+                if name not in NOT_DRAWN and value is not None:
+                    tf.summary.scalar(name, value)
 
     def flush(self):
         """Makes everything written so far visible to TensorBoard."""

@@ -16,7 +16,7 @@ from train_lib.failures import explained
 from train_lib.profiling import Profile
 from train_lib.run import is_finished, open_run, refuse_other_experiment, restore_best
 from train_lib.signals import StopRequest
-from train_lib.steps import make_eval_step, make_train_loop
+from train_lib.steps import METRICS, make_eval_step, make_train_loop
 from train_lib.strategy import describe, distribute
 from train_lib.summaries import RunLog, Stopwatch, totals_of
 from train_lib.terminal import Terminal, closing_lines, evaluation_line, parameter_table, quiet_unless
@@ -138,8 +138,7 @@ class Trainer:
         done, finite = int(done), reports["finite"].numpy()
         seconds, waited = self.clock() - start, float(reports["data_wait"].numpy()[:done].sum())
         self.stopwatch.add_training(seconds, done * self.config.optimization.global_batch_size, waited)
-        losses, accuracies = reports["loss"].numpy()[:done], reports["accuracy"].numpy()[:done]
-        self.state.totals.add(losses, accuracies, finite[:done])
+        self.state.totals.add({name: reports[name].numpy()[:done] for name in METRICS}, finite[:done])
         self.state.step += done
         self.state.skipped_in_a_row, self.stopping = int(skipped), bool(stopping)
         if done != stop - first and not (self.stopping or self.has_diverged()):
