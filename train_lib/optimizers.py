@@ -27,7 +27,7 @@ class SGD(keras.optimizers.SGD):
 
 
 def make_optimizers(config, weights):
-    """A built optimizer for each of a list of weights. Weights may share one, as all do here."""
+    """A built optimizer for each of a list of weights, which may share one."""
     optimizer = make_optimizer(config)
     optimizer.build(weights)
     return [optimizer] * len(weights)
