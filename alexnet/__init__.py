@@ -6,6 +6,7 @@
 
     names.py          the names of the networks and of their options; imports without TensorFlow
     alexnet.py        the paper's network and its two small forms for 32x32 images
+    resnet.py         a residual network for 32x32 images
     layers.py         local response normalization, towers, and dropout with reproducible masks
     applications.py   the classification networks of keras.applications
 
@@ -62,9 +63,11 @@ def build(name, num_classes, image_shape, *, options=None, dropout_rate=None, pr
         from alexnet import applications
 
         return applications.build(name, num_classes, image_shape, POLICIES[precision], seed)
-    from alexnet import alexnet
-
-    return alexnet.build(name, num_classes, image_shape, options, dropout_rate, POLICIES[precision], seed)
+    if name in names.RESNETS:
+        from alexnet import resnet as networks
+    else:
+        from alexnet import alexnet as networks
+    return networks.build(name, num_classes, image_shape, options, dropout_rate, POLICIES[precision], seed)
 
 
 def _judge_shape(num_classes, image_shape):

@@ -18,8 +18,8 @@ import itertools
 from collections.abc import Callable
 
 import keras
-import numpy as np
 
+from alexnet.draws import layer_seed
 from alexnet.layers import Dropout, GroupedConv2D, LocalResponseNormalization
 
 
@@ -45,12 +45,8 @@ class LayerMaker:
     pool_padding: str
     width: float = 1.0
 
-    def _layer_seed(self, number):
-        # Mixed, not added: with seed + number, conv2 of one seed would begin like conv1 of the next.
-        return int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
-
     def _weights(self, number, bias):
-        kernel = self.initializer(seed=self._layer_seed(number))
+        kernel = self.initializer(seed=layer_seed(self.seed, number))
         return {"kernel_initializer": kernel, "bias_initializer": keras.initializers.Constant(bias)}
 
     def conv(self, number, filters, size, *, strides=1, padding="same", groups=1, bias=0.0):
@@ -80,7 +76,7 @@ class LayerMaker:
 
     def dropout(self, number, rate):
         """Dropout of the dense layer of the same number."""
-        seed = self._layer_seed(number)
+        seed = layer_seed(self.seed, number)
         return Dropout(rate, number, seed=seed, dtype=self.policy, name=f"dropout{number}")
 
     def logits(self, number, num_classes):
@@ -89,31 +85,37 @@ class LayerMaker:
         return keras.layers.Dense(num_classes, dtype=dtype, name="logits", **self._weights(number, 0.0))
 
 
-def alexnet(num_classes, *, policy, seed, lrn, towers, overlapping_pooling, dense_units, dropout_rate=0.5):
+def alexnet(
+    num_classes, *, policy, seed, lrn, towers, overlapping_pooling, dense_units, cross_connection, paper_init, paper_biases,
+    dropout_rate=0.5,
+):
     """The paper's network for 224x224 images: 60,965,224 parameters with two towers and 1000 classes.
 
     `towers=1` connects every convolution to all maps before it (section 3.2 gives 1.7 points of top-1 error
-    to the two towers, over one with half as many kernels). Weights start from N(0, 0.01), biases from 1 in
-    conv 2, 4, 5 and the hidden dense layers and from 0 elsewhere (section 5).
+    to the two towers, over one with half as many kernels). `cross_connection=False` leaves conv 3 to its own
+    tower, as conv 4 and 5. Weights start from N(0, 0.01), biases from 1 in conv 2, 4, 5 and the hidden dense
+    layers and from 0 elsewhere (section 5); without `paper_init` and `paper_biases`, from `he_uniform` and 0.
     """
     normal = functools.partial(keras.initializers.RandomNormal, stddev=0.01)
-    make = LayerMaker(policy, seed, normal, lrn, overlapping_pooling, "valid")
+    initializer = normal if paper_init else keras.initializers.HeUniform
+    make = LayerMaker(policy, seed, initializer, lrn, overlapping_pooling, "valid")
+    one = 1.0 if paper_biases else 0.0
     return [
         keras.layers.ZeroPadding2D(((1, 2), (1, 2)), dtype=policy, name="pad1"),  # [B, 227, 227, 3]
         make.conv(1, 96, 11, strides=4, padding="valid"),  # [B, 55, 55, 96]
         *make.norm(1),  # [B, 55, 55, 96]
         make.pool(1),  # [B, 27, 27, 96]
-        make.conv(2, 256, 5, groups=towers, bias=1.0),  # [B, 27, 27, 256]
+        make.conv(2, 256, 5, groups=towers, bias=one),  # [B, 27, 27, 256]
         *make.norm(2),  # [B, 27, 27, 256]
         make.pool(2),  # [B, 13, 13, 256]
-        make.conv(3, 384, 3),  # [B, 13, 13, 384], sees both towers
-        make.conv(4, 384, 3, groups=towers, bias=1.0),  # [B, 13, 13, 384]
-        make.conv(5, 256, 3, groups=towers, bias=1.0),  # [B, 13, 13, 256]
+        make.conv(3, 384, 3, groups=1 if cross_connection else towers),  # [B, 13, 13, 384], sees both towers
+        make.conv(4, 384, 3, groups=towers, bias=one),  # [B, 13, 13, 384]
+        make.conv(5, 256, 3, groups=towers, bias=one),  # [B, 13, 13, 256]
         make.pool(5),  # [B, 6, 6, 256]
         make.flatten(),  # [B, 9216]
-        make.dense(6, dense_units, bias=1.0),  # [B, 4096]
+        make.dense(6, dense_units, bias=one),  # [B, 4096]
         make.dropout(6, dropout_rate),  # [B, 4096]
-        make.dense(7, dense_units, bias=1.0),  # [B, 4096]
+        make.dense(7, dense_units, bias=one),  # [B, 4096]
         make.dropout(7, dropout_rate),  # [B, 4096]
         make.logits(8, num_classes),  # [B, num_classes]
     ]
@@ -182,7 +184,7 @@ _NETWORKS = {"alexnet": alexnet, "alexnet_tower": alexnet_tower, "alexnet_mini":
 
 
 def build(name, num_classes, image_shape, options, dropout_rate, policy, seed):
-    """Builds one of `names.OWN`; `alexnet.build` has judged the arguments.
+    """Builds one of `names.ALEXNETS`; `alexnet.build` has judged the arguments.
 
     Raises:
       ValueError: images too small for the network's pooling.

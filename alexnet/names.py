@@ -4,7 +4,9 @@ import difflib
 import math
 import typing
 
-OWN = ("alexnet", "alexnet_tower", "alexnet_tower_sequential", "alexnet_mini", "alexnet_mini_sequential")
+ALEXNETS = ("alexnet", "alexnet_tower", "alexnet_tower_sequential", "alexnet_mini", "alexnet_mini_sequential")
+RESNETS = ("resnet20",)
+OWN = ALEXNETS + RESNETS
 
 # The classification networks of keras.applications, Keras 3.15.
 APPLICATIONS = (
@@ -59,11 +61,15 @@ OPTIONS = {
         "towers": Option(int, 2, choices=(1, 2)),
         "overlapping_pooling": Option(bool, True),
         "dense_units": Option(int, 4096),
+        "cross_connection": Option(bool, True),
+        "paper_init": Option(bool, True),
+        "paper_biases": Option(bool, True),
     },
     "alexnet_tower": _TOWER,
     "alexnet_tower_sequential": _TOWER,
     "alexnet_mini": _MINI,
     "alexnet_mini_sequential": _MINI,
+    "resnet20": {"projection": Option(bool, False)},
     **{name: {} for name in APPLICATIONS},
 }
 
@@ -101,7 +107,10 @@ def parse_options(name, options):
         if key not in known:
             raise ValueError(f"{name} has no option {key!r}; it takes {', '.join(known)}")
     defaults = {key: option.default for key, option in known.items()}
-    return {**defaults, **{key: _judge(key, value, known[key]) for key, value in given.items()}}
+    judged = {**defaults, **{key: _judge(key, value, known[key]) for key, value in given.items()}}
+    if judged.get("towers") == 1 and not judged["cross_connection"]:
+        raise ValueError("cross_connection=false needs towers=2; one tower has nothing to cut")
+    return judged
 
 
 def _split(text):

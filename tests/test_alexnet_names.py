@@ -37,14 +37,16 @@ def test_unknown_name_says_what_comes_close(wrong, expected):
 
 
 def test_options_of_the_paper_are_the_default():
-    paper = {"lrn": True, "towers": 2, "overlapping_pooling": True, "dense_units": 4096}
+    paper = {"lrn": True, "towers": 2, "overlapping_pooling": True, "dense_units": 4096, "cross_connection": True,
+             "paper_init": True, "paper_biases": True}
     assert names.parse_options("alexnet", "") == names.parse_options("alexnet", None) == paper
 
 
 def test_text_becomes_typed_values():
     options = names.parse_options("alexnet", "lrn=false, towers=1,overlapping_pooling=False ,dense_units=256")
-    assert options == {"lrn": False, "towers": 1, "overlapping_pooling": False, "dense_units": 256}
-    assert [type(value) for value in options.values()] == [bool, int, bool, int]
+    others = {"cross_connection": True, "paper_init": True, "paper_biases": True}
+    assert options == {"lrn": False, "towers": 1, "overlapping_pooling": False, "dense_units": 256} | others
+    assert [type(value) for value in options.values()] == [bool, int, bool, int, bool, bool, bool]
 
 
 def test_dict_and_text_agree():
@@ -73,6 +75,7 @@ def test_what_was_parsed_can_be_parsed_again():
     [
         ("alexnet", "lnr=true", ["lnr", "lrn, towers, overlapping_pooling, dense_units"]),
         ("alexnet_tower", "towers=2", ["alexnet_tower", "towers", "dense_units"]),
+        ("alexnet", "towers=1,cross_connection=false", ["cross_connection=false", "towers=2"]),
         ("alexnet", "lrn=1", ["lrn=1", "true or false"]),
         ("alexnet", {"lrn": 0}, ["lrn=0", "true or false"]),
         ("alexnet", "towers=3", ["towers=3", "1 or 2"]),

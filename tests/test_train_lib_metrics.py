@@ -21,35 +21,37 @@ def steps(count, seed=0):
     generator = np.random.default_rng(seed)
     finite = generator.random(count) > 0.2
     losses = np.where(finite, generator.random(count) * 1000, np.nan).astype(np.float32)
-    return losses, generator.random(count).astype(np.float32), finite
+    return {"loss": losses, "accuracy": generator.random(count).astype(np.float32)}, finite
 
 
 def test_train_means_in_numbers():
     totals = TrainTotals()
-    totals.add(np.array([1.0, 2.0, np.nan, 6.0]), np.array([0.5, 0.25, 1.0, 0.75]), np.array([True, True, False, True]))
+    metrics = {"loss": np.array([1.0, 2.0, np.nan, 6.0]), "accuracy": np.array([0.5, 0.25, 1.0, 0.75])}
+    totals.add(metrics, np.array([True, True, False, True]))
     assert totals.means() == {"loss": 3.0, "accuracy": 0.5, "skipped_steps": 1}
 
 
 def test_train_means_agree_with_numpy():
-    losses, accuracies, finite = steps(500)
+    metrics, finite = steps(500)
+    metrics["another"] = metrics["accuracy"] ** 2
     totals = TrainTotals()
-    totals.add(losses, accuracies, finite)
+    totals.add(metrics, finite)
     means = totals.means()
-    assert means["loss"] == pytest.approx(losses[finite].astype(np.float64).mean(), rel=1e-12)
-    assert means["accuracy"] == pytest.approx(accuracies[finite].astype(np.float64).mean(), rel=1e-12)
+    for name, values in metrics.items():
+        assert means[name] == pytest.approx(values[finite].astype(np.float64).mean(), rel=1e-12)
     assert means["skipped_steps"] == (~finite).sum()
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_train_means_do_not_depend_on_how_the_steps_are_cut(seed):
     """Bit for bit: --steps_per_loop, a checkpoint or a kill in the middle of a record must not change metrics.jsonl."""
-    reports = steps(200, seed)
+    metrics, finite = steps(200, seed)
     whole = TrainTotals()
-    whole.add(*reports)
+    whole.add(metrics, finite)
     cut = TrainTotals()
     borders = [0, *sorted(np.random.default_rng(seed).integers(0, 201, 9).tolist()), 200]
     for start, stop in zip(borders, borders[1:], strict=False):
-        cut.add(*(values[start:stop] for values in reports))
+        cut.add({name: values[start:stop] for name, values in metrics.items()}, finite[start:stop])
         cut = TrainTotals(**json.loads(json.dumps(dataclasses.asdict(cut))))
     assert cut == whole and cut.means() == whole.means()
 
@@ -57,7 +59,7 @@ def test_train_means_do_not_depend_on_how_the_steps_are_cut(seed):
 def test_train_means_of_nothing_and_of_skipped_steps_alone():
     assert TrainTotals().means() == {"loss": None, "accuracy": None}
     totals = TrainTotals()
-    totals.add(np.array([np.nan, np.inf]), np.array([0.1, 0.2]), np.array([False, False]))
+    totals.add({"loss": np.array([np.nan, np.inf]), "accuracy": np.array([0.1, 0.2])}, np.array([False, False]))
     assert totals.means() == {"loss": None, "accuracy": None, "skipped_steps": 2}
 
 

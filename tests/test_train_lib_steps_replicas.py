@@ -11,7 +11,7 @@ from drivers import ZERO_ONE, Driver, make_config, random_split
 from alexnet.layers import Dropout
 from train_lib import steps
 from train_lib.loss_scale import FLOOR, START, STEPS_TO_DOUBLE, LossScale
-from train_lib.optimizers import make_optimizer
+from train_lib.optimizers import make_optimizers
 from train_lib.state import TrainState
 
 STEPS = 4
@@ -55,8 +55,8 @@ def clip_before_the_reduction(monkeypatch):
     compute = steps.replica_summands
 
     def clipped(state, config, batch, step):
-        gradients, loss, correct = compute(state, config, batch, step)
-        return tf.clip_by_global_norm(gradients, config.optimization.clip_global_norm)[0], loss, correct
+        gradients, sums = compute(state, config, batch, step)
+        return tf.clip_by_global_norm(gradients, config.optimization.clip_global_norm)[0], sums
 
     monkeypatch.setattr(steps, "replica_summands", clipped)
 
@@ -132,9 +132,7 @@ def batch_normalized(config):
     hidden = keras.layers.BatchNormalization(synchronized=True, momentum=0.5, dtype="float64")(hidden)
     hidden = Dropout(0.5, 0, dtype="float64")(keras.layers.Flatten(dtype="float64")(hidden))
     model = keras.Model(images, keras.layers.Dense(10, dtype="float64")(hidden))
-    optimizer = make_optimizer(config.optimization)
-    optimizer.build(model.trainable_variables)
-    return TrainState(model, optimizer, ZERO_ONE)
+    return TrainState(model, make_optimizers(config.optimization, model.trainable_variables), ZERO_ONE)
 
 
 def drive_batch_normalized(split, num_replicas, num_steps=STEPS, spoil=lambda batches, shard: batches):
@@ -194,10 +192,10 @@ def gradients_overflow_on(monkeypatch, replica, where=lambda step: True):
     compute = steps.forward_and_backward
 
     def overflowing(state, config, batch, step, first_example):
-        gradients, loss, correct = compute(state, config, batch, step, first_example)
+        gradients, sums = compute(state, config, batch, step, first_example)
         rows = tf.shape(batch["label"])[0]
         hit = tf.equal(first_example, replica * rows) & where(step)
-        return [tf.where(hit, np.inf * tf.ones_like(g), g) for g in gradients], loss, correct
+        return [tf.where(hit, np.inf * tf.ones_like(g), g) for g in gradients], sums
 
     monkeypatch.setattr(steps, "forward_and_backward", overflowing)
     yield

@@ -55,9 +55,13 @@ def _wrong_progress(progress, step):
 
 
 def _has_form(value, form):
-    """Whether a JSON value has the keys of `form`, and numbers where it has numbers; None stands for a number or none."""
+    """Whether a JSON value has the keys of `form`, and numbers where it has numbers; None stands for a number or none.
+
+    What it has besides is numbers, too: sums of metrics that this version may not know.
+    """
     if isinstance(form, dict):
-        return isinstance(value, dict) and value.keys() == form.keys() and all(_has_form(value[key], form[key]) for key in form)
+        whole = isinstance(value, dict) and form.keys() <= value.keys()
+        return whole and all(_has_form(value[key], form.get(key, 0.0)) for key in value)
     if isinstance(form, bool):
         return isinstance(value, bool)
     if form is None:

@@ -11,7 +11,8 @@ from input_pipeline.small_files import UnusableFile
 from train_lib.metrics import is_of
 
 KINDS = ("train", "validation")  # the folders of event files
-SCALARS = ("loss", "accuracy", "top_5_accuracy", "learning_rate", "gradient_norm", "images_per_second")
+# Of a record; all else is a curve.
+NOT_DRAWN = ("kind", "step", "epoch", "examples", "images", "seconds", "train_seconds")
 
 
 class EventFiles:
@@ -62,9 +63,9 @@ class EventFiles:
         if kind not in self._writers:
             return
         with self._writers[kind].as_default(step=record["step"]):
-            for name in SCALARS:
-                if is_of(record.get(name), (int, float)):
-                    tf.summary.scalar(name, record[name])
+            for name, value in record.items():
+                if name not in NOT_DRAWN and is_of(value, (int, float)):
+                    tf.summary.scalar(name, value)
 
     @contextlib.contextmanager
     def _naming(self):

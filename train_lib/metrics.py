@@ -22,23 +22,26 @@ class TrainTotals:
     """Sums over the steps of the train record under way, in Python floats: their order never depends on the host calls."""
 
     steps: int = 0
-    loss: float = 0.0
-    accuracy: float = 0.0
+    sums: dict = dataclasses.field(default_factory=lambda: {"loss": 0.0, "accuracy": 0.0})
     skipped_steps: int = 0
 
-    def add(self, losses, accuracies, finite):
-        """Adds consecutive steps: arrays of one value a step. Skipped steps are counted and leave the means alone."""
-        for loss, accuracy, is_finite in zip(losses.tolist(), accuracies.tolist(), finite.tolist(), strict=True):
-            if is_finite:
-                self.steps += 1
-                self.loss += loss
-                self.accuracy += accuracy
-            else:
-                self.skipped_steps += 1
+    def add(self, metrics, finite):
+        """Adds consecutive steps: arrays of one value a step. Skipped steps are counted and leave the means alone.
+
+        Args:
+          metrics: {name: array}.
+          finite: bool, whether the step was done.
+        """
+        for name, values in metrics.items():
+            self.sums.setdefault(name, 0.0)
+            for value in values[finite].tolist():  # not sum(): from Python 3.12 on it depends on where the steps are cut
+                self.sums[name] += value
+        self.steps += int(finite.sum())
+        self.skipped_steps += int((~finite).sum())
 
     def means(self):
-        """{"loss", "accuracy"} per step, None where every step was skipped, and "skipped_steps" where any was."""
-        values = {name: getattr(self, name) / self.steps if self.steps else None for name in ("loss", "accuracy")}
+        """{metric: mean over the steps}, None where every step was skipped, and "skipped_steps" where any was."""
+        values = {name: total / self.steps if self.steps else None for name, total in self.sums.items()}
         return values | ({"skipped_steps": self.skipped_steps} if self.skipped_steps else {})
 
 

@@ -26,6 +26,13 @@ class SGD(keras.optimizers.SGD):
         )
 
 
+def make_optimizers(config, weights):
+    """A built optimizer for each of a list of weights, which may share one."""
+    optimizer = make_optimizer(config)
+    optimizer.build(weights)
+    return [optimizer] * len(weights)
+
+
 def make_optimizer(config):
     """The optimizer of an OptimizerConfig: its update rule alone."""
     if config.optimizer == "sgd":

@@ -13,7 +13,7 @@ from input_pipeline.errors import SettingError, UnusableError
 from train_lib.early_stopping import Judgement
 from train_lib.loss_scale import LossScale
 from train_lib.metrics import TrainTotals
-from train_lib.optimizers import make_optimizer
+from train_lib.optimizers import make_optimizers
 
 
 @dataclasses.dataclass
@@ -22,7 +22,8 @@ class TrainState:
 
     Attributes:
       model: images to logits.
-      optimizer: Keras optimizer, built; only its slots and `update_step` are used.
+      optimizers: a built Keras optimizer for each of model.trainable_variables, which may share it; only its slots and
+        `update_step` are used.
       pixels: PixelScaling measured on the training data.
       averages: --ema_decay's averages, variables in the order of model.trainable_variables; empty where it is off.
       loss_scale: of float16, else None.
@@ -34,7 +35,7 @@ class TrainState:
     """
 
     model: keras.Model
-    optimizer: keras.Optimizer
+    optimizers: list
     pixels: "PixelScaling"
     averages: list = dataclasses.field(default_factory=list)
     loss_scale: LossScale | None = None
@@ -67,8 +68,9 @@ class TrainState:
         return _by_path("model", self.model.variables)
 
     def slots(self):
-        """{name: variable} of the optimizer and the loss scale; the learning rate is no state, it comes from the schedule."""
-        slots = _by_path("optimizer", [v for v in self.optimizer.variables if v is not self.optimizer._learning_rate])
+        """{name: variable} of the optimizers and the loss scale; the learning rate is no state, it comes from the schedule."""
+        each = dict.fromkeys(self.optimizers)
+        slots = _by_path("optimizer", [v for one in each for v in one.variables if v is not one._learning_rate])
         if self.loss_scale:
             slots |= {"loss_scale/value": self.loss_scale.value, "loss_scale/good_steps": self.loss_scale.good_steps}
         return slots
@@ -156,7 +158,7 @@ def principal_colors(covariance):
 
 
 def create_state(config, strategy, num_classes, image_shape, pixels):
-    """Builds the network and the optimizer on all replicas of a strategy.
+    """Builds the network and the optimizers on all replicas of a strategy.
 
     Raises:
       SettingError: the network cannot take images of this shape.
@@ -178,12 +180,11 @@ def create_state(config, strategy, num_classes, image_shape, pixels):
             remedy = f"{named} of {config.network.model} cannot take it ({_plain(reason)}); give another"
             raise SettingError("precision", config.network.precision, remedy) from None
         _check_xla(config, strategy, model)
-        optimizer = make_optimizer(config.optimization)
-        optimizer.build(model.trainable_variables)
+        optimizers = make_optimizers(config.optimization, model.trainable_variables)
         averaged = model.trainable_variables if config.optimization.ema_decay else []
         averages = [tf.Variable(weight.numpy(), trainable=False) for weight in averaged]
         loss_scale = LossScale() if config.network.precision == "float16" else None
-    return TrainState(model, optimizer, pixels, averages, loss_scale)
+    return TrainState(model, optimizers, pixels, averages, loss_scale)
 
 
 def _plain(text):

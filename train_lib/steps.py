@@ -11,6 +11,8 @@ from train_lib.device_augment import augment
 from train_lib.ten_crops import mean_prediction, ten_views
 
 SUM = tf.distribute.ReduceOp.SUM
+# What a step reports and a train record has the mean of: a value an example from `forward_and_backward`, or `replica_step`'s.
+METRICS = ("loss", "accuracy", "gradient_norm")
 
 
 def cross_entropy(labels, logits, label_smoothing=0.0):
@@ -46,8 +48,8 @@ def forward_and_backward(state, config, batch, step, first_example):
       first_example: the row of the global batch that this part starts with.
 
     Returns:
-      This part's summands: gradients (a list like model.trainable_variables, times the loss scale), loss, number of correct
-      examples.
+      This part's summands: gradients of the whole batch's mean loss (a list like model.trainable_variables, times the loss
+      scale), and {metric: sum over this part's examples}.
     """
     images = scale_pixels(batch["image"], state.pixels, state.model.inputs[0].dtype)
     images, targets = augment(config, state.pixels, images, batch["label"], step, first_example)
@@ -58,7 +60,8 @@ def forward_and_backward(state, config, batch, step, first_example):
         scaled_loss = loss * state.loss_scale.value if state.loss_scale else loss
     gradients = tape.gradient(scaled_loss, state.model.trainable_variables)
     correct = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), targets.labels)
-    return gradients, loss, tf.reduce_sum(tf.cast(correct, loss.dtype))
+    metrics = {"loss": losses, "accuracy": tf.cast(correct, losses.dtype)}  # [b], a value an example
+    return gradients, {name: tf.reduce_sum(values) for name, values in metrics.items()}
 
 
 def replica_summands(state, config, batch, step):
@@ -97,15 +100,17 @@ def replica_step(state, config, batch, step, learning_rate, stop_requested):
 
     Returns:
       gradients: of the whole batch's mean loss, clipped, in the order of model.trainable_variables.
-      report: scalars over the whole batch: "loss", "accuracy", "gradient_norm" (before clipping); "finite": whether the update
-        is to be made; "counts": whether a skipped one counts as such; "stopping": whether any replica was asked to stop.
+      report: scalars over the whole batch: METRICS, "gradient_norm" before clipping; "finite": whether the update is to be
+        made; "counts": whether a skipped one counts as such; "stopping": whether any replica was asked to stop.
     """
     statistics = state.model.non_trainable_weights  # of batch normalization; the forward pass changes them
     before = [tf.identity(variable) for variable in statistics]
-    gradients, loss, num_correct = replica_summands(state, config, batch, step)
+    gradients, sums = replica_summands(state, config, batch, step)
     # The norm and the decision to skip are taken after the reduction: before it, replicas would clip and skip differently.
-    *gradients, loss, num_correct, num_stops = sum_over_replicas(
-        [*gradients, loss, num_correct, tf.cast(stop_requested, loss.dtype)])
+    *totals, num_stops = sum_over_replicas([*gradients, *sums.values(), tf.cast(stop_requested, sums["loss"].dtype)])
+    gradients, totals = totals[: len(gradients)], totals[len(gradients) :]
+    metrics = {name: total / config.optimization.global_batch_size for name, total in zip(sums, totals, strict=True)}
+    loss = metrics["loss"]
     if state.loss_scale:
         gradients = [gradient / state.loss_scale.value for gradient in gradients]
     norm = tf.linalg.global_norm(gradients)
@@ -119,8 +124,7 @@ def replica_step(state, config, batch, step, learning_rate, stop_requested):
     # A lower loss scale mends gradients that overflow; it cannot mend a loss.
     mendable = tf.math.is_finite(loss) & state.loss_scale.can_fall() if state.loss_scale else False
     return gradients, {
-        "loss": loss, "accuracy": num_correct / config.optimization.global_batch_size, "gradient_norm": norm,
-        "finite": finite, "counts": ~(finite | mendable), "stopping": num_stops > 0,
+        **metrics, "gradient_norm": norm, "finite": finite, "counts": ~(finite | mendable), "stopping": num_stops > 0,
     }
 
 
@@ -132,20 +136,22 @@ def apply_update(strategy, state, config, gradients, learning_rate):
     straight off the weight (Loshchilov and Hutter, "Decoupled weight decay").
     """
 
-    def update(weight, gradient, *averages):
+    def update(weight, optimizer, gradient, *averages):
         decay = config.optimization.weight_decay if len(weight.shape) > 1 else 0.0
         if decay and config.optimization.optimizer == "adamw":
             weight.assign_sub(tf.cast(learning_rate * decay, weight.dtype) * weight)
         elif decay:
             gradient += decay * weight
-        state.optimizer.update_step(gradient, weight, learning_rate)
+        optimizer.update_step(gradient, weight, learning_rate)
         for average in averages:
             average.assign_add((1 - config.optimization.ema_decay) * (weight - average))
 
     averages = [(average,) for average in state.averages] or [()] * len(gradients)
-    for variable, gradient, average in zip(state.model.trainable_variables, gradients, averages, strict=True):
-        strategy.extended.update(variable.value, update, args=(gradient, *average), group=False)
-    state.optimizer.iterations.assign_add(1)
+    weights = state.model.trainable_variables
+    for variable, optimizer, gradient, average in zip(weights, state.optimizers, gradients, averages, strict=True):
+        strategy.extended.update(variable.value, update, args=(optimizer, gradient, *average), group=False)
+    for optimizer in dict.fromkeys(state.optimizers):
+        optimizer.iterations.assign_add(1)
 
 
 def train_step(strategy, state, config, batch, step, learning_rate, stop_requested=False):
@@ -189,9 +195,7 @@ def make_train_loop(strategy, state, config):
     @tf.function
     def train_loop(iterator, first_step, num_steps, learning_rates, skipped_in_a_row, stop_requested):
         wide = tf.float64 if config.network.precision == "float64" else tf.float32
-        losses = tf.TensorArray(wide, size, element_shape=())
-        accuracies = tf.TensorArray(wide, size, element_shape=())
-        norms = tf.TensorArray(wide, size, element_shape=())
+        metrics = {name: tf.TensorArray(wide, size, element_shape=()) for name in METRICS}
         finite = tf.TensorArray(tf.bool, size, element_shape=())
         waits = tf.TensorArray(tf.float64, size, element_shape=())
         done, stopping = 0, False
@@ -200,9 +204,7 @@ def make_train_loop(strategy, state, config):
                 step = first_step + tf.cast(index, tf.int64)
                 batch, waited = timed_next(iterator, config.run.deterministic)
                 report = train_step(strategy, state, config, batch, step, learning_rates[index], stop_requested)
-                losses = losses.write(index, report["loss"])
-                accuracies = accuracies.write(index, report["accuracy"])
-                norms = norms.write(index, report["gradient_norm"])
+                metrics = {name: values.write(index, report[name]) for name, values in metrics.items()}
                 finite = finite.write(index, report["finite"])
                 waits = waits.write(index, waited)
                 done += 1
@@ -210,7 +212,7 @@ def make_train_loop(strategy, state, config):
                 skipped_in_a_row = tf.where(report["finite"], 0, skipped_in_a_row + tf.cast(report["counts"], tf.int32))
                 if stopping or skipped_in_a_row > config.optimization.max_nonfinite_steps:
                     break
-        reports = {"loss": losses, "accuracy": accuracies, "gradient_norm": norms, "finite": finite, "data_wait": waits}
+        reports = {**metrics, "finite": finite, "data_wait": waits}
         return done, skipped_in_a_row, stopping, {name: values.stack() for name, values in reports.items()}
 
     return train_loop

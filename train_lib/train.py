@@ -19,7 +19,7 @@ from train_lib.profiling import Profile
 from train_lib.run import open_run, restore_best
 from train_lib.same_run import is_finished, refuse_other_experiment
 from train_lib.signals import stop_request
-from train_lib.steps import make_eval_step, make_train_loop
+from train_lib.steps import METRICS, make_eval_step, make_train_loop
 from train_lib.strategy import describe, distribute
 from train_lib.summaries import RunLog, Stopwatch
 from train_lib.terminal import Terminal, closing_lines, evaluation_line, parameter_table, quiet_unless, say
@@ -150,9 +150,8 @@ class Trainer:
         done, finite = int(done), reports["finite"].numpy()
         seconds, waited = self.clock() - start, float(reports["data_wait"].numpy()[:done].sum())
         self.stopwatch.add_training(seconds, done * self.config.optimization.global_batch_size, waited)
-        losses, accuracies = reports["loss"].numpy()[:done], reports["accuracy"].numpy()[:done]
-        self.newest_step = {"loss": float(losses[-1]), "gradient_norm": float(reports["gradient_norm"][done - 1])}
-        self.state.totals.add(losses, accuracies, finite[:done])
+        self.newest_step = {name: float(reports[name][done - 1]) for name in ("loss", "gradient_norm")}
+        self.state.totals.add({name: reports[name].numpy()[:done] for name in METRICS}, finite[:done])
         self.state.step += done
         self.state.skipped_in_a_row, self.stopping = int(skipped), bool(stopping)
         self.profile.end_after(self.state.step)

@@ -1,0 +1,95 @@
+"""A residual network for 32x32 images: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition" (2015), section 4.2.
+
+Departures from that paper:
+- the statistics of batch normalization span all replicas; their moving averages keep 0.9 a step and epsilon is 1e-5, of which the
+  paper says nothing;
+- a dropout layer stands before the last layer, because `--dropout_rate` reaches every network here; its own rate is 0.
+"""
+
+import itertools
+
+import keras
+import tensorflow as tf
+
+from alexnet.draws import layer_seed
+from alexnet.layers import Dropout
+
+BLOCKS_PER_SIZE = 3  # n of the paper: 6 n + 2 layers with weights
+
+
+@keras.saving.register_keras_serializable("alexnet")
+class PaddedShortcut(keras.layers.Layer):
+    """Option A of the paper's shortcuts, without parameters: every second row and column, and as many channels of zeros again.
+
+    [B, height, width, c] -> [B, height / 2 rounded up, width / 2 rounded up, 2 c].
+    """
+
+    def call(self, inputs):
+        return tf.pad(inputs[:, ::2, ::2], [[0, 0], [0, 0], [0, 0], [0, inputs.shape[-1]]])
+
+
+class LayerMaker:
+    """Makes the layers of one network and joins them to a tensor.
+
+    Args:
+      policy: Keras dtype policy of all layers but the last.
+      seed: of the initial weights; each layer derives its own from it.
+    """
+
+    def __init__(self, policy, seed):
+        self.policy = policy
+        self._seeds = (layer_seed(seed, number) for number in itertools.count(1))
+
+    def weights(self):
+        """Keyword of a layer: kernels from N(0, 2 / inputs of a unit), as in He et al., "Delving Deep into Rectifiers"."""
+        return {"kernel_initializer": keras.initializers.VarianceScaling(2.0, "fan_in", "untruncated_normal", next(self._seeds))}
+
+    def conv(self, x, name, filters, size=3, strides=1):
+        """A convolution without bias, and its batch normalization, which has one."""
+        if size > 1 and strides > 1:  # TensorFlow's "same" pads below and to the right alone, half a pixel off the shortcut
+            x = keras.layers.ZeroPadding2D(size // 2, dtype=self.policy, name=f"{name}_pad")(x)
+        x = keras.layers.Conv2D(
+            filters, size, strides, "valid" if strides > 1 else "same", use_bias=False, dtype=self.policy, name=name,
+            **self.weights())(x)
+        return keras.layers.BatchNormalization(
+            momentum=0.9, epsilon=1e-5, synchronized=True, dtype=self.policy, name=f"{name}_norm")(x)
+
+    def relu(self, x, name):
+        """The activation."""
+        return keras.layers.ReLU(dtype=self.policy, name=name)(x)
+
+    def block(self, x, name, filters, projection):
+        """Two 3x3 convolutions and a shortcut around them. Where the filters become more, height and width are halved."""
+        shortcut, halves = x, filters != x.shape[-1]
+        x = self.relu(self.conv(x, f"{name}_conv1", filters, strides=2 if halves else 1), f"{name}_relu1")
+        x = self.conv(x, f"{name}_conv2", filters)
+        if halves and projection:
+            shortcut = self.conv(shortcut, f"{name}_shortcut", filters, size=1, strides=2)
+        elif halves:
+            shortcut = PaddedShortcut(dtype=self.policy, name=f"{name}_shortcut")(shortcut)
+        return self.relu(keras.layers.Add(dtype=self.policy, name=f"{name}_add")([x, shortcut]), f"{name}_relu2")
+
+
+def resnet20(images, num_classes, *, policy, seed, projection, dropout_rate=0.0):
+    """20 layers with weights; with 10 classes 269,722 trainable parameters, the paper's 0.27 million.
+
+    Shortcuts are the paper's option A on CIFAR-10, zeros for new channels (`PaddedShortcut`); with `projection` its option B,
+    1x1 convolutions there, 272,474 trainable parameters.
+    """
+    make = LayerMaker(policy, seed)
+    x = make.relu(make.conv(images, "conv", 16), "relu")  # [B, 32, 32, 16]
+    for filters in (16, 32, 64):  # [B, 32, 32, 16], [B, 16, 16, 32], [B, 8, 8, 64]
+        for block in range(1, BLOCKS_PER_SIZE + 1):
+            x = make.block(x, f"maps{filters}_block{block}", filters, projection)
+    x = keras.layers.GlobalAveragePooling2D(dtype=policy, name="pool")(x)  # [B, 64]
+    x = Dropout(dropout_rate, layer_index=0, seed=layer_seed(seed, 0), dtype=policy, name="dropout")(x)  # [B, 64]
+    dtype = keras.dtype_policies.get(policy).variable_dtype
+    return keras.layers.Dense(num_classes, dtype=dtype, name="logits", **make.weights())(x)  # [B, num_classes]
+
+
+def build(name, num_classes, image_shape, options, dropout_rate, policy, seed):
+    """Builds one of `names.RESNETS`; `alexnet.build` has judged the arguments."""
+    dropout = {} if dropout_rate is None else {"dropout_rate": dropout_rate}
+    images = keras.Input(image_shape, dtype=keras.dtype_policies.get(policy).variable_dtype, name="images")
+    logits = resnet20(images, num_classes, policy=policy, seed=seed, **options, **dropout)
+    return keras.Model(images, logits, name=name)

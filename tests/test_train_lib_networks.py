@@ -1,0 +1,59 @@
+"""Networks of keras.applications in the training loop, on two logical devices."""
+
+import numpy as np
+import pytest
+from drivers import Driver, make_config, random_split
+
+BATCH = 8
+
+
+def drive(name, num_replicas, num_steps, **values):
+    """A network after some steps on noise, and the losses."""
+    config = make_config(
+        model=name, model_options="", dropout_rate=None, global_batch_size=BATCH, steps_per_loop=num_steps,
+        learning_rate=2.0**-10, **values)
+    driver = Driver(config, random_split(BATCH), num_replicas)
+    before = {variable.path: variable.numpy() for variable in driver.state.model.variables}
+    done, _, reports = driver.run(num_steps)
+    assert done == num_steps and reports["finite"].all()
+    return driver, before, reports["loss"]
+
+
+def copies(variable):
+    """The value of a variable on each replica."""
+    return [copy.numpy() for copy in variable.value.values]
+
+
+@pytest.mark.parametrize("name", ["VGG16", "ResNet50"])
+def test_it_trains_on_two_devices(name):
+    """Every weight moves, and both replicas hold the same numbers, moving statistics included."""
+    driver, before, losses = drive(name, 2, 2)
+    assert np.isfinite(losses).all() and losses[0] != losses[1]
+    names = [variable.path for variable in driver.state.model.variables]
+    assert sum("moving_" in path for path in names) == (2 * 53 if name == "ResNet50" else 0)
+    for variable in driver.state.model.variables:
+        first, second = copies(variable)
+        np.testing.assert_array_equal(first, second, err_msg=variable.path)
+        if variable.trainable or "moving_" in variable.path:
+            assert (first != before[variable.path]).any(), variable.path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["VGG16", "ResNet50", "MobileNetV2"])
+def test_two_devices_compute_what_one_does(name):
+    """In float64: statistics of half a batch, or dropout masks that come twice, would part them at once."""
+    one, _, losses = drive(name, 1, 5, precision="float64")
+    two, _, theirs = drive(name, 2, 5, precision="float64")
+    assert len(np.unique(losses)) == 5
+    np.testing.assert_allclose(theirs, losses, rtol=1e-8)
+    for mine, other in zip(one.state.model.variables, two.state.model.variables, strict=True):
+        np.testing.assert_allclose(other.numpy(), mine.numpy(), rtol=1e-7, atol=1e-10, err_msg=mine.path)
+
+
+@pytest.mark.slow
+def test_resnet20_learns_on_two_devices():
+    """64 random images by heart: synchronized statistics that hurt the gradient would leave the loss at ln 10."""
+    config = make_config(model="resnet20", model_options="", augment="none", global_batch_size=32, learning_rate=0.05)
+    driver = Driver(config, random_split(64), 2)
+    losses = np.concatenate([driver.run(20, first_step=20 * call)[2]["loss"] for call in range(4)])
+    assert losses[-4:].mean() < 0.5 < 2 < losses[0]
