@@ -73,8 +73,7 @@ class StreamingSplit:
     def training_batches(self, seed, first_step, global_batch_size, augmentations, shard=ONE_REPLICA):
         """An endless Dataset with the elements and the order of `resident.ResidentSplit.training_batches`.
 
-        "crop" takes a random window of an image whose short side is 8/7 of image_size (paper, section 4.1),
-        "random_resized_crop" one of the original (`resized_crop.decode_crop_and_flip`).
+        Only windows are decoded, see `random_window`.
         """
         rows = global_batch_size // shard.num_replicas
         first_example = first_step * global_batch_size
@@ -85,18 +84,26 @@ class StreamingSplit:
 
         def decode(position, record):
             example = self.source.parse(record)
-            key, flip = tf.stack([tf.constant(seed, tf.int64), position]), "flip" in augmentations
-            if "random_resized_crop" in augmentations:
-                image = resized_crop.decode_crop_and_flip(example["image"], self.image_size, key, flip)
-            else:
-                image = augment.resize_short_side(augment.decode(example["image"]), self.image_size + self.margin)
-                image = augment.random_crop_and_flip(image, self.image_size, key, flip)
+            window_of, mirrored = self.random_window(seed, position, augmentations)
+            image = augment.decode_window(example["image"], window_of, self.image_size, mirrored)
             return {"image": image, "label": tf.cast(example["label"], tf.int32)}
 
         examples = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max).flat_map(records).skip(consumed)
         examples = _only_rows_of(shard, examples.enumerate(first_example), global_batch_size)
         batches = examples.map(decode, num_parallel_calls=self._threads).batch(rows, drop_remainder=True)
         return without_autotune(batches.prefetch(PREFETCHED_BATCHES), self._threads)
+
+    def random_window(self, seed, position, augmentations):
+        """What training cuts of the example at a position of the run: the arguments window_of and mirrored of `decode_window`.
+
+        "random_resized_crop" cuts Inception's windows, all else the paper's, which without "crop" are squares of the short side.
+        """
+        key = tf.stack([tf.constant(seed, tf.int64), position])
+        if "random_resized_crop" in augmentations:
+            window_of, mirrored = resized_crop.random_window(key)
+        else:
+            window_of, mirrored = augment.random_window(key, self.image_size, self.margin)
+        return window_of, mirrored if "flip" in augmentations else None
 
     def evaluation_batches(self, global_batch_size, shard=ONE_REPLICA, test_crops=1):
         """An endless Dataset with the elements and the order of `resident.ResidentSplit.evaluation_batches`.
