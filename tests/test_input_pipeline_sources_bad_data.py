@@ -11,7 +11,7 @@ import tensorflow as tf
 from PIL import Image
 from source_files import CLASSES, encoded, picture, write_csv, write_folder, write_npz, write_records
 
-from input_pipeline import augment, headers, loading, resident, sources, splits
+from input_pipeline import augment, headers, loading, resident, sources
 from input_pipeline.bad_examples import BadExamples
 from input_pipeline.config import DataConfig
 from input_pipeline.errors import SettingError, UnusableError
@@ -366,14 +366,6 @@ def test_each_thing_counts_once_however_often_it_is_read():
     assert bad.lines() == ["a.png: is cut off"]
     with pytest.raises(UnusableError, match="b.png"):
         bad.add("b.png", "is cut off", "replace it")
-
-
-def test_a_stream_says_that_it_cannot_skip(tmp_path):
-    """A flag that is taken and not heeded: the run stops in the night all the same."""
-    write_folder(tmp_path)
-    config = DataConfig(dataset=f"folder:{tmp_path}", input="stream", max_bad_examples=3)
-    opened = sources.open_source(config)
-    assert "--max_bad_examples=3: " in message_of(SettingError, splits.open_split, config, opened, "train", "train_split")
 
 
 @pytest.mark.parametrize("kind", ["folder", "tfrecord"])

@@ -89,6 +89,7 @@ def _evaluate(config, workdir):
     test_crops, batch_size = config.judge.test_crops, config.optimization.global_batch_size
     eval_step = make_eval_step(strategy, state, test_crops)
     totals = SplitJudge(strategy, eval_step, split, len(class_names), batch_size, test_crops=test_crops).judge()
+    workdir.write_bad_examples(source.bad.lines())  # a stream's
     written = write_evaluation(workdir, checkpoint, split_name, class_names, totals, test_crops)
     print_evaluation(checkpoint, split_name, class_names, totals, test_crops)
     print(f"written: {', '.join(str(path) for path in written)}")

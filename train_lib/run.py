@@ -14,7 +14,7 @@ from train_lib import config as config_lib
 from train_lib.cadence import Plan, make_plan
 from train_lib.state import PixelScaling, TrainState, assign, create_state, pixel_scaling
 from train_lib.strategy import create_strategy
-from train_lib.workdir import Workdir
+from train_lib.workdir import BAD_EXAMPLES, Workdir
 from train_lib.workers import OneWorker
 
 # What fixes the mathematics and the order of the data: a run cannot go on with another value.
@@ -44,14 +44,19 @@ class Run:
     def open_test_split(self):
         """The test split."""
         split = open_split(self.config.data, self.source, self.config.data.test_split, "test_split", log=lambda line: None)
-        self.workdir.write_bad_examples(self.source.bad.lines())
+        self.list_bad_examples()
         return split
+
+    def list_bad_examples(self):
+        """Adds to bad_examples.txt what was skipped since."""
+        self.workdir.write_bad_examples(self.source.bad.lines())
 
     def save(self, is_best):
         """Saves the state as a checkpoint. Returns why that failed, None where it did not; the same on every worker."""
         tensors = tensors_of(self.state)  # by all: to read a moving statistic is a reduction over the replicas
 
         def write():
+            self.list_bad_examples()
             try:
                 self.store.save(self.state.step, tensors, self.describe(), is_best)
             except (OSError, tf.errors.OpError) as error:
@@ -99,7 +104,7 @@ def open_run(config, workdir, checkpoint, store, log=print, workers=None):
         source.num_examples(config.data.test_split, "test_split")  # a wrong name shall not surface after the last epoch
     workdir.write_bad_examples(source.bad.lines())
     if source.bad.found:
-        log(f"{len(source.bad.found)} examples that cannot be used are skipped, listed in {workdir.path / 'bad_examples.txt'}")
+        log(f"{len(source.bad.found)} examples that cannot be used are skipped, listed in {workdir.path / BAD_EXAMPLES}")
     plan = make_plan(config, train_split.num_examples)
     if checkpoint is None:
         pixels = pixel_scaling(config.data.pixels, train_split, config.data.augmentations)

@@ -1,5 +1,6 @@
 """The run's folder: what the contract promises to leave in it, but for checkpoints and records. Knows no TensorFlow."""
 
+import contextlib
 import json
 import pathlib
 import re
@@ -9,7 +10,7 @@ from input_pipeline.errors import SettingError, UnusableError
 from train_lib import config as config_lib
 from train_lib import flags as flags_lib
 
-RESULT = "result.json"
+RESULT, BAD_EXAMPLES = "result.json", "bad_examples.txt"
 
 
 class Workdir:
@@ -61,14 +62,20 @@ class Workdir:
         (self.path / RESULT).unlink(missing_ok=True)
 
     def write_bad_examples(self, lines):
-        """Writes bad_examples.txt, a line for each example that was skipped; nothing where none was."""
-        if lines:
-            (self.path / "bad_examples.txt").write_text("".join(f"{line}\n" for line in lines))
+        """Adds to bad_examples.txt what it lacks of `lines`, one for each example that was skipped; nothing where none was."""
+        path = self.path / BAD_EXAMPLES
+        with contextlib.suppress(OSError):  # of a disk that is full, say: told where a checkpoint cannot be saved
+            listed = path.read_text("utf-8").splitlines() if path.exists() else []
+            if new := [line for line in lines if line not in listed]:
+                self._replace(BAD_EXAMPLES, "".join(f"{line}\n" for line in [*listed, *new]))
 
     def write_json(self, name, value):
         """Writes a JSON file by one rename and returns its path."""
+        return self._replace(name, json.dumps(value, indent=1) + "\n")
+
+    def _replace(self, name, text):
         temporary = self.path / f"{name}.tmp"
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
+        temporary.write_text(text, "utf-8", "replace")
         temporary.replace(self.path / name)
         return self.path / name
 
