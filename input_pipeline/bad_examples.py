@@ -36,5 +36,5 @@ class BadExamples:
             raise UnusableError(f"{where}: {why}{which}; {remedy}, or give {tolerate} to skip such examples")
 
     def lines(self):
-        """One line for each, for a text file."""
-        return [f"{where}: {why}" for where, why in self.found.items()]
+        """One line for each that was skipped, for a text file."""
+        return [f"{where}: {why}" for where, why in list(self.found.items())[: self.limit]]

@@ -94,6 +94,20 @@ def decoded_records(split, batch_size, seed, epochs=None):
     return without_autotune(pixels.batch(batch_size, drop_remainder=True).prefetch(PREFETCHED_BATCHES))
 
 
+def decoded_windows(split, batch_size, seed, augmentations, epochs=None):
+    """`decoded_records` of JPEGs, of which only the windows are decoded that training would cut; neither scaled nor mirrored."""
+
+    def decode(position, record):
+        example = split.source.parse(record)
+        window_of, _ = split.random_window(seed, position, augmentations)
+        height, width, _ = tf.unstack(tf.image.extract_jpeg_shape(example["image"]))
+        image = tf.image.decode_and_crop_jpeg(example["image"], window_of(height, width), channels=3)
+        return image[0, 0], example["label"]
+
+    pixels = _shuffled(split, seed, epochs).enumerate().map(decode, num_parallel_calls=CORES)
+    return without_autotune(pixels.batch(batch_size, drop_remainder=True).prefetch(PREFETCHED_BATCHES))
+
+
 def _shuffled(split, seed, epochs):
     numbers = tf.data.Dataset.range(np.iinfo(np.int64).max if epochs is None else epochs)
     return numbers.flat_map(lambda epoch: split.source.shuffled_records(split.split, seed, epoch, SHUFFLED_RECORDS))

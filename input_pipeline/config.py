@@ -52,7 +52,7 @@ class DataConfig(Settings):
     decode_threads: int = setting(0, "threads of their own that images are decoded in; 0: one per core", low=0, high=1024)
     max_bad_examples: int = setting(
         0, "how many examples that cannot be read or decoded are skipped, and listed in bad_examples.txt, before the run stops; "
-        "of data held in memory", low=0,
+        "with any, a stream reads its TFRecord files once at the start", low=0,
     )
 
     def __post_init__(self):

@@ -61,8 +61,11 @@ class Source(abc.ABC):
         """`records`, each with where it comes from: (a text that names the file, record). For error messages."""
 
     @abc.abstractmethod
-    def shuffled_records(self, split, seed, epoch, buffer_size):
-        """Like `records`, in an order that is a function of (seed, epoch), both integers or int64 scalar tensors."""
+    def shuffled_records(self, split, seed, epoch, buffer_size, located=False):
+        """Like `records`, in an order that is a function of (seed, epoch), both integers or int64 scalar tensors.
+
+        With `located`, like `located_records` in the same order.
+        """
 
     @abc.abstractmethod
     def fingerprint(self, split):
@@ -152,24 +155,21 @@ class RecordFiles(Source):
 
     def located_records(self, split):
         """`records`, each with where it comes from: (a text that names file and record, record)."""
-        def located(name, skip, take):
-            records = tf.data.TFRecordDataset(name).skip(skip).take(take).enumerate(skip)
-            return records.map(lambda index, record: (tf.strings.join([name, " record ", tf.strings.as_string(index)]), record))
-
         stretches, files = self._files(split)
-        return _read(files, stretches, located)
+        return _read(files, stretches, _located)
 
-    def shuffled_records(self, split, seed, epoch, buffer_size):
+    def shuffled_records(self, split, seed, epoch, buffer_size, located=False):
         """Like `records`, in an order that is a function of (seed, epoch), both integers or int64 scalar tensors.
 
-        The files are shuffled, and then the records through a buffer of `buffer_size`.
+        The files are shuffled, and then the records through a buffer of `buffer_size`. With `located`, like `located_records`.
         """
         # Dataset.shuffle mixes the graph's seed in: what a caller did to tf.random.set_seed must not change the order.
         tf.compat.v1.get_default_graph().seed = None
         seeds = shuffle_seeds(seed, epoch, 2)
         stretches, files = self._files(split)
         files = files.shuffle(len(stretches), seed=seeds[0], reshuffle_each_iteration=False)
-        return _read(files, stretches).shuffle(buffer_size, seed=seeds[1], reshuffle_each_iteration=False)
+        records = _read(files, stretches, _located if located else _plain)
+        return records.shuffle(buffer_size, seed=seeds[1], reshuffle_each_iteration=False)
 
     def fingerprint(self, split):
         """What changes when the examples of `split` do, made of what JSON has; "place" is the folder of the files."""
@@ -221,6 +221,11 @@ class RecordFiles(Source):
 
 def _plain(name, skip, take):
     return tf.data.TFRecordDataset(name).skip(skip).take(take)
+
+
+def _located(name, skip, take):
+    records = _plain(name, skip, take).enumerate(skip)
+    return records.map(lambda index, record: (tf.strings.join([name, " record ", tf.strings.as_string(index)]), record))
 
 
 def _read(files, stretches, open_file=_plain):

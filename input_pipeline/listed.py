@@ -50,18 +50,19 @@ class ListedSource(Source):
 
     def located_records(self, split):
         """`records`, each with where it comes from: (a text that names the file, record). For error messages."""
-        where = [example.where for example in self._chosen(split)]
-        return tf.data.Dataset.from_tensor_slices((where, self._table(split)))
+        return tf.data.Dataset.from_tensor_slices((self._places(split), self._table(split)))
 
-    def shuffled_records(self, split, seed, epoch, buffer_size):
+    def shuffled_records(self, split, seed, epoch, buffer_size, located=False):
         """Like `records`, permuted as a function of (seed, epoch), both integers or int64 scalar tensors.
 
-        No buffer is needed, whatever `buffer_size`: a name is small, and the images are read after the shuffle.
+        No buffer is needed, whatever `buffer_size`: a name is small, and the images are read after the shuffle. With `located`,
+        like `located_records`.
         """
-        table = self._table(split)
         first, second = tf.unstack(shuffle_seeds(seed, epoch, 2))
         keys = tf.random.stateless_uniform([len(self._chosen(split))], [first, second], minval=None, maxval=None, dtype=tf.int64)
-        return tf.data.Dataset.from_tensor_slices(tf.gather(table, tf.argsort(keys, stable=True)))
+        order = tf.argsort(keys, stable=True)
+        records = tf.gather(self._table(split), order)
+        return tf.data.Dataset.from_tensor_slices((tf.gather(self._places(split), order), records) if located else records)
 
     def fingerprint(self, split):
         """What changes when the examples of `split` do, made of what JSON has."""
@@ -84,11 +85,17 @@ class ListedSource(Source):
         return [example for name, start, stop in parts for example in self.examples[name][start:stop]]
 
     def _table(self, split):
-        if split not in self._tables:
-            records = [b"%0*d%s" % (_LABEL_DIGITS, example.label, example.image) for example in self._chosen(split)]
+        return self._kept(split, lambda example: b"%0*d%s" % (_LABEL_DIGITS, example.label, example.image))
+
+    def _places(self, split):
+        return self._kept(f"places of {split}", lambda example: os.fsencode(example.where), split)
+
+    def _kept(self, name, text_of, split=None):
+        if name not in self._tables:
+            texts = [text_of(example) for example in self._chosen(split or name)]
             with tf.init_scope(), tf.device("/cpu:0"):  # a graph that reads it holds a reference, not a copy
-                self._tables[split] = tf.constant(records)
-        return self._tables[split]
+                self._tables[name] = tf.constant(texts)
+        return self._tables[name]
 
 
 _LABEL_DIGITS = 9

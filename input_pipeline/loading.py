@@ -64,7 +64,7 @@ def decode_split(source, split, num_examples, image_size, decode_threads=0):
     if filled < num_examples:
         explain(source, split, image_size, 0, set(np.flatnonzero(~whole[: int(position[-1]) + 1])))
     if not filled:
-        raise UnusableError(f"{source.name}: {split} holds no example that can be decoded; give other data")
+        raise _nothing_good(source, split)
     return images[:filled], labels[:filled]
 
 
@@ -72,11 +72,15 @@ def decode_example(source, record, image_size):
     """uint8 [height, width, 3] and the label of one record, in a TensorFlow graph or eagerly; image_size None: of any size."""
     example = source.parse(record)
     image = _fitted(augment.decode(example["image"]), image_size)
+    return tf.ensure_shape(image, [*(image_size or (None, None)), 3]), checked_label(source, example)
+
+
+def checked_label(source, example):
+    """The label of an example of `Source.parse`, int64; InvalidArgumentError where there is no such class."""
     label = example["label"]
     inside = tf.debugging.Assert((label >= 0) & (label < len(source.class_names)), ["label out of range:", label])
     with tf.control_dependencies([inside] if inside is not None else []):
-        label = tf.identity(label)
-    return tf.ensure_shape(image, [*(image_size or (None, None)), 3]), label
+        return tf.identity(label)
 
 
 def _fitted(image, image_size):
@@ -107,6 +111,33 @@ def explain(source, split, image_size, first, positions=None):
                 source.bad.add(where.numpy().decode(errors="replace"), reason or "cannot be decoded", _REMEDY)
 
 
+def first_good(source, split):
+    """The first record of a split that can be used. Those before it are noted in `source.bad`.
+
+    Raises:
+      UnusableError: they are more than are allowed, or all.
+    """
+    for where, record in without_autotune(source.located_records(split)):
+        reason = why_not(source, record, None)
+        if not reason:
+            return record
+        source.bad.add(where.numpy().decode(errors="replace"), reason, _REMEDY)
+    raise _nothing_good(source, split)
+
+
+def note_bad_example(source, where, record):
+    """Notes in `source.bad` that a record cannot be used. Runs in a graph; returns a tensor to wait for.
+
+    More than are allowed end the graph's execution with an error of TensorFlow's whose text holds that of the UnusableError.
+    """
+    def note(*texts):
+        where, record = (text if isinstance(text, bytes) else text.item() for text in texts)  # outside a graph they are arrays
+        source.bad.add(where.decode(errors="replace"), why_not(source, record, None) or "cannot be decoded", _REMEDY)
+        return np.int64(len(source.bad.found))
+
+    return tf.numpy_function(note, [where, record], tf.int64)
+
+
 def name_bad_example(source, split, seconds=60, clock=time.monotonic):
     """Looks for the first example of `split` that cannot be used: what a stream that failed on it does not know.
 
@@ -130,6 +161,10 @@ def name_bad_example(source, split, seconds=60, clock=time.monotonic):
             break
         whole += 1
     explain(source, split, None, whole)
+
+
+def _nothing_good(source, split):
+    return UnusableError(f"{source.name}: {split} holds no example that can be decoded; give other data")
 
 
 def why_not(source, record, image_size):

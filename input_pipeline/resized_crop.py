@@ -42,36 +42,10 @@ def windows(draws, height, width):
     return tf.cast(tf.where(tf.reduce_any(fits, axis=-1)[..., tf.newaxis], chosen, whole), tf.int32)
 
 
-def decode_crop_and_flip(encoded, size, seed, flip):
-    """A random window of an encoded image, scaled to `size` x `size` and mirrored with probability 1/2 if `flip`.
-
-    Of a JPEG only the window is decoded; any other format that TensorFlow knows is decoded whole.
-
-    Args:
-      encoded: bytes, string scalar.
-      size: height and width of the result.
-      seed: int64 [2]; the result is a function of it.
-      flip: whether to mirror.
-
-    Returns:
-      uint8 [size, size, 3].
-    """
+def random_window(seed):
+    """One of `windows` as a function of `seed`, int64 [2]; returns what `augment.random_window` does."""
     draws = tf.random.stateless_uniform([DRAWS + 1], seed)
-
-    def of_jpeg():
-        shape = tf.image.extract_jpeg_shape(encoded)
-        return tf.image.decode_and_crop_jpeg(encoded, windows(draws[:DRAWS], shape[0], shape[1]), channels=3)
-
-    def of_other():
-        image = tf.ensure_shape(tf.io.decode_image(encoded, channels=3, expand_animations=False), [None, None, 3])
-        shape = tf.shape(image)
-        top, left, rows, columns = tf.unstack(windows(draws[:DRAWS], shape[0], shape[1]))
-        return image[top : top + rows, left : left + columns]
-
-    image = tf.cond(tf.io.is_jpeg(encoded), of_jpeg, of_other)
-    pixels = tf.image.resize(image, [size, size], antialias=True)
-    image = tf.cast(tf.clip_by_value(tf.round(pixels), 0, 255), tf.uint8)
-    return tf.where(draws[DRAWS] < 0.5, image[:, ::-1], image) if flip else image
+    return lambda height, width: windows(draws[:DRAWS], height, width), draws[DRAWS] < 0.5
 
 
 def epoch_draws(seed, epoch, num_examples):

@@ -20,8 +20,9 @@ def open_split(config, source, split, flag, log=print):
       log: called with a line that says which path was chosen, and with one about a cache that cannot be used.
 
     Raises:
-      SettingError: the split does not exist, the images vary in size and no --image_size is given, or a stream shall skip some.
-      UnusableError: held in memory, more examples than --max_bad_examples cannot be read or decoded.
+      SettingError: the split does not exist, or the images vary in size and no --image_size is given.
+      UnusableError: held in memory, more examples than --max_bad_examples cannot be read or decoded; of a stream, that many
+        records are damaged.
     """
     num_examples = source.num_examples(split, flag)
     size = _image_size(config, source)
@@ -33,12 +34,12 @@ def open_split(config, source, split, flag, log=print):
         held = _decoded(config, source, split, (num_examples, *size, 3), what, log)
         return DeviceSplit(held.images, held.labels) if config.input == "device" else held
     log(f"{what}, as a stream")
-    if config.max_bad_examples:
-        remedy = "a stream counts its steps before it has seen the images; give --input=memory, or 0 and mend the data"
-        raise SettingError("max_bad_examples", config.max_bad_examples, remedy)
     if size[0] != size[1]:
         remedy = f"a stream gives square images, those of {source.name} are {size[0]} x {size[1]}; give --image_size"
         raise SettingError("input", config.input, remedy)
+    if config.max_bad_examples:
+        source.skip_damaged(split)  # a stream of records would end at the first one that is damaged
+        num_examples = source.num_examples(split, flag)
     margin = streaming.training_margin(size[0], config.augmentations)
     return streaming.StreamingSplit(source, split, num_examples, size[0], margin, config.decode_threads)
 

@@ -2,14 +2,18 @@
 
 A resume reads the records of the epoch under way again, at most, and parses and decodes none of them: whole files cannot be
 skipped because the shuffle needs their records. The augmentation of an example is a function of (seed, its position in the run).
+
+Where the source tolerates bad examples, another takes the place of each, so that all others keep theirs: the same batches on any
+number of replicas, and after a resume.
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline import augment, resized_crop
+from input_pipeline import augment, loading, resized_crop
 from input_pipeline.batches import CORES, ONE_REPLICA, num_evaluation_steps, stretches, without_autotune
 from input_pipeline.sources import Source
 from input_pipeline.statistics import covariance
@@ -69,36 +73,48 @@ class StreamingSplit:
         def central(record):
             return self._judged(record, self.image_size, self.image_size + self.margin)[0]
 
-        images = self.source.records(self.split).take(STATISTICS_EXAMPLES).map(central, num_parallel_calls=self._threads)
+        images = self.source.records(self.split).map(central, num_parallel_calls=self._threads)
+        if self._tolerant and self._substitute is not None:  # which ends a run that would find none
+            images = images.ignore_errors()
+        images = images.take(STATISTICS_EXAMPLES)
         return without_autotune(images.prefetch(self._threads), self._threads).as_numpy_iterator()
 
     def training_batches(self, seed, first_step, global_batch_size, augmentations, shard=ONE_REPLICA):
         """An endless Dataset with the elements and the order of `resident.ResidentSplit.training_batches`.
 
-        "crop" takes a random window of an image whose short side is 8/7 of image_size (paper, section 4.1),
-        "random_resized_crop" one of the original (`resized_crop.decode_crop_and_flip`).
+        Only windows are decoded, see `random_window`.
         """
         rows = global_batch_size // shard.num_replicas
+        substitute = self._substitute if self._tolerant else None  # here, outside of any graph
         first_example = first_step * global_batch_size
         first_epoch, consumed = divmod(first_example, self.num_examples)
 
         def records(epoch):
-            return self.source.shuffled_records(self.split, seed, epoch, self.shuffle_buffer)
+            return self.source.shuffled_records(self.split, seed, epoch, self.shuffle_buffer, located=self._tolerant)
 
         def decode(position, record):
             example = self.source.parse(record)
-            key, flip = tf.stack([tf.constant(seed, tf.int64), position]), "flip" in augmentations
-            if "random_resized_crop" in augmentations:
-                image = resized_crop.decode_crop_and_flip(example["image"], self.image_size, key, flip)
-            else:
-                image = augment.resize_short_side(augment.decode(example["image"]), self.image_size + self.margin)
-                image = augment.random_crop_and_flip(image, self.image_size, key, flip)
-            return {"image": image, "label": tf.cast(example["label"], tf.int32)}
+            window_of, mirrored = self.random_window(seed, position, augmentations)
+            image = augment.decode_window(example["image"], window_of, self.image_size, mirrored)
+            return {"image": image, "label": tf.cast(loading.checked_label(self.source, example), tf.int32)}
 
         examples = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max).flat_map(records).skip(consumed)
         examples = _only_rows_of(shard, examples.enumerate(first_example), global_batch_size)
-        batches = examples.map(decode, num_parallel_calls=self._threads).batch(rows, drop_remainder=True)
+        examples = self._decoded(examples, decode, lambda position: decode(position, substitute))
+        batches = examples.batch(rows, drop_remainder=True)
         return without_autotune(batches.prefetch(PREFETCHED_BATCHES), self._threads)
+
+    def random_window(self, seed, position, augmentations):
+        """What training cuts of the example at a position of the run: the arguments window_of and mirrored of `decode_window`.
+
+        "random_resized_crop" cuts Inception's windows, all else the paper's, which without "crop" are squares of the short side.
+        """
+        key = tf.stack([tf.constant(seed, tf.int64), position])
+        if "random_resized_crop" in augmentations:
+            window_of, mirrored = resized_crop.random_window(key)
+        else:
+            window_of, mirrored = augment.random_window(key, self.image_size, self.margin)
+        return window_of, mirrored if "flip" in augmentations else None
 
     def evaluation_batches(self, global_batch_size, shard=ONE_REPLICA, test_crops=1):
         """An endless Dataset with the elements and the order of `resident.ResidentSplit.evaluation_batches`.
@@ -112,14 +128,18 @@ class StreamingSplit:
         def blank():
             return tf.zeros([size, size, 3], tf.uint8), 0, 0.0
 
-        def decode(_, record):
-            image, label, weight = tf.cond(tf.equal(record, PADDING), blank, lambda: self._judged(record, size, scaled))
+        def element(image, label, weight):
             return {"image": tf.ensure_shape(image, [size, size, 3]), "label": label, "weight": weight}
 
-        blanks = tf.data.Dataset.from_tensors(PADDING).repeat(padding)
-        records = self.source.records(self.split).concatenate(blanks).repeat().enumerate()
+        def decode(_, record):
+            return element(*tf.cond(tf.equal(record, PADDING), blank, lambda: self._judged(record, size, scaled)))
+
+        records = (self.source.located_records if self._tolerant else self.source.records)(self.split)
+        blanks = tf.data.Dataset.from_tensors((PADDING, PADDING) if self._tolerant else PADDING).repeat(padding)
+        records = records.concatenate(blanks).repeat().enumerate()
         records = _only_rows_of(shard, records, global_batch_size)
-        batches = records.map(decode, num_parallel_calls=self._threads).batch(rows, drop_remainder=True)
+        examples = self._decoded(records, decode, lambda _: element(*map(tf.convert_to_tensor, blank())))
+        batches = examples.batch(rows, drop_remainder=True)
         return without_autotune(batches.prefetch(PREFETCHED_BATCHES), self._threads)
 
     @property
@@ -132,10 +152,39 @@ class StreamingSplit:
         parts = stretches(start, start + global_batch_size, self.num_examples)
         return {"positions": [[epoch, first, last - 1] for epoch, first, last in parts]}
 
+    @property
+    def _tolerant(self):
+        return self.source.bad.limit > 0
+
+    @functools.cached_property
+    def _substitute(self):
+        return loading.first_good(self.source, self.split)
+
+    def _decoded(self, examples, decode, stand_in):
+        """`decode` of each of the elements (position, record). Order and number stay.
+
+        Where bad ones are tolerated, elements are (position, (where, record)): what fails is noted, and the result of
+        `stand_in(position)` takes its place.
+        """
+        if not self._tolerant:
+            return examples.map(decode, num_parallel_calls=self._threads)
+
+        def replaced(position, where, record):
+            with tf.control_dependencies([loading.note_bad_example(self.source, where, record)]):
+                return stand_in(tf.identity(position))
+
+        def tried(position, located):
+            example = tf.data.Dataset.from_tensors((position, *located))
+            whole = example.map(lambda position, _, record: decode(position, record)).ignore_errors()
+            return whole.concatenate(example.map(replaced)).take(1)
+
+        return examples.interleave(
+            tried, cycle_length=self._threads, block_length=1, num_parallel_calls=self._threads, deterministic=True)
+
     def _judged(self, record, size, scaled):
         example = self.source.parse(record)
         image = augment.resize_short_side(augment.decode(example["image"]), scaled)
-        return augment.central_crop(image, size), tf.cast(example["label"], tf.int32), 1.0
+        return augment.central_crop(image, size), tf.cast(loading.checked_label(self.source, example), tf.int32), 1.0
 
 
 def evaluation_sizes(image_size, margin, test_crops):

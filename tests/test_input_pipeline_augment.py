@@ -85,30 +85,37 @@ def test_the_central_crop(height, width, top, left):
     np.testing.assert_array_equal(augment.central_crop(image, 8), image[top : top + 8, left : left + 8])
 
 
+def cut(image, size, margin, seed, flip=True):
+    """A random window of an image, as training cuts it."""
+    window_of, mirrored = augment.random_window(seed, size, margin)
+    return augment.decode_window(tf.io.encode_png(image), window_of, size, mirrored if flip else None)
+
+
 @pytest.fixture(scope="module")
 def windows():
-    """20,000 random 8 x 8 windows of a 12 x 13 image whose pixels tell their row and column."""
+    """1,000 random 8 x 8 windows of a 12 x 13 image whose pixels tell their row and column."""
     image = np.stack([*np.mgrid[0:12, 0:13], np.zeros((12, 13))], axis=-1).astype(np.uint8)
-    seeds = tf.data.Dataset.range(20_000).map(lambda position: tf.stack([tf.constant(2**31 - 1, tf.int64), position]))
-    cut = seeds.map(lambda seed: augment.random_crop_and_flip(tf.constant(image), 8, seed, True))
-    return image, next(iter(cut.batch(20_000))).numpy().astype(int)
-
-
-def choices(cut):
-    """(top, left, mirrored) of each window, read off its pixels."""
-    mirrored = cut[:, 0, 0, 1] > cut[:, 0, 1, 1]
-    return cut[:, 0, 0, 0], np.where(mirrored, cut[:, 0, -1, 1], cut[:, 0, 0, 1]), mirrored
+    seeds = tf.data.Dataset.range(1000).map(lambda position: tf.stack([tf.constant(2**31 - 1, tf.int64), position]))
+    return image, next(iter(seeds.map(lambda seed: cut(image, 8, 4, seed)).batch(1000))).numpy().astype(int)
 
 
 def test_random_windows_equal_numpy(windows):
-    image, cut = windows
-    for window, top, left, mirrored in zip(cut, *choices(cut), strict=True):
+    image, cuts = windows
+    mirrored = cuts[:, 0, 0, 1] > cuts[:, 0, 1, 1]
+    tops, lefts = cuts[:, 0, 0, 0], np.where(mirrored, cuts[:, 0, -1, 1], cuts[:, 0, 0, 1])
+    for window, top, left, turned in zip(cuts, tops, lefts, mirrored, strict=True):
         expected = image[top : top + 8, left : left + 8]
-        assert (window == (expected[:, ::-1] if mirrored else expected)).all()
+        assert (window == (expected[:, ::-1] if turned else expected)).all()
+    assert len({*zip(tops, lefts, mirrored, strict=True)}) == 5 * 6 * 2
 
 
-def test_random_windows_and_flips_are_uniform_over_all_places(windows):
-    top, left, mirrored = choices(windows[1])
+def test_random_windows_and_flips_are_uniform_over_all_places():
+    def choice(position):
+        window_of, mirrored = augment.random_window(tf.stack([tf.constant(2**31 - 1, tf.int64), position]), 8, 4)
+        return tf.concat([window_of(12, 13), [tf.cast(mirrored, tf.int32)]], axis=0)
+
+    top, left, rows, columns, mirrored = next(iter(tf.data.Dataset.range(20_000).map(choice).batch(20_000))).numpy().T
+    assert (rows == 8).all() and (columns == 8).all()
     counts = np.bincount((top * 6 + left) * 2 + mirrored)
     assert len(counts) == 5 * 6 * 2  # the last place is reached, none beyond it
     expected = 20_000 / len(counts)
@@ -118,14 +125,46 @@ def test_random_windows_and_flips_are_uniform_over_all_places(windows):
 
 def test_a_random_window_is_a_function_of_the_seed_and_flips_only_when_asked():
     image = noise(12, 13)
-    seeds = [tf.constant([3, position], tf.int64) for position in range(20)]
-    for seed in seeds:
-        plain, again = (augment.random_crop_and_flip(image, 8, seed, False).numpy() for _ in range(2))
-        flipped = augment.random_crop_and_flip(image, 8, seed, True).numpy()
+    for position in range(10):
+        seed = tf.constant([3, position], tf.int64)
+        plain, again, flipped = (cut(image, 8, 4, seed, flip).numpy() for flip in (False, False, True))
         np.testing.assert_array_equal(plain, again)
         assert (flipped == plain).all() or (flipped == plain[:, ::-1]).all()
 
 
 def test_where_there_is_no_room_the_window_is_the_image():
     image = noise(8, 8)
-    np.testing.assert_array_equal(augment.random_crop_and_flip(image, 8, tf.constant([0, 0], tf.int64), False), image)
+    np.testing.assert_array_equal(cut(image, 8, 0, tf.constant([0, 0], tf.int64), False), image)
+
+
+@pytest.mark.parametrize(("height", "width", "side"), [(375, 500, 328), (500, 333, 291), (256, 256, 224), (1, 9, 1)])
+def test_the_window_is_that_of_the_image_scaled_to_256(height, width, side):
+    """A window of 224 pixels of the original would show another part of it, or none where it is smaller."""
+    for position in range(20):
+        top, left, rows, columns = augment.random_window(tf.constant([0, position], tf.int64), 224, 32)[0](height, width).numpy()
+        assert rows == columns == side and 0 <= top <= height - side and 0 <= left <= width - side
+
+
+@pytest.mark.parametrize("encode", [tf.io.encode_png, tf.io.encode_jpeg], ids=["png", "jpeg"])
+@pytest.mark.parametrize("window", [(3, 5, 16, 16), (2, 1, 31, 32), (0, 4, 20, 9), (1, 0, 33, 20), (0, 0, 90, 120)])
+def test_a_window_is_scaled_as_in_numpy(encode, window):
+    """As it is, bilinear up to twice the size, smoothed above: else thin lines come and go with the window's place."""
+    rows, columns = np.mgrid[0:90, 0:120]
+    image = np.stack([rows * 2, columns * 2, rows + columns], axis=-1).astype(np.uint8)
+    encoded = encode(image)
+    top, left, height, width = window
+    part = augment.decode(encoded).numpy()[top : top + height, left : left + width]
+    result = augment.decode_window(encoded, lambda *_: tf.constant(window), 16, tf.constant(True)).numpy()
+    assert result.dtype == np.uint8
+    small = max(height, width) <= 32
+    expected = part if part.shape == (16, 16, 3) else (numpy_resize(part, (16, 16)) if not small else bilinear(part, 16))
+    np.testing.assert_allclose(result[:, ::-1], expected, atol=0.51 if encode is tf.io.encode_png else 4)
+
+
+def bilinear(image, size):
+    """Each pixel from the 2 x 2 around its centre; float64."""
+    def weights(old):
+        place = np.clip((np.arange(size) + 0.5) * old / size - 0.5, 0, old - 1)
+        return np.maximum(0, 1 - np.abs(place[:, None] - np.arange(old)))
+
+    return np.einsum("yr,rcd,xc->yxd", weights(image.shape[0]), image.astype(float), weights(image.shape[1]))

@@ -99,6 +99,12 @@ def test_the_resident_path_crops_before_anything_else_changes():
     np.testing.assert_array_equal(np.concatenate(parts), cut[2]["image"])
 
 
+def cut(encoded, size, seed, flip):
+    """A random window, as training cuts it."""
+    window_of, mirrored = resized_crop.random_window(seed)
+    return augment.decode_window(encoded, window_of, size, mirrored if flip else None)
+
+
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("encode", [tf.io.encode_png, tf.io.encode_jpeg], ids=["png", "jpeg"])
 def test_an_encoded_image_equals_crop_and_resize(encode, flip):
@@ -113,7 +119,7 @@ def test_an_encoded_image_equals_crop_and_resize(encode, flip):
         window = tf.image.resize(whole[top : top + rows, left : left + columns], [24, 24], antialias=True).numpy()
         mirrored = flip and bool(draws[40] < 0.5)
         mirrored_ones += mirrored
-        result = resized_crop.decode_crop_and_flip(encoded, 24, seed, flip).numpy()
+        result = cut(encoded, 24, seed, flip).numpy()
         assert result.dtype == np.uint8
         np.testing.assert_allclose(result, window[:, ::-1] if mirrored else window, atol=4)  # chroma at a window's edge
     assert mirrored_ones > 0 or not flip
@@ -124,10 +130,10 @@ def test_a_jpeg_is_decoded_by_its_window_alone():
     encoded = tf.io.encode_jpeg(smooth(16, 16))
 
     @tf.function
-    def cut(encoded):
-        return resized_crop.decode_crop_and_flip(encoded, 8, tf.constant([0, 0], tf.int64), True)
+    def function(encoded):
+        return cut(encoded, 8, tf.constant([0, 0], tf.int64), True)
 
-    graph = cut.get_concrete_function(encoded).graph.as_graph_def()
+    graph = function.get_concrete_function(encoded).graph.as_graph_def()
     branches = [{node.op for node in function.node_def} for function in graph.library.function]
     of_jpeg = [operations for operations in branches if "DecodeAndCropJpeg" in operations]
     assert len(of_jpeg) == 1 and "DecodeImage" not in of_jpeg[0]
@@ -148,7 +154,7 @@ def test_the_streaming_path_cuts_by_the_position_in_the_run(source):
     records = epochs.flat_map(lambda epoch: source.shuffled_records("train[:40]", 1, epoch, streaming.SHUFFLE_BUFFER)).take(16)
     for position, record in enumerate(records):
         seed = tf.constant([1, position], tf.int64)
-        expected = resized_crop.decode_crop_and_flip(source.parse(record)["image"], 28, seed, True)
+        expected = cut(source.parse(record)["image"], 28, seed, True)
         np.testing.assert_array_equal(whole[0]["image"][position], expected)
 
 

@@ -43,6 +43,22 @@ def test_bad_examples_are_listed_in_the_workdir_up_to_the_limit(main, tmp_path):
     assert len(lines) == 1 and lines[0].startswith(f"{first}: is damaged or cut off")
 
 
+def test_a_stream_skips_and_lists_bad_examples_up_to_the_limit(main, tmp_path):
+    """The error comes out of the compiled loop; what was skipped before it must be on record."""
+    write_folder(tmp_path / "data")
+    first, second = (tmp_path / "data" / name for name in ("train/dog/004.png", "test/owl/005.png"))
+    for path in (first, second):
+        path.write_bytes(path.read_bytes()[:60])
+    done = main(f"--dataset=folder:{tmp_path / 'data'}", f"--workdir={tmp_path / 'run'}", *TINY, "--max_bad_examples=1",
+                "--input=stream", "--train_split=train", "--validation_split=", "--max_steps=4")  # 32 of 30 examples
+    assert done.returncode == 3, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and str(second) in errors[0] and "Traceback" not in done.stderr, done.stderr
+    assert (tmp_path / "run" / "checkpoints" / "step-00000004").is_dir()
+    lines = (tmp_path / "run" / "bad_examples.txt").read_text().splitlines()
+    assert len(lines) == 1 and lines[0].startswith(f"{first}: is damaged or cut off")
+
+
 @pytest.mark.parametrize("workers", [None, OneWorker()])
 def test_a_stream_that_fails_in_the_loop_ends_with_the_file_at_fault(tmp_path, workers):
     """The loop gets an error of TensorFlow's that names nodes of a graph."""

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
+from source_files import encoded
 from test_train_lib_benchmark import bench_of, run_benchmark
 
 from input_pipeline import compared
@@ -91,6 +92,25 @@ def test_the_parts_of_a_stream_are_what_they_say(stream):
     np.testing.assert_array_equal(pixels, [image[0, 0] for image in whole])
 
 
+@pytest.mark.parametrize("augmentations", ["crop,flip", "random_resized_crop"])
+def test_the_windows_of_a_stream_are_those_of_training(tmp_path, augmentations):
+    """A bound that decodes smaller windows than training cuts would be none."""
+    (tmp_path / "cat").mkdir()
+    rows, columns = np.mgrid[0:40, 0:52]
+    image = np.stack([rows * 6, columns * 4, rows + columns], axis=-1).astype(np.uint8)
+    for index in range(6):
+        (tmp_path / "cat" / f"{index}.jpg").write_bytes(encoded(image, "JPEG", quality=100, subsampling=0))
+    config = DataConfig(dataset=f"folder:{tmp_path}", input="stream", train_split="train", augment=augmentations, image_size=28)
+    split = open_split(config, open_source(config), "train", "train_split", log=lambda line: None)
+    pixels, _ = next(iter(compared.decoded_windows(split, 6, seed=5, augmentations=config.augmentations, epochs=1)))
+    first = next(iter(split.training_batches(5, 0, 6, config.augmentations)))["image"].numpy()
+    tops, lefts = np.rint(pixels.numpy()[:, :2].T / [[6], [4]]).astype(int)  # read off the pixels
+    assert len(set(tops)) > 1 and len(set(lefts)) > 1
+    for cut, top, left in zip(first, tops, lefts, strict=True):
+        corner = np.minimum(np.abs(cut[0, [0, -1]].astype(int)[:, :2] - [top * 6, left * 4]).max(axis=1), 255).min()
+        assert corner <= 8  # scaled: between the first pixel and the next
+
+
 def test_the_canonical_pipeline_of_a_stream(stream):
     """It must give the network's size and all examples, like the stream that it is compared with."""
     images, labels = epoch_of(compared.canonical_stream(stream, 40, ("crop", "flip"), epochs=1))
@@ -102,7 +122,8 @@ def test_the_canonical_pipeline_of_a_stream(stream):
 def test_rows_that_mean_nothing_for_the_data_say_so(stream):
     """Who asks for a row by name must hear why it is not there."""
     bench = bench_of()
-    for row in (benchmark_inputs.ReadRow, benchmark_inputs.ReadDecodeRow, benchmark_inputs.ReadDecodeAugmentRow):
+    for row in (benchmark_inputs.ReadRow, benchmark_inputs.ReadDecodeRow, benchmark_inputs.DecodeCropRow,
+                benchmark_inputs.ReadDecodeAugmentRow):
         with pytest.raises(RowFailed, match="--input=stream"):
             row(bench)
     large = ResidentSplit(np.broadcast_to(np.uint8(0), (10_000, 224, 224, 3)), np.zeros(10_000, np.int32))
@@ -113,6 +134,8 @@ def test_rows_that_mean_nothing_for_the_data_say_so(stream):
     for row in (benchmark_inputs.NumpyGatherRow, benchmark_inputs.TutorialRow):
         with pytest.raises(RowFailed, match="not in memory"):
             row(bench)
+    with pytest.raises(RowFailed, match="not all images are JPEGs"):  # they are PNGs
+        benchmark_inputs.DecodeCropRow(bench)
 
 
 def test_a_round_starts_with_batches_that_do_not_count():
@@ -158,8 +181,9 @@ def test_a_stream_and_what_it_is_made_of(tmp_path, data_dir):
         f"--data_dir={data_dir}")
     assert done.returncode == 0, done.stderr
     result = json.loads((workdir / "benchmark.json").read_text())
-    assert [row["name"] for row in result["rows"]] == ["input", *OF_A_STREAM, "canonical", "step", "loop", "loop_constant"]
-    assert [note.split()[0] for note in result["notes"]] == ["numpy_gather", "tutorial"]
+    parts = [name for name in OF_A_STREAM if name != "decode_crop"]
+    assert [row["name"] for row in result["rows"]] == ["input", *parts, "canonical", "step", "loop", "loop_constant"]
+    assert [note.split()[0] for note in result["notes"]] == ["decode_crop", "numpy_gather", "tutorial"]
     ratios = {"input/canonical", "read_decode/read", "read_decode_augment/read_decode", "loop/loop_constant"}
     assert ratios <= result["ratios"].keys()
     assert result["traces"] == 1  # one compiled loop for both kinds of data, also on several replicas

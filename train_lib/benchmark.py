@@ -20,6 +20,7 @@ from train_lib.strategy import describe
 # {row: what makes it from a Bench}; `benchmark_names.ROWS` says what each is.
 MAKERS = {
     "input": inputs.InputRow, "read": inputs.ReadRow, "read_decode": inputs.ReadDecodeRow,
+    "decode_crop": inputs.DecodeCropRow,
     "read_decode_augment": inputs.ReadDecodeAugmentRow, "numpy_gather": inputs.NumpyGatherRow, "canonical": inputs.CanonicalRow,
     "tutorial": inputs.TutorialRow, "step": StepRow, "one_device": OneDeviceRow, "loop": LoopRow,
     "loop_constant": ConstantLoopRow, "model_fit": FitRow, "model_fit_default": DefaultFitRow,

@@ -11,6 +11,7 @@ FEWEST_BATCHES = 4  # of a round
 # What a pipeline has ready from before would count as infinitely fast. Autotune's buffers grow, so a number alone would not do.
 DRAINED_BATCHES, DRAINED_SECONDS = 8, 0.1
 FIRST_EPOCH_SECONDS = 10.0  # at most, for a stream's first pass over its files
+JUDGED_FORMATS = 16  # of the first images of a stream
 LARGEST_BUFFER = 1e9  # bytes that the tutorial's shuffle may hold; a benchmark must not fill the memory
 
 # Deleting an iterator whose autotune is on waits for a thread of tf.data, up to minutes.
@@ -146,6 +147,18 @@ class ReadDecodeRow(DrawnRow):
     def _open(self, split, config):
         _no_images_in_memory(split)
         return compared.decoded_records(split, config.optimization.global_batch_size, config.run.seed)
+
+
+class DecodeCropRow(DrawnRow):
+    """A stream's JPEGs, of which nothing but the windows that training cuts is decoded: the bound of `input`."""
+
+    def _open(self, split, config):
+        _no_images_in_memory(split)
+        for record in split.source.records(split.split).take(JUDGED_FORMATS):
+            if not tf.io.is_jpeg(split.source.parse(record)["image"]):
+                raise RowFailed("not all images are JPEGs, the only format of which a part can be decoded")
+        return compared.decoded_windows(
+            split, config.optimization.global_batch_size, config.run.seed, config.data.augmentations)
 
 
 class ReadDecodeAugmentRow(InputRow):

@@ -7,6 +7,7 @@ ROWS = {
     "input": "training batches drawn on the host, no training",
     "read": "of a stream: its records, neither parsed nor decoded",
     "read_decode": "of a stream: records, parsed and decoded",
+    "decode_crop": "of a stream of JPEGs: records, parsed; decoded no more than the windows that training cuts",
     "read_decode_augment": "of a stream: all of it, which is input once more",
     "numpy_gather": "NumPy's random gather of whole images, one thread: the bound of what memory gives",
     "canonical": "per-example tf.data: shuffle, pad, crop, flip, cast, batch, prefetch; all AUTOTUNE",
@@ -18,14 +19,14 @@ ROWS = {
     "model_fit": "Keras model.fit on the same batches and settings",
     "model_fit_default": "model.fit as tutorials write it, in a process with TensorFlow's defaults",
 }
-OF_A_STREAM = ("read", "read_decode", "read_decode_augment")
+OF_A_STREAM = ("read", "read_decode", "decode_crop", "read_decode_augment")
 # Rows that draw batches and train nothing. Their rounds last a moment.
 INPUTS = ("input", *OF_A_STREAM, "numpy_gather", "canonical", "tutorial")
 # (row, row that it is divided by).
 RATIOS = (
-    ("input", "canonical"), ("input", "tutorial"), ("input", "numpy_gather"), ("read_decode", "read"),
-    ("read_decode_augment", "read_decode"), ("input", "step"), ("step", "one_device"), ("loop", "step"),
-    ("loop", "loop_constant"), ("loop", "model_fit"), ("loop", "model_fit_default"),
+    ("input", "canonical"), ("input", "tutorial"), ("input", "numpy_gather"), ("input", "decode_crop"),
+    ("read_decode", "read"), ("read_decode_augment", "read_decode"), ("input", "step"), ("step", "one_device"),
+    ("loop", "step"), ("loop", "loop_constant"), ("loop", "model_fit"), ("loop", "model_fit_default"),
 )
 
 

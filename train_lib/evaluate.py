@@ -130,6 +130,7 @@ def _evaluate(config, workdir):
     eval_step = make_eval_step(strategy, state, test_crops)
     judge = SplitJudge(strategy, eval_step, split, len(class_names), batch_size, test_crops=test_crops)
     totals = judge.judge()
+    workdir.write_bad_examples(source.bad.lines())  # a stream's
     written = [judgements.write(workdir, ".", judge, checkpoint.step, split_name, class_names, test_crops)]
     (workdir.path / "mistakes.png").unlink(missing_ok=True)  # drawn only where there are mistakes
     written += [workdir.write_file(f"{name}.png", png) for name, png in judgements.draw(workdir.path).items()]

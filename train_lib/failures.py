@@ -17,7 +17,10 @@ _OF_LOST_WORKERS = (tf.errors.UnavailableError, tf.errors.DeadlineExceededError,
                     tf.errors.InternalError, tf.errors.UnknownError)
 # Of the decoding of images and the parsing of records, in a stream; without the names of nodes around it.
 _BAD_EXAMPLE = re.compile(r"assertion failed: \[an image\].*|jpeg::Uncompress.*|Invalid (?:PNG|GIF|JPEG|WebP) .*"
-                          r"|Feature: \w+ \(data type.*|Could not parse example.*|Unknown image file format.*")
+                          r"|Feature: \w+ \(data type.*|Could not parse example.*|Unknown image file format.*"
+                          r"|assertion failed: \[label out of range:\].*")
+# Of Python that TensorFlow has called, from the class's name on.
+_UNUSABLE = re.compile(rf"{UnusableError.__name__}: (.*)")
 _NODE = re.compile(r"\{\{node ([^}]+)\}\}")
 
 
@@ -35,6 +38,8 @@ def explained(config, workers=None):
         remedy = "the device's memory is not enough; give a smaller batch, more devices, or a larger --accumulate_steps"
         raise SettingError("global_batch_size", config.optimization.global_batch_size, remedy) from None
     except tf.errors.OpError as error:
+        if unusable := _UNUSABLE.search(error.message):
+            raise UnusableError(unusable[1]) from None
         if missing := _KERNEL_MISSING.search(error.message):
             node = _NODE.search(error.message)
             where = f" ({node[1]})" if node else ""
@@ -43,7 +48,7 @@ def explained(config, workers=None):
         if isinstance(error, tf.errors.InvalidArgumentError) and (bad := _BAD_EXAMPLE.search(error.message)):
             if workers is None or workers.is_alone:  # others that wait would take this one for lost
                 _name_bad_example(config)
-            remedy = f"an example of the stream cannot be used ({bad[0][:150]}); --input=memory names it and can skip it"
+            remedy = f"an example of the stream cannot be used ({bad[0][:150]}); --max_bad_examples=N skips and lists such ones"
             raise UnusableError(f"--dataset={config.data.dataset}: {remedy}") from None
         if isinstance(error, (tf.errors.DataLossError, tf.errors.NotFoundError)):
             reason = error.message.strip().splitlines()[0]

@@ -14,7 +14,7 @@ from train_lib.event_files import first_line
 from train_lib.same_run import describe_data, refuse_other_data, say_what_changed
 from train_lib.state import PixelScaling, TrainState, assign, create_state, first_not_finite, pixel_scaling, tensors_of
 from train_lib.strategy import create_strategy, describe
-from train_lib.workdir import Workdir
+from train_lib.workdir import BAD_EXAMPLES, Workdir
 from train_lib.workers import OneWorker
 
 
@@ -36,8 +36,12 @@ class Run:
     def open_test_split(self):
         """The test split."""
         split = open_split(self.config.data, self.source, self.config.data.test_split, "test_split", log=lambda line: None)
-        self.workdir.write_bad_examples(self.source.bad.lines())
+        self.list_bad_examples()
         return split
+
+    def list_bad_examples(self):
+        """Adds to bad_examples.txt what was skipped since."""
+        self.workdir.write_bad_examples(self.source.bad.lines())
 
     def write_down(self):
         """Writes the configuration, and the environment that it is computed in."""
@@ -54,6 +58,7 @@ class Run:
         tensors = tensors_of(self.state)  # by all: to read a moving statistic is a reduction over the replicas
 
         def write():
+            self.list_bad_examples()
             if spoiled := first_not_finite(tensors):
                 return f"{spoiled} is not finite"
             try:
@@ -98,7 +103,7 @@ def open_run(config, workdir, checkpoint, store, log=print, workers=None):
         source.num_examples(config.data.test_split, "test_split")  # a wrong name shall not surface after the last epoch
     workdir.write_bad_examples(source.bad.lines())
     if source.bad.found:
-        log(f"{len(source.bad.found)} examples that cannot be used are skipped, listed in {workdir.path / 'bad_examples.txt'}")
+        log(f"{len(source.bad.found)} examples that cannot be used are skipped, listed in {workdir.path / BAD_EXAMPLES}")
     plan = make_plan(config, train_split.num_examples)
     refuse_other_data(config, checkpoint, describe_data(source, train_split, validation_split))
     if checkpoint is None:

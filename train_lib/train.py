@@ -58,7 +58,10 @@ def train_together(config, workdir, workers):
             print(parameter_table(run.state.model))
             verb = "resuming at" if run.state.step else "starting at"
             print(f"{verb} step {run.state.step} of {run.plan.last_step} on {describe(run.strategy)}: {workdir.path}")
-            return trainer.train()
+            try:
+                return trainer.train()
+            finally:  # also when there was one bad example too many
+                run.list_bad_examples()
 
 
 class Trainer:

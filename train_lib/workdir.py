@@ -1,5 +1,6 @@
 """The run's folder: what the contract promises to leave in it, but for checkpoints and records. Knows no TensorFlow."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -7,12 +8,12 @@ import re
 import time
 
 from input_pipeline.errors import SettingError, UnusableError
-from input_pipeline.small_files import read_json, replace_file, unusable
+from input_pipeline.small_files import UnusableFile, read_json, replace_file, unusable
 from train_lib import config as config_lib
 from train_lib import flags as flags_lib
 from train_lib.inputs import check_inputs
 
-RESULT = "result.json"
+RESULT, BAD_EXAMPLES = "result.json", "bad_examples.txt"
 
 
 class Workdir:
@@ -70,9 +71,12 @@ class Workdir:
             (self.path / RESULT).unlink(missing_ok=True)
 
     def write_bad_examples(self, lines):
-        """Writes bad_examples.txt, a line for each example that was skipped; nothing where none was."""
-        if lines:
-            self.write_file("bad_examples.txt", "".join(f"{line}\n" for line in lines))
+        """Adds to bad_examples.txt what it lacks of `lines`, one for each example that was skipped; nothing where none was."""
+        path = self.path / BAD_EXAMPLES
+        with contextlib.suppress(OSError, UnusableFile):  # of a disk that is full, say: told where a checkpoint cannot be saved
+            listed = path.read_text("utf-8").splitlines() if path.exists() else []
+            if new := [line for line in lines if line not in listed]:
+                self.write_file(BAD_EXAMPLES, "".join(f"{line}\n" for line in [*listed, *new]).encode(errors="replace"))
 
     def write_json(self, name, value):
         """Writes a JSON file by one rename and returns its path."""
