@@ -91,10 +91,11 @@ def strike_at(where, signal_name="SIGKILL", count=1, after=False, torn=False, de
                 threading.Timer(delay, strike).start()
             elif not after:
                 strike()
-            result = function(*arguments, **options)
-            if after:
-                strike()
-            return result
+            try:
+                return function(*arguments, **options)
+            finally:  # also after a call that fails, such as to remove a file that is not there
+                if after:
+                    strike()
 
         return tensorflow.autograph.experimental.do_not_convert(wrapper)
 

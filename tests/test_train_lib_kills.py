@@ -111,7 +111,7 @@ def moments_of_death(generator, counts):
         "save": lambda: {"where": FILE_OPERATIONS, "within": SAVE, "count": int(generator.integers(1, 46)),
                          "torn": bool(generator.integers(2)), "after": bool(generator.integers(2)),
                          "delay": [None, None, float(generator.uniform(0, 0.003))][generator.integers(3)]},
-        "start": lambda: {"where": [*OPENING, *FILE_OPERATIONS], "until": ADVANCE, "count": int(generator.integers(1, 16)),
+        "start": lambda: {"where": [*OPENING, *FILE_OPERATIONS], "until": ADVANCE, "count": int(generator.integers(1, 12)),
                           "after": bool(generator.integers(2))},
         "end": lambda: {"where": [HOST, "train_lib.train:restore_best", *FILE_OPERATIONS], "within": CONCLUDE,
                         "count": int(generator.integers(1, 6))},
@@ -134,6 +134,14 @@ def steps_done(workdir):
     return max([json.loads(line)["step"] for line in lines], default=0)
 
 
+def next_moment(waiting, reached):
+    """Takes one off the list; a run's start is only worth dying in where it restores a checkpoint."""
+    for index, (kind, _) in enumerate(waiting):
+        if kind != "start" or reached:
+            return waiting.pop(index)
+    return ("save", {"where": "os:fsync", "within": SAVE, "count": 20}) if waiting else ("none", None)
+
+
 def kill_and_resume(lives, flags, uninterrupted, folder, moments):
     """Lives as many runs as it takes to die at all moments, each then like the uninterrupted one; returns {kind: deaths}."""
     expected, seconds = uninterrupted
@@ -142,7 +150,7 @@ def kill_and_resume(lives, flags, uninterrupted, folder, moments):
         workdir, reached = folder / f"run{runs}", 0
         runs += 1
         while True:
-            kind, moment = waiting.pop(0) if waiting else ("none", None)
+            kind, moment = next_moment(waiting, reached)
             if kind == "any":
                 moment = {"seconds": moment["seconds"] * seconds}
             code, out, error = lives.live(*flags, f"--workdir={workdir}", moment=moment)
@@ -166,7 +174,7 @@ def test_fifty_kills(lives, flags, uninterrupted, tmp_path):
     """At least 25 inside a save, others while a run starts, restores and cleans up, at its end, and at any moment."""
     counts = {"save": 30, "start": 10, "end": 3, "any": 7}
     deaths = kill_and_resume(lives, flags, uninterrupted, tmp_path, moments_of_death(np.random.default_rng(5), counts))
-    assert deaths == counts
+    assert all(deaths[kind] >= count for kind, count in counts.items())
 
 
 # SIGTERM and SIGINT.
