@@ -44,7 +44,7 @@ def test_vgg16_trains_on_two_devices():
 def test_two_devices_compute_what_one_does(name, batch_norms):
     """In float64: statistics of half a batch, or dropout masks that come twice, would part them at once.
 
-    Slow, since TensorFlow traces each reduction of batch normalization over logical CPU devices in a time that grows with the graph.
+    Slow: TensorFlow traces each reduction of batch normalization over logical CPU devices in a time that grows with the graph.
     """
     one, _, losses = drive(name, 1, 3, precision="float64")
     two, before, theirs = drive(name, 2, 3, precision="float64")
