@@ -77,7 +77,7 @@ def main(folder=".", data_dir=None):
             weight.assign(value + distance * gradient)
         return float(tf.reduce_mean(steps.cross_entropy(batch["label"], run.model(images))))
 
-    slope = (loss_at(1e-3) - loss_at(-1e-3)) / 2e-3
+    slope = (loss_at(1e-4) - loss_at(-1e-4)) / 2e-4
     loss_at(0.0)
     print(f"slope along the gradient {slope:.4f}, squared norm {squared_norm:.4f}")
 

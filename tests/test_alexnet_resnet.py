@@ -8,7 +8,7 @@ from drivers import Driver, make_config, random_split
 from test_alexnet_layers import convolve
 
 import alexnet
-from alexnet import names
+from alexnet import names, resnet
 
 NAME, IMAGE_SHAPE, OPTIONS = "resnet20", (32, 32, 3), {}
 # Trainable parameters with 10 classes, by hand.
@@ -74,8 +74,13 @@ def test_its_name_and_options_are_known_without_tensorflow():
         build("lrn=true")
 
 
-def test_two_replicas_train_as_one():
-    """Statistics of a replica's own share, equal dropout masks, a layer with state of its own: each would show at once."""
+@pytest.mark.parametrize("blocks_per_size", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_two_replicas_train_as_one(monkeypatch, blocks_per_size):
+    """Statistics of a replica's own share, equal dropout masks, a layer with state of its own: each would show at once.
+
+    The whole network is slow: TensorFlow traces each reduction over logical CPU devices in a time that grows with the graph.
+    """
+    monkeypatch.setattr(resnet, "BLOCKS_PER_SIZE", blocks_per_size)
     config = make_config(
         model=NAME, model_options="", precision="float64", dropout_rate=0.5, global_batch_size=8, steps_per_loop=3)
     one, two = (Driver(config, random_split(16), replicas) for replicas in (1, 2))
