@@ -52,7 +52,7 @@ def canonical(images, labels, batch_size, augmentations, epochs=None):
         return _scaled(image, label)
 
     slices = tf.data.Dataset.from_tensor_slices((images, labels)).repeat(epochs).shuffle(SHUFFLED)
-    return _autotuned(slices, augmented, batch_size)
+    return _batched(slices.map(augmented, num_parallel_calls=tf.data.AUTOTUNE), batch_size)
 
 
 def canonical_stream(split, batch_size, augmentations, epochs=None):
@@ -67,12 +67,12 @@ def canonical_stream(split, batch_size, augmentations, epochs=None):
             image = tf.image.random_flip_left_right(image)
         return _scaled(image, tf.cast(example["label"], tf.int32))
 
-    return _autotuned(split.source.records(split.split).repeat(epochs).shuffle(SHUFFLED_RECORDS), decoded, batch_size)
+    records = split.source.records(split.split).repeat(epochs).shuffle(SHUFFLED_RECORDS)
+    return _batched(_without_bad(split, records.map(decoded, num_parallel_calls=tf.data.AUTOTUNE)), batch_size)
 
 
-def _autotuned(examples, function, batch_size):
-    mapped = examples.map(function, num_parallel_calls=tf.data.AUTOTUNE)
-    return mapped.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+def _batched(examples, batch_size):
+    return examples.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
 
 
 def records(split, batch_size, seed, epochs=None):
@@ -90,8 +90,7 @@ def decoded_records(split, batch_size, seed, epochs=None):
         example = split.source.parse(record)
         return augment.decode(example["image"])[0, 0], example["label"]
 
-    pixels = _shuffled(split, seed, epochs).map(decode, num_parallel_calls=CORES)
-    return without_autotune(pixels.batch(batch_size, drop_remainder=True).prefetch(PREFETCHED_BATCHES))
+    return _first_pixels(split, _shuffled(split, seed, epochs), decode, batch_size)
 
 
 def decoded_windows(split, batch_size, seed, augmentations, epochs=None):
@@ -104,8 +103,16 @@ def decoded_windows(split, batch_size, seed, augmentations, epochs=None):
         image = tf.image.decode_and_crop_jpeg(example["image"], window_of(height, width), channels=3)
         return image[0, 0], example["label"]
 
-    pixels = _shuffled(split, seed, epochs).enumerate().map(decode, num_parallel_calls=CORES)
+    return _first_pixels(split, _shuffled(split, seed, epochs).enumerate(), decode, batch_size)
+
+
+def _first_pixels(split, records, decode, batch_size):
+    pixels = _without_bad(split, records.map(decode, num_parallel_calls=CORES))
     return without_autotune(pixels.batch(batch_size, drop_remainder=True).prefetch(PREFETCHED_BATCHES))
+
+
+def _without_bad(split, examples):
+    return examples.ignore_errors() if split.source.bad.limit else examples
 
 
 def _shuffled(split, seed, epochs):
