@@ -88,7 +88,9 @@ def run_mode(mode, *arguments):
 def save_run(workdir, config, class_names, description=None, image_shape=(32, 32, 3), extra=lambda state: {}):
     """A workdir with one checkpoint of a network with initial weights; `extra(state)` gives further tensors."""
     state = create_state(config, mirrored(1), len(class_names), image_shape, ZERO_ONE)
-    about = {"config": config_lib.to_values(config), "class_names": list(class_names), "image_shape": list(image_shape)}
+    state.step = 1
+    about = {"config": config_lib.to_values(config), "class_names": list(class_names), "image_shape": list(image_shape),
+             "data": {}, "last_step": 1, "progress": state.progress()}
     store = CheckpointStore(workdir / "checkpoints")
     store.save(1, tensors_of(state) | extra(state), about if description is None else description(about), is_best=True)
     Workdir(workdir).write_config(config)

@@ -46,9 +46,10 @@ def assert_equal(batches, expected):
             np.testing.assert_array_equal(batch[name], other[name])
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
-@pytest.mark.parametrize("augmentations", [(), ("crop",), ("flip",), ("crop", "flip"), ("random_resized_crop", "flip")])
-def test_training_batches_are_those_from_memory(replicas, augmentations):
+@pytest.mark.parametrize(("augmentations", "replicas"), [
+    ((), 1), (("crop", "flip"), 2), *(pytest.param(augmentations, replicas, marks=pytest.mark.slow) for augmentations, replicas in [
+        (("crop",), 1), (("flip",), 2), (("crop", "flip"), 1), (("random_resized_crop", "flip"), 2)])])
+def test_training_batches_are_those_from_memory(augmentations, replicas):
     """A window that is off by one pixel, or mirrored before it is cut, would train another experiment under the same name."""
     held, placed = pair()
 
@@ -71,7 +72,7 @@ def test_evaluation_batches_are_those_from_memory(replicas):
     assert_equal(through(strategy, placed, draw, 7), through(strategy, held, draw, 7))
 
 
-@pytest.mark.parametrize("shape", [(9, 17), (17, 9), (8, 8)])
+@pytest.mark.parametrize("shape", [(9, 17), *(pytest.param(shape, marks=pytest.mark.slow) for shape in [(17, 9), (8, 8)])])
 def test_images_of_any_shape(shape):
     """Images that are no squares, or whose bytes fill no whole words, would come out shifted."""
     held, placed = pair(40, shape)
@@ -99,7 +100,7 @@ def test_each_device_has_its_table(replicas):
     assert all(place.endswith(f"CPU:{index}") for index, place in places)
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("replicas", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_training_and_judging_are_those_from_memory(replicas):
     """A loop that looks up in another order than the iterator goes would train on other examples than it says."""
     values = []

@@ -84,6 +84,7 @@ def test_a_batch_equals_bilinear_sampling_in_numpy():
         np.testing.assert_allclose(result, expected, atol=0.51)
 
 
+@pytest.mark.slow
 def test_the_resident_path_crops_before_anything_else_changes():
     """The order, the flips and the labels stay those of the run without it; any start, any shard gives the same rows."""
     split = ResidentSplit(noise(70, 8, 8, 3), np.arange(70, dtype=np.int32))

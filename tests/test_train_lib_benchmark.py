@@ -108,6 +108,7 @@ def test_what_is_left_behind_and_said(measured):
     assert {"keras", "python", "cpu", "cores", "onednn", "parameters"} <= result["environment"].keys()
 
 
+@pytest.mark.slow
 def test_several_devices_and_a_folder_of_its_own(tmp_path, data_dir):
     """Without --workdir a benchmark must not look like a run; under MirroredStrategy the constant batch is one a replica."""
     done = run_benchmark("--virtual_devices=2", "--benchmark_rows=loop, step,one_device", f"--data_dir={data_dir}", cwd=tmp_path)
@@ -154,7 +155,8 @@ def test_a_step_that_is_skipped_is_no_measurement():
 
 
 @pytest.mark.parametrize(
-    "values", [{"momentum": 0.9, "label_smoothing": 0.1, "clip_global_norm": 0.5}, {"optimizer": "adam", "learning_rate": 0.001}])
+    "values", [{"momentum": 0.9, "label_smoothing": 0.1, "clip_global_norm": 0.5},
+               pytest.param({"optimizer": "adam", "learning_rate": 0.001}, marks=pytest.mark.slow)])
 def test_model_fit_trains_what_the_loop_trains(values):
     """A model.fit that gets other pixels, batches or settings would be a comparison with something else."""
     common = {"model": "alexnet_mini", "model_options": "width=0.5,dense_units=16", "global_batch_size": 16, "steps_per_loop": 4}

@@ -200,10 +200,10 @@ def test_the_draws_differ_between_steps_examples_and_kinds():
 
 def test_what_was_measured_survives_a_checkpoint(pixels):
     """A resumed run would go on with other colours; a checkpoint without them must still be read."""
-    back = PixelScaling.from_tensors(pixels.tensors() | {"model/other": np.zeros(1)})
+    back = PixelScaling.from_tensors(pixels.tensors() | {"model/other": np.zeros(1)}, "a checkpoint")
     for name in ("offset", "scale", "mean", "color_axes"):
         np.testing.assert_array_equal(getattr(back, name), getattr(pixels, name))
-    plain = PixelScaling.from_tensors(PixelScaling(pixels.offset, pixels.scale).tensors())
+    plain = PixelScaling.from_tensors(PixelScaling(pixels.offset, pixels.scale).tensors(), "a checkpoint")
     assert plain.mean is None and plain.color_axes is None
 
 

@@ -28,7 +28,7 @@ def run(main, workdir, data_dir, *arguments):
     return lines, {key: reader.get_tensor(key) for key in reader.get_variable_to_shape_map()}
 
 
-@pytest.mark.parametrize("replicas", [2, 4])
+@pytest.mark.parametrize("replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_replicas_equal_one_device_in_float64(one_replica, main, tmp_path, data_dir, replicas):
     """Clipping before the reduction, a mean per replica, equal dropout masks or another order of images would each show."""
     lines, tensors = run(main, tmp_path / "run", data_dir, "--precision=float64", f"--virtual_devices={replicas}")
@@ -43,6 +43,7 @@ def test_replicas_equal_one_device_in_float64(one_replica, main, tmp_path, data_
         np.testing.assert_allclose(tensor, reference[name], rtol=1e-9, atol=1e-12, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_on_another_number_of_devices(one_replica, main, tmp_path, data_dir):
     run(main, tmp_path / "run", data_dir, "--precision=float64", "--virtual_devices=4", "--max_steps=9")
     _, tensors = run(main, tmp_path / "run", data_dir, "--precision=float64")

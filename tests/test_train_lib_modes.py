@@ -135,6 +135,7 @@ def test_run_flags_repeat_the_run(finished, main, tmp_path):
     assert_same_tensors(weights_of(workdir), weights_of(tmp_path / "again"))
 
 
+@pytest.mark.slow
 def test_a_run_in_two_parts_equals_a_run_in_one(finished, main, tmp_path, data_dir):
     """Cut by --max_steps in the middle of a record, gone on from the checkpoint: the same records and weights."""
     workdir, _ = finished

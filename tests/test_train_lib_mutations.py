@@ -142,7 +142,7 @@ def test_20_pointers_of_garbage(whole, tmp_path, pointer, number):
 def test_where_none_is_valid_the_run_ends_with_code_3_and_nothing_is_overwritten(whole, tmp_path, data_dir):
     """To begin anew in this folder would throw away what somebody may still mend."""
     shutil.copytree(whole, tmp_path / "checkpoints")
-    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 9}\n')
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 9, "epoch": 1.0}\n')
     for step in STEPS:
         flip_one_bit(tmp_path / "checkpoints" / f"step-{step:08d}", random.Random(step))
     before = contents(tmp_path)

@@ -224,20 +224,21 @@ def test_bad_input(small_run, arguments, code, words):
 
 
 GARBLED = {
-    "a list": lambda about: [],
-    "no classes": lambda about: {**about, "class_names": []},
-    "classes that are numbers": lambda about: {**about, "class_names": [1, 2, 3]},
-    "no shape": lambda about: {name: value for name, value in about.items() if name != "image_shape"},
-    "a shape of text": lambda about: {**about, "image_shape": ["32", "32", "3"]},
-    "no config": lambda about: {**about, "config": None},
+    "a list": (lambda about: [], "is no JSON object"),
+    "no classes": (lambda about: {**about, "class_names": []}, "class_names"),
+    "classes that are numbers": (lambda about: {**about, "class_names": [1, 2, 3]}, "class_names"),
+    "no shape": (lambda about: {name: value for name, value in about.items() if name != "image_shape"}, "image_shape"),
+    "a shape of text": (lambda about: {**about, "image_shape": ["32", "32", "3"]}, "image_shape"),
+    "no config": (lambda about: {**about, "config": None}, "config"),
 }
 
 
 @pytest.mark.parametrize("how", GARBLED)
 def test_a_garbled_description(tmp_path, how):
     """Its hash is right, so it was written like that, by another program or by hand."""
-    workdir = save_run(tmp_path / "run", make_config(), "abc", GARBLED[how])
-    with pytest.raises(UnusableError, match="progress.json: does not describe a network"):
+    garble, words = GARBLED[how]
+    workdir = save_run(tmp_path / "run", make_config(), "abc", garble)
+    with pytest.raises(UnusableError, match=f"progress.json: .*{words}"):
         open_classifier(make_config(), Workdir(workdir), mirrored(1))
 
 

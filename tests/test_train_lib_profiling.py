@@ -81,6 +81,7 @@ def test_a_trace_that_cannot_be_written_does_not_end_the_run(tmp_path, traced, m
     assert lines == ["no profile: disk full; going on"]
 
 
+@pytest.mark.slow
 def test_a_profile_through_the_command_line_outlives_the_resume(main, tmp_path, data_dir):
     """Resuming writes TensorBoard's scalars anew; it must not take the trace with it. Nor may a trace change the records."""
     common = (

@@ -194,7 +194,8 @@ def test_values_that_are_not_there_leave_gaps(workdir):
     write(workdir.path, "metrics.jsonl", [
         {"kind": "train", "step": 2, "epoch": 0.2, "loss": None, "accuracy": None, "learning_rate": 0.1, "skipped_steps": 2},
         {"kind": "validation", "step": 2, "epoch": 0.2, "loss": None, "accuracy": 0.0, "top_5_accuracy": None}])
-    write(workdir.path, "timing.jsonl", [{"step": 2, "seconds": 1.0, "images_per_second": None, "data_wait_share": None}])
+    write(workdir.path, "timing.jsonl", [
+        {"step": 2, "seconds": 1.0, "train_seconds": 0.0, "images": 0, "images_per_second": None, "data_wait_share": None}])
     page = assert_self_contained(page_of(workdir))
     assert "0.2 2 - - - 0.00 % - 0.1" in " ".join(page.text["epochs"].split())
 

@@ -15,6 +15,7 @@ from train_lib.checkpointing import Checkpoint, CheckpointStore
 from train_lib.early_stopping import Judgement, Patience
 from train_lib.run import point_again
 from train_lib.same_run import describe_data, refuse_other_data, refuse_other_experiment, say_what_changed
+from train_lib.state import TrainState
 from train_lib.workers import OneWorker
 
 # Where a value other than the default does not follow from the type.
@@ -41,7 +42,9 @@ FLAGS = {field.name: other_value(field) for _, field in config_lib.leaves()}
 
 def checkpoint_of(config, tmp_path, **description):
     folder = tmp_path / "run" / "checkpoints" / "step-00000005"
-    return Checkpoint(folder, 5, {"config": config_lib.to_values(config), **description})
+    about = {"class_names": ["a"], "image_shape": [32, 32, 3], "data": {}, "last_step": 9,
+             "progress": TrainState(None, None, None, step=5).progress()}
+    return Checkpoint(folder, 5, about | {"config": config_lib.to_values(config)} | description)
 
 
 def page():

@@ -62,6 +62,7 @@ def test_evaluate_judges_the_averages_as_training_did(averaged, main, data_dir):
     assert judged["accuracy"] == record["accuracy"] and judged["loss"] == pytest.approx(record["loss"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_float16_keeps_its_loss_scale_over_a_resume(averaged, main, tmp_path, data_dir):
     """Lost, it would start high again and skip the first steps."""
     workdir = tmp_path / "run"
@@ -76,6 +77,7 @@ def test_float16_keeps_its_loss_scale_over_a_resume(averaged, main, tmp_path, da
     assert all(record["loss_scale"] >= 1 for record in records(workdir, "train"))
 
 
+@pytest.mark.slow
 def test_averaging_may_begin_and_end_with_a_resume(averaged, main, tmp_path, data_dir):
     shutil.copytree(averaged, tmp_path / "run")
     arguments = (f"--workdir={tmp_path / 'run'}", f"--data_dir={data_dir}", *AVERAGED)

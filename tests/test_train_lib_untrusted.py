@@ -467,9 +467,10 @@ def test_a_name_out_of_a_foreign_file_is_shown_in_one_line(folder):
 
 
 def test_a_record_of_another_form_is_named(folder):
-    bad = ('{"kind": "train", "step": "3"}', '{"kind": 5, "step": 3}', '{"kind": "train", "step": true}', "[]" + " " * 70_000)
+    bad = ('{"kind": "train", "step": "3", "epoch": 0.1}', '{"kind": 5, "step": 3, "epoch": 0.1}',
+           '{"kind": "train", "step": true, "epoch": 0.1}', '{"kind": "train", "step": 3}', "[]" + " " * 70_000)
     for line in bad:
-        (folder / "metrics.jsonl").write_text(f'{{"kind": "train", "step": 1}}\n{line}\n')
+        (folder / "metrics.jsonl").write_text(f'{{"kind": "train", "step": 1, "epoch": 0.1}}\n{line}\n')
         message = line_of(RunLog, Workdir(folder), 9, lambda line: None)
         assert message.startswith(f"{folder / 'metrics.jsonl'}: line 2 is not a record")
 

@@ -1,6 +1,7 @@
 """TensorBoard's event files: a copy of the records, which can be made anew from them at any time."""
 
 import contextlib
+import math
 import pathlib
 import re
 import shutil
@@ -64,7 +65,8 @@ class EventFiles:
             return
         with self._writers[kind].as_default(step=record["step"]):
             for name, value in record.items():
-                if name not in NOT_DRAWN and is_of(value, (int, float)):
+                # What is not finite is null in the files, so that writing anew would not draw it either.
+                if name not in NOT_DRAWN and is_of(value, (int, float)) and math.isfinite(value):
                     tf.summary.scalar(name, value)
 
     @contextlib.contextmanager

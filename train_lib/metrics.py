@@ -94,6 +94,13 @@ class SplitTotals:
         return [int(r) / int(n) if n else None for r, n in zip(right, self._examples_per_class, strict=True)]
 
 
+# What each record of metrics.jsonl and of timing.jsonl holds at least.
+NUMBER = (int, float)
+METRICS_RECORD = {"kind": str, "step": int, "epoch": NUMBER}
+TIMING_RECORD = {"step": int, "seconds": NUMBER, "train_seconds": NUMBER, "images": NUMBER,
+                 "images_per_second": (*NUMBER, type(None))}
+
+
 class JsonLines:
     """A file of one JSON object a line, each written at once. A NaN or infinity, which JSON has not, becomes null.
 

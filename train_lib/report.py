@@ -13,7 +13,7 @@ import time
 
 from input_pipeline.errors import UnusableError
 from train_lib import report_sections as sections
-from train_lib.metrics import JsonLines
+from train_lib.metrics import METRICS_RECORD, TIMING_RECORD, JsonLines
 
 REPORT = "report.html"
 TEMPLATE = pathlib.Path(__file__).with_name(REPORT)
@@ -75,7 +75,7 @@ def read_run(path):
     Raises:
       UnusableError: no record is there, or a file is not what it should be.
     """
-    metrics = JsonLines(path / "metrics.jsonl", ("kind", "step", "epoch")).read()
+    metrics = JsonLines(path / "metrics.jsonl", METRICS_RECORD).read()
     if not metrics:
         remedy = "a run writes its first after --log_every_steps steps; wait for it, or give another folder"
         raise UnusableError(f"--workdir={path}: holds no run with a record; {remedy}")
@@ -88,7 +88,7 @@ def read_run(path):
         path=path,
         values=_read_json(path / "config.json"),
         metrics=metrics,
-        timing=JsonLines(path / "timing.jsonl", ("step", "seconds")).read(),
+        timing=JsonLines(path / "timing.jsonl", TIMING_RECORD).read(),
         result=_read_json(path / "result.json"),
         environment=_read_json(path / "environment.json"),
         evaluation=evaluation,

@@ -4,12 +4,7 @@ import os
 
 from input_pipeline.small_files import UnusableFile
 from train_lib.event_files import EventFiles
-from train_lib.metrics import JsonLines
-
-NUMBER = (int, float)
-METRICS = {"kind": str, "step": int}
-# What a timing record holds besides its step.
-TIMES = {"seconds": NUMBER, "train_seconds": NUMBER, "images": NUMBER, "images_per_second": (*NUMBER, type(None))}
+from train_lib.metrics import METRICS_RECORD, TIMING_RECORD, JsonLines
 
 
 class RunLog:
@@ -31,8 +26,8 @@ class RunLog:
         if not self._is_ours:
             self.metrics = self.timing = JsonLines(os.devnull)
             return
-        self.metrics = JsonLines(workdir.path / "metrics.jsonl", METRICS)
-        self.timing = JsonLines(workdir.path / "timing.jsonl", {"step": int, **TIMES})
+        self.metrics = JsonLines(workdir.path / "metrics.jsonl", METRICS_RECORD)
+        self.timing = JsonLines(workdir.path / "timing.jsonl", TIMING_RECORD)
         # A test record belongs to the end of a run, so a run that goes on drops it too.
         self.metrics.keep(lambda record: record["step"] <= step and record["kind"] != "test")
         self.timing.keep(lambda record: record["step"] <= step)
