@@ -47,7 +47,8 @@ def assert_equal(batches, expected):
 
 
 @pytest.mark.parametrize(("augmentations", "replicas"), [
-    ((), 1), (("crop", "flip"), 2), *(pytest.param(augmentations, replicas, marks=pytest.mark.slow) for augmentations, replicas in [
+    ((), 1), (("crop", "flip"), 2),
+    *(pytest.param(*values, marks=pytest.mark.slow) for values in [
         (("crop",), 1), (("flip",), 2), (("crop", "flip"), 1), (("random_resized_crop", "flip"), 2)])])
 def test_training_batches_are_those_from_memory(augmentations, replicas):
     """A window that is off by one pixel, or mirrored before it is cut, would train another experiment under the same name."""

@@ -45,7 +45,8 @@ def difference(reference, driver, losses):
     return max(float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs))) for ours, theirs in pairs)
 
 
-@pytest.mark.parametrize(("num_replicas", "parts"), [(2, 1), (1, 4), (2, 4), *(pytest.param(4, parts, marks=pytest.mark.slow) for parts in (1, 2))])
+@pytest.mark.parametrize(("num_replicas", "parts"), [
+    (2, 1), (1, 4), (2, 4), *(pytest.param(4, parts, marks=pytest.mark.slow) for parts in (1, 2))])
 def test_replicas_and_parts_equal_the_large_batch(split, reference, num_replicas, parts):
     """Clipping too early, means of means, masks drawn anew or the wrong rows of the batch would each show at once."""
     assert difference(reference, *train(split, num_replicas, accumulate_steps=parts)) < 1e-9
