@@ -34,7 +34,7 @@ def decode_split(source, split, num_examples, image_size, decode_threads=0):
     tolerant = source.bad.limit > 0
     if tolerant:
         source.skip_damaged(split)  # a stream of records ends at the first one that is damaged
-        num_examples = sum(1 for _ in source.records(split)) if source.bad.found else num_examples
+        num_examples = sum(1 for _ in without_autotune(source.records(split))) if source.bad.found else num_examples
 
     def decode(position, record):
         image, label = decode_example(source, record, image_size)
@@ -99,7 +99,7 @@ def explain(source, split, image_size, first, positions=None):
     Raises:
       UnusableError: they are more than are allowed.
     """
-    located = iter(source.located_records(split).enumerate().skip(first))
+    located = iter(without_autotune(source.located_records(split).enumerate().skip(first)))
     while True:
         try:
             position, (where, record) = next(located)

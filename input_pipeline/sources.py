@@ -1,6 +1,7 @@
 """Where examples come from, behind --dataset: TFDS by name, or the user's own folder, arrays, table or TFRecord files."""
 
 from input_pipeline.arrays import open_npz
+from input_pipeline.batches import without_autotune
 from input_pipeline.folders import open_folder
 from input_pipeline.interface import Source
 from input_pipeline.tables import open_csv
@@ -30,6 +31,6 @@ def open_source(config):
 
 def encoded_examples(source, split):
     """Yields (encoded image bytes, label) of a split of any Source, for `write_tfrecords`."""
-    for record in source.records(split):
+    for record in without_autotune(source.records(split)):
         example = source.parse(record)
         yield example["image"].numpy(), int(example["label"])

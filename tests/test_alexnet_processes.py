@@ -152,7 +152,7 @@ def test_towers_have_gradients_without_onednn():
     "function",
     [
         in_process_tower_on_two_replicas,
-        in_process_compiled_tower_on_two_replicas,
+        pytest.param(in_process_compiled_tower_on_two_replicas, marks=pytest.mark.slow),
         in_process_batch_norm_on_two_replicas,
     ],
 )

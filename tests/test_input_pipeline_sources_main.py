@@ -15,7 +15,7 @@ TINY = ("--train_split=train[:80%]", "--validation_split=train[80%:]", "--max_st
         "--model_options=dense_units=8,width=0.1", "--image_size=32", "--log_every_steps=1")
 
 
-@pytest.mark.parametrize("kind", ["npz", "tfrecord"])
+@pytest.mark.parametrize("kind", [pytest.param("npz", marks=pytest.mark.slow), "tfrecord"])
 def test_a_run_on_own_files_ends_with_a_test_accuracy(main, tmp_path, kind):
     """A source that opens but does not fit the rest: statistics, classes, the test split at the end."""
     folder = tmp_path / "data"

@@ -104,7 +104,7 @@ def test_skipped_updates_in_a_row_are_counted_over_a_resume(tmp_path, data_dir, 
     assert ", update 4 in a row, " in divergence.in_words(about)
 
 
-@pytest.mark.parametrize("num_replicas", [2, 4])
+@pytest.mark.parametrize("num_replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_an_infinity_on_any_replica_leaves_all_weights_finite(spoil, num_replicas):
     """Replica r at step 2 r + 1: that update is not made, those between are; none is seen on one replica alone."""
     def is_bad(step):

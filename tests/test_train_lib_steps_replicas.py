@@ -98,6 +98,7 @@ def test_float32_stays_within_rounding_over_five_steps(split):
     np.testing.assert_allclose(four, one, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_xla_computes_the_same(split, reference):
     """Other masks, or a reduction that was compiled away, would show."""
     assert difference(reference, *train(split, 2, xla="on")) < 1e-9

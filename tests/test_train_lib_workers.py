@@ -108,7 +108,8 @@ def test_workers_equal_one_process(one_replica, tmp_path, data_dir, count):
     assert not (tmp_path / "run" / ".workers").exists()
 
 
-@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_worker_ends_the_others_and_the_same_command_goes_on(one_replica, tmp_path, data_dir, victim):
     """A survivor that hangs in a reduction, dies in a C++ abort or loses the checkpoint makes a night's training worthless."""
     command = arguments_for(tmp_path / "run", data_dir)

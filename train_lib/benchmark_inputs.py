@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from input_pipeline import compared
+from input_pipeline.batches import without_autotune
 from train_lib.benchmark_names import RowFailed
 
 INPUT_SECONDS = 0.3  # a round lasts at least so long, and no longer than its last call takes
@@ -154,7 +155,7 @@ class DecodeCropRow(DrawnRow):
 
     def _open(self, split, config):
         _no_images_in_memory(split)
-        for record in split.source.records(split.split).take(JUDGED_FORMATS):
+        for record in without_autotune(split.source.records(split.split).take(JUDGED_FORMATS)):
             if not tf.io.is_jpeg(split.source.parse(record)["image"]):
                 raise RowFailed("not all images are JPEGs, the only format of which a part can be decoded")
         return compared.decoded_windows(
