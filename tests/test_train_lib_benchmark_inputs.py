@@ -18,6 +18,7 @@ from input_pipeline.sources import open_source
 from input_pipeline.splits import open_split
 from train_lib import benchmark_inputs, benchmark_report, steps
 from train_lib.benchmark_names import INPUTS, OF_A_STREAM, RowFailed
+from train_lib.benchmark_rows import REST_INTERVAL, rest
 
 COUNT, SIZE = 60, 16
 
@@ -152,6 +153,19 @@ def test_a_round_starts_with_batches_that_do_not_count():
     bench.clock = lambda: 1e-3 * next(ticks)  # of calls that take less than the clock tells, more batches are drawn in each
     row.measure(1000)
     assert row._batches_per_call == benchmark_inputs.MOST_PER_CALL
+
+
+@pytest.mark.parametrize(("loads", "intervals"), [([0.0], 1), ([2.0, 1.0, 0.3, 0.1, 2.0], 4), ([1.0] * 200, 100)])
+def test_a_row_waits_for_the_buffers_of_those_before(loads, intervals):
+    """Given how many cores are busy in each interval: the first one without load ends it, or five seconds."""
+    now, used, left = [0.0], [0.0], iter(loads)
+
+    def sleep(seconds):
+        now[0] += seconds
+        used[0] += next(left) * seconds
+
+    rest(lambda: now[0], lambda: used[0], sleep)
+    assert now[0] == pytest.approx(intervals * REST_INTERVAL, abs=REST_INTERVAL + 1e-9 if intervals == 100 else 1e-9)
 
 
 def test_the_seconds_of_waiting_are_those_of_the_data():

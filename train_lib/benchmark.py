@@ -13,7 +13,7 @@ from train_lib import benchmark_report as report
 from train_lib.benchmark_fit import DefaultFitRow, FitRow
 from train_lib.benchmark_loop import ConstantLoopRow, LoopRow
 from train_lib.benchmark_names import RowFailed
-from train_lib.benchmark_rows import OneDeviceRow, StepRow, open_bench
+from train_lib.benchmark_rows import OneDeviceRow, StepRow, open_bench, rest
 from train_lib.failures import explained
 from train_lib.strategy import describe
 
@@ -103,6 +103,7 @@ class Measurement:
             speeds = {}
             for name in names:
                 with self._leaving_out(name):
+                    rest()
                     speeds[name] = self._rows[name].measure(self._steps)
                     self._rounds.setdefault(name, []).append(speeds[name])
             figures = ", ".join(f"{name} {speeds[name]:,.0f}" for name in self._rows)

@@ -8,7 +8,7 @@ from train_lib.benchmark_names import RowFailed
 
 INPUT_SECONDS = 0.3  # a round lasts at least so long, and no longer than its last call takes
 CALL_SECONDS, MOST_PER_CALL = 0.02, 64  # of drawing in one compiled call: much longer than the call itself takes; batches
-FEWEST_BATCHES = 4  # of a round
+FEWEST_BATCHES = 8  # of a round
 # What a pipeline has ready from before would count as infinitely fast. Autotune's buffers grow, so a number alone would not do.
 DRAINED_BATCHES, DRAINED_SECONDS = 8, 0.1
 FIRST_EPOCH_SECONDS = 10.0  # at most, for a stream's first pass over its files

@@ -22,6 +22,17 @@ from train_lib.strategy import distribute
 from train_lib.workdir import Workdir
 
 MOST_SKIPPED = 40  # first steps of float16, in which its loss scale falls to where it belongs
+REST_INTERVAL, REST_SHARE, REST_SECONDS = 0.05, 0.2, 5.0  # seconds; cores; seconds at most
+
+
+def rest(clock=time.monotonic, busy=time.process_time, sleep=time.sleep):
+    """Waits until this process is idle: pipelines that were measured go on until their buffers are full, autotune's for seconds."""
+    start = clock()
+    while clock() - start < REST_SECONDS:
+        before, moment = busy(), clock()
+        sleep(REST_INTERVAL)
+        if busy() - before < REST_SHARE * (clock() - moment):
+            return
 
 
 @dataclasses.dataclass
