@@ -16,8 +16,7 @@ import keras  # noqa: E402
 
 import alexnet  # noqa: E402
 
-# name, pixels of a side, classes
-NETWORKS = (
+NETWORKS = (  # name, pixels of a side, classes
     ("alexnet", 224, 1000), ("alexnet_tower", 32, 10), ("alexnet_mini", 32, 10), ("VGG16", 224, 1000), ("ResNet50", 224, 1000))
 BYTES_OF_FLOAT32 = 4
 SCALARS = 3  # loss, correct answers and stop requests travel with the gradients

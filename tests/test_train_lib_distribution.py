@@ -56,7 +56,8 @@ def test_a_run_resumes_on_another_number_of_devices(one_replica, main, tmp_path,
 NOTING = """
 import hashlib, sys
 import main
-main.prepare_environment(None)
+from train_lib import config as config_lib
+main.prepare_environment(config_lib.ExperimentConfig(), None)
 from input_pipeline import resident
 make, notes = resident.map_examples, open(sys.argv[1], "a")
 def noting(read, specs, *arguments, **more):

@@ -160,14 +160,16 @@ SPOILED = """
 import sys
 import numpy as np
 import main
-main.prepare_environment(None)
+from train_lib import config as config_lib
+main.prepare_environment(config_lib.ExperimentConfig(), None)
 import tensorflow as tf
 from train_lib import steps
 compute, bad_step, bad_replica = steps.forward_and_backward, {step}, {replica}
 def spoiled(state, config, batch, step, first_example):
-    gradients, loss, correct = compute(state, config, batch, step, first_example)
+    gradients, sums = compute(state, config, batch, step, first_example)
     hit = tf.equal(step, bad_step) & tf.equal(tf.distribute.get_replica_context().replica_id_in_sync_group, bad_replica)
-    return [tf.where(hit, np.inf * tf.ones_like(g), g) for g in gradients], tf.where(hit, np.nan * loss, loss), correct
+    spoiled_sums = sums | {{"loss": tf.where(hit, np.nan * sums["loss"], sums["loss"])}}
+    return [tf.where(hit, np.inf * tf.ones_like(g), g) for g in gradients], spoiled_sums
 steps.forward_and_backward = spoiled
 main.app.run(main.main, argv=["main.py", *sys.argv[1:]], flags_parser=main.parse_flags)
 """

@@ -119,6 +119,8 @@ def moved_away(folder):
 @contextlib.contextmanager
 def read_only(disk, trainer):
     trainer.log._events._close()  # no file system with a file open for writing can be remounted
+    trainer.pictures._writer.close()
+    trainer.pictures._writer = None
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     try:
         yield

@@ -285,6 +285,16 @@ def test_drawing_leaves_random_states_alone(tmp_path):
     assert after == before and first == float(tf.random.uniform([]))
 
 
+def test_a_new_run_removes_its_own_pictures_alone(tmp_path):
+    """A folder of that name may have been there before the run."""
+    (tmp_path / "pictures").mkdir()
+    for name in ("holiday.png", "IMG-20261125.png", "kernels-00000099.png", "evaluation.json"):
+        (tmp_path / "pictures" / name).write_bytes(b"x")
+    drawn, _ = pictures_of(tmp_path)
+    drawn.draw_batch()
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {"holiday.png", "IMG-20261125.png", "batch-00000000.png"}
+
+
 def test_tensorflow_refusing_an_event_file_costs_a_line(tmp_path, monkeypatch):
     drawn, lines = pictures_of(tmp_path)
 

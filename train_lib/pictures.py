@@ -24,7 +24,7 @@ from train_lib.steps import scale_pixels
 FOLDER = "pictures"
 CELL = 96  # pixels that an image of a batch is enlarged to, as far as it goes into them
 LARGE_IMAGE = 64  # pixels; of larger ones fewer are shown
-_NAME = re.compile(r"(\w+)-([0-9]{8,})\.png")
+_NAME = re.compile(r"(kernels|batch|confusion_matrix|mistakes)-([0-9]{8,})\.png")  # others are somebody's own
 
 
 def _harmless(draw):
@@ -104,7 +104,8 @@ class Pictures:
         self._folder.mkdir(exist_ok=True)
         for path in self._folder.iterdir():
             match = _NAME.fullmatch(path.name)
-            if self._first_step == 0 or (match and int(match[2]) > self._first_step):
+            is_note = path.name in (judgements.EVALUATION, judgements.MISTAKES)
+            if (match and int(match[2]) > self._first_step) or (self._first_step == 0 and (match or is_note)):
                 path.unlink()
         folder = self._run.workdir.path / "tensorboard" / FOLDER
         shutil.rmtree(folder, ignore_errors=True)
