@@ -26,7 +26,7 @@ REST_INTERVAL, REST_SHARE, REST_SECONDS = 0.05, 0.2, 5.0  # seconds; cores; seco
 
 
 def rest(clock=time.monotonic, busy=time.process_time, sleep=time.sleep):
-    """Waits until this process is idle: pipelines that were measured go on until their buffers are full, autotune's for seconds."""
+    """Waits until this process is idle: measured pipelines go on until their buffers are full, autotune's for seconds."""
     start = clock()
     while clock() - start < REST_SECONDS:
         before, moment = busy(), clock()
