@@ -7,6 +7,7 @@ the batch.
 
 Departures from the paper:
 - all three: dropout scales in training and not at test time (see `layers.Dropout`);
+- all three: pixels come scaled (`--pixels`), where the paper takes raw ones less their mean (section 2);
 - `alexnet`: an 11x11 convolution with stride 4 cannot make the 55x55 map of section 3.5 from 224x224 pixels,
   so images are padded with zeros, by 1 pixel above and to the left and by 2 below and to the right;
 - the two small forms: all sizes, no response normalization unless asked for, and initial weights.

@@ -156,3 +156,15 @@ class Dropout(keras.layers.Dropout):
 
     def get_config(self):
         return {**super().get_config(), "layer_index": self.layer_index}
+
+
+@keras.saving.register_keras_serializable("alexnet")
+class PaddedShortcut(keras.layers.Layer):
+    """Option A of the shortcuts of He et al. (2015, section 3.3), without parameters.
+
+    Every second row and column, and as many channels of zeros again: [B, height, width, c] ->
+    [B, height / 2 rounded up, width / 2 rounded up, 2 c].
+    """
+
+    def call(self, inputs):
+        return tf.pad(inputs[:, ::2, ::2], [[0, 0], [0, 0], [0, 0], [0, inputs.shape[-1]]])

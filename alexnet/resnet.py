@@ -9,23 +9,11 @@ Departures from that paper:
 import itertools
 
 import keras
-import tensorflow as tf
 
 from alexnet.draws import layer_seed
-from alexnet.layers import Dropout
+from alexnet.layers import Dropout, PaddedShortcut
 
 BLOCKS_PER_SIZE = 3  # n of the paper: 6 n + 2 layers with weights
-
-
-@keras.saving.register_keras_serializable("alexnet")
-class PaddedShortcut(keras.layers.Layer):
-    """Option A of the paper's shortcuts, without parameters: every second row and column, and as many channels of zeros again.
-
-    [B, height, width, c] -> [B, height / 2 rounded up, width / 2 rounded up, 2 c].
-    """
-
-    def call(self, inputs):
-        return tf.pad(inputs[:, ::2, ::2], [[0, 0], [0, 0], [0, 0], [0, inputs.shape[-1]]])
 
 
 class LayerMaker:

@@ -25,8 +25,34 @@ def decode(encoded):
 
 def decode_unjudged(encoded):
     """`decode` by TensorFlow alone, for a graph that is saved: trusts the size in the header, takes a BMP's palette for greys."""
-    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    return tf.ensure_shape(image, [None, None, 3])
+    webp = _webp_of_four(encoded)
+
+    def in_four():
+        return tf.io.decode_image(webp, channels=4, expand_animations=False)[..., :3]
+
+    def in_three():
+        return tf.io.decode_image(encoded, channels=3, expand_animations=False)
+
+    return tf.ensure_shape(tf.cond(tf.not_equal(webp, ""), in_four, in_three), [None, None, 3])
+
+
+def _webp_of_four(encoded):
+    """A WebP file with alpha or an animation, else empty: TensorFlow's kernel gives four channels of such, and no other number.
+
+    The flag of alpha is set in an animation without: asked for four channels it refuses that, and for as many as there are it
+    writes beyond its memory (TensorFlow 2.21).
+    """
+    head = tf.strings.substr(tf.strings.join([tf.strings.substr(encoded, 0, 32), " " * 32]), 0, 32)
+    byte, kind = tf.io.decode_raw(head, tf.uint8), tf.strings.substr(head, 12, 4)
+    is_webp = tf.equal(tf.strings.substr(head, 0, 4), "RIFF") & tf.equal(tf.strings.substr(head, 8, 4), "WEBP")
+    extended = is_webp & tf.equal(kind, "VP8X") & (byte[20] & 0x12 != 0)  # alpha, animation (RFC 9649, section 2.7.1)
+    lossless = is_webp & tf.equal(kind, "VP8L") & (byte[24] & 0x10 != 0)  # alpha_is_used (section 3.4)
+
+    def with_alpha():
+        flags = tf.gather([bytes([value]) for value in range(256)], tf.cast(byte[20] | 0x10, tf.int32))
+        return tf.strings.join([tf.strings.substr(encoded, 0, 20), flags, tf.strings.substr(encoded, 21, tf.int32.max)])
+
+    return tf.cond(extended, with_alpha, lambda: tf.where(lossless, encoded, ""))
 
 
 def _judge(encoded):

@@ -45,7 +45,8 @@ def open_folder(config, path):
                        if label in names and is_readable(image, str(image), bad)]
         examples[split] = scattered(listed, lambda example: os.fsencode(os.path.relpath(os.fsdecode(example.image), root)))
     shape = common_shape(example.image for listed in examples.values() for example in listed)
-    return ListedSource(config.dataset, tuple(names), shape, examples, tf.io.read_file, str(root), bad=bad)
+    shown = tuple(os.fsencode(name).decode("utf-8", "backslashreplace") for name in names)  # a folder's name may hold any bytes
+    return ListedSource(config.dataset, shown, shape, examples, tf.io.read_file, str(root), bad=bad)
 
 
 def _splits(root, config):

@@ -37,6 +37,12 @@ def read_size(file):
     return None
 
 
+def usable_size(file):
+    """`read_size` where it is one that is decoded, else None."""
+    size = read_size(file)
+    return tuple(size) if size and 0 < size[0] * size[1] <= MAX_PIXELS else None
+
+
 def check(encoded):
     """Why encoded bytes shall not be decoded, judged by their header alone; empty where nothing speaks against it."""
     try:

@@ -9,7 +9,9 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from input_pipeline.bad_examples import BadExamples
+from input_pipeline.batches import without_autotune
 from input_pipeline.errors import SettingError, UnusableError
+from input_pipeline.loading import short
 
 # Encoded images are small; more readers than this only compete for the same disk.
 PARALLEL_READS = 4
@@ -36,7 +38,7 @@ class Source(abc.ABC):
         """How many examples `split` has. Raises SettingError, naming `flag`, for a split that does not exist or is empty."""
         try:
             takes = self._takes(split)
-        except (KeyError, ValueError, AssertionError) as error:
+        except (KeyError, ValueError, AssertionError, AttributeError, NotImplementedError) as error:
             there = ", ".join(f"{name} ({count})" for name, count in self.split_sizes().items())
             remedy = f"{self.name} has no such split ({one_line(error)}); it has {there}; slices look like train[:90%]"
             raise SettingError(flag, split, remedy) from None
@@ -181,13 +183,18 @@ class RecordFiles(Source):
     def skip_damaged(self, split):
         """Reads all records of `split`, decodes none, and leaves those with a wrong checksum out from now on."""
         for name, skip, take in self._whole(split):
+            before = None
             while take > 0:
                 read = 0
                 try:
-                    for _ in tf.data.TFRecordDataset(name).skip(skip).take(take):
+                    for _ in without_autotune(tf.data.TFRecordDataset(name).skip(skip).take(take)):
                         read += 1
                 except tf.errors.OpError as error:
-                    where, why = f"{name} record {skip + read}", f"is damaged ({one_line(error.message)[:100]})"
+                    where, why = f"{name} record {skip + read}", f"is damaged ({short(error)})"
+                    if why == before:  # at the same byte: its length is wrong, so that nothing behind it can be reached
+                        remedy = "what follows cannot be read; prepare or copy this file again"
+                        raise UnusableError(f"{name} record {skip - 1}: is damaged in its length, and {remedy}") from None
+                    before = why
                     self.bad.add(where, why, "prepare or copy this file again")
                     self._damaged.add((name, skip + read))
                 else:
@@ -195,6 +202,8 @@ class RecordFiles(Source):
                         raise UnusableError(f"{name}: ends after {skip + read} records, {skip + take} are wanted; "
                                             "prepare or copy this file again")
                 skip, take = skip + read + 1, take - read - 1
+        if not self._whole(split):
+            raise UnusableError(f"{self.name}: every record of {split} is damaged; prepare or copy its files again")
 
     def _whole(self, split):
         """The stretches of `split`, cut around damaged records."""

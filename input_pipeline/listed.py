@@ -123,12 +123,12 @@ def common_shape(paths):
     for path in paths:
         try:
             with open(path, "rb") as file:
-                size = headers.read_size(file)
+                size = headers.usable_size(file)
         except (OSError, ValueError, headers.struct.error):
             continue  # told when it is decoded, if it ever is
-        if size and common and tuple(size) != common:
+        if size and common and size != common:
             return None
-        common = common or (tuple(size) if size else None)
+        common = common or size
     return common and (*common, 3)
 
 

@@ -1,5 +1,7 @@
 """Opens a split of a source: in memory where it fits, from the cache if it is there, else as a stream."""
 
+import math
+
 from input_pipeline import cache, resident, streaming
 from input_pipeline.device import DeviceSplit
 from input_pipeline.errors import SettingError
@@ -52,6 +54,9 @@ def _decoded(config, source, split, shape, what, log):
     log(f"{what}, {where}{', from cache' if found else ''}")
     if found:
         return resident.ResidentSplit(*found)
+    if (gigabytes := math.prod(shape) / 1e9) > (free := free_gigabytes()):
+        remedy = f"{split} takes {gigabytes:.3g} GB, {free:.3g} GB are free; give stream, or a smaller --image_size"
+        raise SettingError("input", config.input, remedy)
     held = resident.load(source, split, shape[0], shape[1:3], config.decode_threads)
     if held.num_examples == shape[0]:
         kept.store(held.images, held.labels, log)

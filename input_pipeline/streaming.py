@@ -21,7 +21,7 @@ from input_pipeline.statistics import covariance
 SHUFFLE_BUFFER = 8192  # encoded images, about 110 kB each for ImageNet: 900 MB
 PREFETCHED_BATCHES = 2
 STATISTICS_EXAMPLES = 2000
-PADDING = b""  # in place of a record; no record of TFDS is empty
+PADDING = b"\0padding"  # in place of a record; no example is serialized like this
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from input_pipeline import headers
 from input_pipeline.bad_examples import BadExamples
+from input_pipeline.batches import without_autotune
 from input_pipeline.errors import SettingError, UnusableError
 from input_pipeline.folders import WITHOUT_SPLITS
 from input_pipeline.interface import RecordFiles, Stretch, slices
@@ -167,9 +168,17 @@ def _feature(record, name):
     return (values.bytes_list.value or values.int64_list.value or [None])[0]
 
 
-def _records(path, count=-1):
-    """Serialized examples; those that follow a damaged one are left out, which is told when they are decoded."""
-    yield from tf.data.TFRecordDataset(path).take(count).ignore_errors().as_numpy_iterator()
+def _records(path, count=None):
+    """Serialized examples, of the first `count` records; damaged ones are left out, which is told when they are decoded."""
+    position, end = 0, count_records(path)
+    end = end if count is None else min(count, end)
+    while position < end:
+        try:
+            for record in without_autotune(tf.data.TFRecordDataset(path).skip(position).take(end - position)).as_numpy_iterator():
+                position += 1
+                yield record
+        except tf.errors.OpError:
+            position += 1
 
 
 def _class_names(paths):
@@ -177,7 +186,7 @@ def _class_names(paths):
     there = [path for path in sorted(listed) if os.path.isfile(path)]
     if there:
         try:
-            names = tuple(read_file(there[0]).decode().splitlines())
+            names = tuple(read_file(there[0]).decode("utf-8-sig").rstrip().splitlines())
         except (OSError, ValueError) as error:
             raise UnusableError(f"{there[0]}: cannot be read ({error}); write the name of a class on each line") from None
         if names:
@@ -200,10 +209,10 @@ def _common_shape(paths):
     for path in paths:
         for record in _records(path, _SIZE_CHECKED):
             try:
-                size = headers.read_size(headers.io.BytesIO(_feature(record, "image")))
+                size = headers.usable_size(headers.io.BytesIO(_feature(record, "image")))
             except Exception:  # as above
                 continue
-            sizes |= {tuple(size)} if size else set()
+            sizes |= {size} if size else set()
             if len(sizes) > 1:
                 return None
     return (*sizes.pop(), 3) if sizes else None

@@ -1,5 +1,7 @@
 """A user's own folder, arrays, table and TFRecord files: every example once, with its label, whatever the slice and the path."""
 
+import os
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -147,6 +149,18 @@ def test_images_of_several_sizes_want_an_image_size(tmp_path, kind):
     with pytest.raises(SettingError, match="^--image_size=0: "):
         read(source, "train")
     assert len(read(source, "train", image_size=8)[1]) == 30
+
+
+def test_a_class_name_of_any_bytes_becomes_text(tmp_path):
+    """It goes into JSON files, tables and pictures, none of which takes half a character."""
+    for name in (b"caf\xe9", b"tea"):
+        folder = os.path.join(os.fsencode(tmp_path), b"train", name)
+        os.makedirs(folder)
+        with open(os.path.join(folder, b"1.png"), "wb") as file:
+            file.write(encoded(picture(3)))
+    source = open_(f"folder:{tmp_path}")
+    assert source.class_names == ("caf\\xe9", "tea") and source.split_sizes() == {"train": 2}
+    assert resident.load(source, "train", 2, (8, 8)).num_examples == 2
 
 
 @pytest.mark.parametrize("name", ["JPG", "jpeg", "PNG"])

@@ -139,6 +139,12 @@ def test_the_mean_is_measured_where_cutout_needs_it(split):
         assert pixel_scaling(pixels, split).mean is None
 
 
+def test_standardized_pixels_have_mean_0_and_deviation_1(split):
+    scaling = pixel_scaling("standardized", split)
+    pixels = (split.images.reshape(-1, 3) - scaling.offset) * scaling.scale
+    np.testing.assert_allclose([pixels.mean(axis=0), pixels.std(axis=0)], [[0] * 3, [1] * 3], atol=1e-9)
+
+
 # Mixup.
 
 

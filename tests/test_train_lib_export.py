@@ -4,11 +4,14 @@ import csv
 import json
 import os
 import pathlib
+import subprocess
+import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import ROOT
 from drivers import make_config, mirrored, run_mode, save_run
 from PIL import Image
 from source_files import encoded
@@ -250,3 +253,13 @@ def test_networks_and_settings(tmp_path, monkeypatch, name):
 @pytest.mark.parametrize("name", MORE)
 def test_more_networks_and_settings(tmp_path, name):
     export_network(tmp_path, *MORE[name])
+
+
+@pytest.mark.slow
+def test_a_keras_file_loads_by_the_documented_recipe(tmp_path):
+    """In a process that has imported `alexnet.layers` and nothing else of this project."""
+    workdir = save_run(tmp_path / "run", make_config(model="resnet20", model_options=""), "abc")
+    assert run_mode(export, f"--workdir={workdir}") == 0
+    code = f"import keras, alexnet.layers; keras.models.load_model({str(workdir / 'export' / 'model.keras')!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr

@@ -124,6 +124,8 @@ SAME = {  # names that break what splits at commas, lines or quotes, and kinds w
     b"=1+1.png": encoded(STAR), b" space .PNG": encoded(STAR), b"esc\x1b[31m.png": encoded(STAR), b"x[1].png": encoded(STAR),
     b"kind.bmp": encoded(STAR, "BMP"), b"kind.webp": encoded(STAR, "WEBP", lossless=True), b"below/sub/kind.png": encoded(STAR),
     b"alpha.png": encoded(np.dstack([STAR, STAR[..., :1]])),
+    b"alpha.webp": encoded(np.dstack([STAR, STAR[..., :1]]), "WEBP", lossless=True, exact=True),
+    b"moving.webp": encoded(STAR, "WEBP", lossless=True, save_all=True, append_images=[Image.fromarray(255 - STAR)]),
 }
 GREYS = {
     b"grey.png": encoded(GREY), b"three.png": encoded(np.dstack([GREY] * 3)),
@@ -155,7 +157,7 @@ def test_any_kind_and_name_of_file(small_run, tmp_path, capfd):
     for name, (_, reason) in [*BAD.items(), (b"bad/gone.png", (None, "No such file"))]:
         (line,) = (line for line in skipped if printable(os.path.join(os.fsencode(tmp_path), name)) in line)
         assert reason in line
-    assert "\x1b" not in shown.out and "20 of 27 images" in shown.out and "größe 日本.png" in shown.out
+    assert "\x1b" not in shown.out and "22 of 29 images" in shown.out and "größe 日本.png" in shown.out
 
 
 def test_a_bad_file_at_either_end_and_a_whole_bad_batch(tmp_path):
@@ -205,9 +207,26 @@ def test_the_file_appears_whole_or_not_at_all(small_run, tmp_path, monkeypatch):
     assert not [path.name for path in workdir.iterdir() if path.name.startswith("predictions") and path.suffix != ".csv"]
 
 
+def test_what_is_not_there_is_missed_and_the_rest_classified(small_run, capfd):
+    workdir, images = small_run
+    assert run_mode(predict, f"--workdir={workdir}", f"--inputs={images},nope.png,no/*.gif") == 3
+    assert len(rows_of(workdir)) == len(list_images(str(images)))
+    lines = capfd.readouterr().err.splitlines()
+    assert [line for line in lines if line.endswith("; skipped")] == [
+        f"{name}: cannot be read (No such file or directory); skipped" for name in ("nope.png", "no/*.gif")]
+
+
+def test_evaluation_refuses_another_network_too(small_run):
+    """An option without weights changes no shape, and would change the accuracy in silence."""
+    workdir, _ = small_run
+    with pytest.raises(SettingError, match="--model_options=.*was made with") as error:
+        run_mode(evaluate, f"--workdir={workdir}", "--model_options=overlapping_pooling=true")
+    assert error.value.exit_code == 2
+
+
 @pytest.mark.parametrize(("arguments", "code", "words"), [
     (["--inputs=nowhere/*.png"], 2, ["--inputs=nowhere/*.png", "no match"]),
-    (["--inputs={images},nope.png"], 2, ["--inputs=nope.png"]),
+    (["--inputs=nope.png,nothing/*"], 2, ["--inputs=nope.png,nothing/*"]),
     (["--inputs=,"], 2, ["--inputs=,: no such file"]),
     (["--inputs={images}", "--checkpoint=7"], 3, ["--checkpoint=7", "there are"]),
     (["--inputs={images}", "--checkpoint=newest"], 2, ["--checkpoint=newest"]),

@@ -249,8 +249,7 @@ def test_the_command_repeats_the_run(arguments):
     {}, {"preset": "of another version"}, {"a_setting_of_another_version": 1}, {"preset": "cifar10", "model": "alexnet_tower"}])
 def test_no_command_is_better_than_a_wrong_one(values):
     """The last: no flag takes back the dropout rate that the preset gives."""
-    found = flags_lib.repeat_arguments(values)
-    assert found is None if values else found is not None
+    assert flags_lib.repeat_arguments(values) is None
 
 
 def test_the_command_as_the_page_shows_it_is_one_for_a_shell(workdir):
@@ -267,6 +266,24 @@ def test_a_damaged_file_is_named(workdir, name, content):
     with pytest.raises(UnusableError, match=re.escape(str(workdir.path / name))) as error:
         report.report(None, workdir)
     assert "\n" not in str(error.value) and not (workdir.path / "report.html").exists()
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("result.json", '{"status": []}'), ("result.json", '{"status": "completed", "steps": "x"}'),
+    ("pictures/mistakes.json", '{"step": 10, "mistakes": [{}]}'),
+    ("metrics.jsonl", '{"kind": "train", "step": 1, "epoch": 0.1, "loss": "x", "accuracy": 1}\n')])
+def test_values_of_another_type_end_in_one_line(workdir, name, content):
+    (workdir.path / name).write_text(content)
+    with pytest.raises(UnusableError, match="not what a run leaves there") as error:
+        report.report(None, workdir)
+    assert "\n" not in str(error.value)
+
+
+def test_a_command_is_shown_only_where_it_is_known(workdir):
+    for name in ("config.json", "run.flags"):
+        (workdir.path / name).unlink(missing_ok=True)
+    text = Page(page_of(workdir)).text["repeat"]
+    assert "--preset" not in text and "--flagfile" not in text and "Neither config.json nor run.flags" in text
 
 
 # Through main.py.

@@ -115,6 +115,7 @@ def curves(series, ylabel, xlabel="epoch", inches=(4.8, 2.8)):
 
 
 def _short(name):
+    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")  # a folder's, which may hold any bytes
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 

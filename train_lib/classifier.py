@@ -10,13 +10,11 @@ from input_pipeline import augment
 from input_pipeline.streaming import evaluation_sizes, training_margin
 from train_lib.checkpointing import Checkpoint, CheckpointStore
 from train_lib.evaluate import describe_network, restore_for_use
-from train_lib.same_run import refuse_other_experiment
+from train_lib.same_run import FIXED_FOR_USE, refuse_other_experiment
 from train_lib.state import TrainState
 from train_lib.steps import make_eval_step
 
 TOP = 5
-# What decides a prediction beside the weights; taken from the checkpoint, so a flag must not say otherwise.
-FIXED = ("model", "model_options", "image_size", "pixels", "augment")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +77,7 @@ def open_classifier(config, workdir, strategy):
     """
     checkpoint = CheckpointStore(workdir.checkpoints).find(config.judge.checkpoint)
     class_names, image_shape = describe_network(checkpoint)
-    refuse_other_experiment(config, checkpoint, FIXED)
+    refuse_other_experiment(config, checkpoint, FIXED_FOR_USE)
     state = restore_for_use(config, strategy, checkpoint)
     view = _view(config, checkpoint, *image_shape[:2])
     return Classifier(checkpoint, strategy, state, class_names, view, make_eval_step(strategy, state, config.judge.test_crops))

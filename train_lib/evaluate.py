@@ -11,6 +11,7 @@ from train_lib.description import judge_description
 from train_lib.failures import explained
 from train_lib.metrics import SplitTotals
 from train_lib.mistakes import Mistakes
+from train_lib.same_run import FIXED_FOR_USE, refuse_other_experiment
 from train_lib.state import PixelScaling, assign, create_state
 from train_lib.steps import make_eval_step
 from train_lib.strategy import create_strategy, distribute
@@ -112,6 +113,7 @@ def evaluate(config, workdir):
 def _evaluate(config, workdir):
     checkpoint = checkpointing.CheckpointStore(workdir.checkpoints).find(config.judge.checkpoint)
     class_names, image_shape = describe_network(checkpoint)
+    refuse_other_experiment(config, checkpoint, FIXED_FOR_USE)
     strategy = create_strategy(config)
     source = open_source(config.data)
     if class_names != source.class_names:

@@ -126,6 +126,7 @@ def describe(config, classifier):
 def _folder_by_rename(target):
     """Context manager that gives an empty folder, which becomes `target` when it is left and vanishes after an error."""
     temporary = target.with_name(f".{target.name}.exporting")
+    made = [folder for folder in target.parents if not folder.exists()]
     try:
         shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
         temporary.mkdir(parents=True)
@@ -138,3 +139,6 @@ def _folder_by_rename(target):
         raise UnusableError(f"--export_dir={target}: cannot be written ({reason}); make room, or give another folder") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        for folder in made:  # the deepest first; one with the export in it stays
+            with contextlib.suppress(OSError):
+                folder.rmdir()

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import re
 import sys
+import time
 
 import tensorflow as tf
 
@@ -17,10 +18,12 @@ _OF_LOST_WORKERS = (tf.errors.UnavailableError, tf.errors.DeadlineExceededError,
                     tf.errors.InternalError, tf.errors.UnknownError)
 # Of the decoding of images and the parsing of records, in a stream; without the names of nodes around it.
 _BAD_EXAMPLE = re.compile(r"assertion failed: \[an image\].*|jpeg::Uncompress.*|Invalid (?:PNG|GIF|JPEG|WebP) .*"
-                          r"|Feature: \w+ \(data type.*|Could not parse example.*|Unknown image file format.*"
+                          r"|Feature: \w+ \(data type.*|Could not parse example.*|Unknown image file format.*|Key: \w+\..*"
+                          r"|Failed to decode WebP.*|.*WebP Animation.*|Input size should match.*|Number of channels.*"
                           r"|assertion failed: \[label out of range:\].*")
 # Of Python that TensorFlow has called, from the class's name on.
 _UNUSABLE = re.compile(rf"{UnusableError.__name__}: (.*)")
+LOOKING_SECONDS = 60  # for the example that a stream failed on
 _NODE = re.compile(r"\{\{node ([^}]+)\}\}")
 
 
@@ -50,10 +53,13 @@ def explained(config, workers=None):
                 _name_bad_example(config)
             remedy = f"an example of the stream cannot be used ({bad[0][:150]}); --max_bad_examples=N skips and lists such ones"
             raise UnusableError(f"--dataset={config.data.dataset}: {remedy}") from None
-        if isinstance(error, (tf.errors.DataLossError, tf.errors.NotFoundError)):
+        if isinstance(error, (tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.PermissionDeniedError)):
             reason = error.message.strip().splitlines()[0]
-            remedy = "a file is damaged or gone ({}); prepare it again"
+            remedy = "a file is damaged, gone or not ours to read ({}); prepare it again"
             raise UnusableError(f"--dataset={config.data.dataset}: {remedy.format(reason)}") from None
+        alone = workers is None or workers.is_alone
+        if isinstance(error, tf.errors.InvalidArgumentError) and "Iterator" in error.message and alone:
+            _name_bad_example(config)  # a message of a decoder that is not listed above
         if workers and (isinstance(error, _OF_LOST_WORKERS) or "Collective ops is aborted" in error.message):
             workers.explain(error)
         raise
@@ -61,8 +67,11 @@ def explained(config, workers=None):
 
 def _name_bad_example(config):
     """Raises UnusableError, naming the file, where a minute is enough to find the example that a stream failed on."""
-    print("looking for the example that cannot be used, for a minute a split at most", file=sys.stderr)
+    print("looking for the example that cannot be used, for a minute at most", file=sys.stderr)
     source = open_source(dataclasses.replace(config.data, max_bad_examples=0))
-    for split in (config.data.train_split, config.data.validation_split, config.data.test_split, config.judge.split):
-        if split:
-            name_bad_example(source, split)
+    splits = [config.data.train_split, config.data.validation_split, config.data.test_split]
+    if config.run.mode == "evaluate":
+        splits = [config.judge.split or config.data.test_split]
+    deadline = time.monotonic() + LOOKING_SECONDS
+    for split in filter(None, splits):
+        name_bad_example(source, split, deadline - time.monotonic())

@@ -153,7 +153,7 @@ def repeat_arguments(values):
     They are tried: parsed again, they must give the same values.
     """
     known = {field.name: field.default for _, field in config_lib.leaves()}
-    if not values.keys() <= known.keys():
+    if not values or not values.keys() <= known.keys():
         return None
     wanted = known | values
     try:

@@ -9,11 +9,10 @@ IMAGE_FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")  # in folders; 
 
 
 def check_inputs(inputs):
-    """Raises SettingError where --inputs, or an entry of it, names nothing; UnusableError where a folder cannot be read."""
-    for entry in _entries(inputs) or [inputs]:
-        if next(_matches(entry), None) is None:
-            remedy = f"no such file, no match, or a folder without {', '.join(IMAGE_FILES)}"
-            raise SettingError("inputs", printable(entry), f"{remedy}; give image files, globs or folders")
+    """Raises SettingError where --inputs names nothing at all; UnusableError where a folder cannot be read."""
+    if not any(True for entry in _entries(inputs) for _ in _matches(entry)):
+        remedy = f"no such file, no match, or a folder without {', '.join(IMAGE_FILES)}"
+        raise SettingError("inputs", printable(inputs), f"{remedy}; give image files, globs or folders")
 
 
 def list_images(inputs):
@@ -21,9 +20,9 @@ def list_images(inputs):
 
     An entry is a file, whatever its name ends in; a folder, searched with all below it for IMAGE_FILES, but for what begins
     with a dot and links to folders; or a glob, in which ** stands for any number of folders. Entries are separated by commas;
-    a name that holds a comma itself can stand alone.
+    a name that holds a comma itself can stand alone. One that names nothing is a path in the list, too, so that it is missed.
     """
-    return list(dict.fromkeys(path for entry in _entries(inputs) for path in _matches(entry)))
+    return list(dict.fromkeys(path for entry in _entries(inputs) for path in (list(_matches(entry)) or [entry])))
 
 
 def printable(path):

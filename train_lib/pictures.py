@@ -16,7 +16,6 @@ import tensorflow as tf
 
 from alexnet import names
 from input_pipeline.batches import Shard
-from input_pipeline.small_files import UnusableFile
 from train_lib import judgements
 from train_lib.device_augment import augment
 from train_lib.steps import scale_pixels
@@ -28,7 +27,7 @@ _NAME = re.compile(r"(kernels|batch|confusion_matrix|mistakes)-([0-9]{8,})\.png"
 
 
 def _harmless(draw):
-    """A method that draws: only on the worker that writes, and with a line instead of an error where the file system refuses."""
+    """A method that draws: only on the worker that writes, and with a line instead of an error: no picture is worth a run."""
 
     @functools.wraps(draw)
     def harmless(self, *arguments):
@@ -39,8 +38,8 @@ def _harmless(draw):
                 self._open()
             draw(self, *arguments)
             self._writer.flush()
-        except (OSError, ValueError, UnusableFile, tf.errors.OpError) as error:  # ValueError: a JSON file cut off by a crash
-            reason = str(error).strip().splitlines()[0]
+        except Exception as error:  # of the file system, of a JSON file cut off by a crash, of a library
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             self._log(f"{self._folder}: no picture at step {self._run.state.step} ({reason}); going on")
 
     return harmless

@@ -34,6 +34,7 @@ class RunFiles:
       evaluation, mistakes: of the newest weights that were judged, by `--mode=evaluate` or by the run.
       read_at: the time of day.
       pictures: {name: [(step, bytes of a PNG file)]}, of each name the first and the last.
+      has_flagfile: whether run.flags is there.
     """
 
     path: pathlib.Path
@@ -45,6 +46,7 @@ class RunFiles:
     evaluation: dict
     mistakes: list
     pictures: dict
+    has_flagfile: bool
     read_at: str
 
     def records(self, kind):
@@ -58,7 +60,13 @@ def report(config, workdir):
     Raises:
       UnusableError: the run has no record yet, or a file cannot be read or written.
     """
-    page = render(read_run(workdir.path))
+    files = read_run(workdir.path)
+    try:
+        page = render(files)
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:  # values of other types than a run writes
+        remedy = "look at the newest of them, or copy the folder without what was edited"
+        reason = f"a record or JSON file is not what a run leaves there ({error!r})"
+        raise UnusableError(f"{workdir.path}: {reason}; {remedy}") from None
     print(f"written: {workdir.write_file(REPORT, page)}")
     return 0
 
@@ -94,6 +102,7 @@ def read_run(path):
         evaluation=evaluation,
         mistakes=mistakes.get("mistakes", []) if mistakes.get("step") == evaluation.get("step") else [],
         pictures=_read_pictures(path / "pictures"),
+        has_flagfile=(path / "run.flags").exists(),
         read_at=time.strftime("%Y-%m-%d %H:%M:%S %Z"),
     )
 

@@ -14,7 +14,7 @@ from train_lib.terminal import number, percent
 MOST_ROWS = 200  # of the table of epochs
 STATUS = {
     "completed": "Completed", "early_stopped": "Stopped early, without gain", "diverged": "Diverged: not finite any more",
-    "preempted": "Stopped by a signal; the same command goes on",
+    "preempted": "Stopped by a signal; the same command, with its --workdir, goes on",
 }
 
 
@@ -197,8 +197,10 @@ def speed(files):
 def repeat(files):
     """The commands that do the same once more."""
     arguments = flags_lib.repeat_arguments(files.values)
-    flagfile = shlex.quote(f"--flagfile={files.path / 'run.flags'}")
-    shown = f"<h3>With this folder at hand</h3><pre>python main.py {escape(flagfile)} --workdir=NEW_FOLDER</pre>"
+    shown = "" if arguments or files.has_flagfile else missing("Neither config.json nor run.flags is there.")
+    if files.has_flagfile:
+        flagfile = shlex.quote(f"--flagfile={files.path / 'run.flags'}")
+        shown = f"<h3>With this folder at hand</h3><pre>python main.py {escape(flagfile)} --workdir=NEW_FOLDER</pre>"
     if arguments:
         command = " \\\n  ".join(["python main.py", *map(shlex.quote, arguments)])
         shown = f"<h3>Anywhere</h3><pre>{escape(command)}</pre>" + shown

@@ -95,13 +95,15 @@ def open_run(config, workdir, checkpoint, store, log=print, workers=None):
     workers = workers or OneWorker()
     strategy = create_strategy(config, workers)
     source = workers.chief_first(lambda: open_source(config.data))  # which prepares it where that is not done
-    train_split = open_split(config.data, source, config.data.train_split, "train_split", log)
     validation_split = None
-    if config.data.validation_split:
-        validation_split = open_split(config.data, source, config.data.validation_split, "validation_split", log)
-    if config.data.test_split:
-        source.num_examples(config.data.test_split, "test_split")  # a wrong name shall not surface after the last epoch
-    workdir.write_bad_examples(source.bad.lines())
+    try:
+        train_split = open_split(config.data, source, config.data.train_split, "train_split", log)
+        if config.data.validation_split:
+            validation_split = open_split(config.data, source, config.data.validation_split, "validation_split", log)
+        if config.data.test_split:
+            source.num_examples(config.data.test_split, "test_split")  # a wrong name shall not surface after the last epoch
+    finally:  # also where there is one too many
+        workdir.write_bad_examples(source.bad.lines())
     if source.bad.found:
         log(f"{len(source.bad.found)} examples that cannot be used are skipped, listed in {workdir.path / BAD_EXAMPLES}")
     plan = make_plan(config, train_split.num_examples)

@@ -9,6 +9,8 @@ FIXED = (
     "dataset", "train_split", "validation_split", "test_split", "image_size", "pixels", "augment", "model", "model_options",
     "dropout_rate", "precision", "optimizer", "seed", "global_batch_size",
 )
+# What decides a prediction beside the weights; taken from the checkpoint, so a flag must not say otherwise.
+FIXED_FOR_USE = ("model", "model_options", "image_size", "pixels", "augment")
 # Not worth a line when they differ. Whether a run reads memory or a stream is compared as such, not by --input=auto.
 SILENT = {*config_lib.OF_THIS_PROCESS, "preset", "data_dir", "cache_dir", "input", "decode_threads",
           "max_bad_examples"} - {"devices", "virtual_devices"}

@@ -2,9 +2,13 @@
 
 from input_pipeline.errors import SettingError
 
+WITHOUT_SHARES = ("predict", "export", "report")  # modes that train nothing, and pad a batch or need none
+
 
 def check_shares(config, num_replicas):
     """Raises SettingError where an ExperimentConfig's batch does not divide, or leaves mixup an example without a partner."""
+    if config.run.mode in WITHOUT_SHARES:
+        return
     check_divisible(config.optimization, num_replicas)
     rows = config.optimization.global_batch_size // (num_replicas * config.optimization.accumulate_steps)
     if "mixup" in config.data.augmentations and rows % 2:

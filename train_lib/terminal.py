@@ -121,11 +121,11 @@ def parameter_table(model):
 
 def closing_lines(path, result):
     """What a user reads at the end of a run: what came out, where it is, what to type next."""
+    command = shlex.join(["python", "main.py", f"--flagfile={path / 'run.flags'}", f"--workdir={path}"])
     if result["status"] == "diverged":
-        return [f"error: {in_words(result['diverged'])}; {path / 'checkpoints'} holds the last finite weights; the same command "
-                "goes on with the next batch; if it diverges again, give a lower --learning_rate, or --clip_global_norm"]
+        return [f"error: {in_words(result['diverged'])}; {path / 'checkpoints'} holds the last finite weights; to go on with the "
+                f"next batch: {command}; if it diverges again, give a lower --learning_rate, or --clip_global_norm"]
     if result["status"] == "preempted":
-        command = shlex.join(["python", "main.py", f"--flagfile={path / 'run.flags'}", f"--workdir={path}"])
         return [f"stopped at step {result['steps']}; to go on: {command}"]
     lines = [f"{result['status'].replace('_', ' ')} after {result['steps']} steps, {result['epochs']:.4g} epochs, "
              f"{result['seconds']:.0f} s, {result['images_per_second'] or 0:,.0f} images/s"]
