@@ -115,7 +115,7 @@ def test_any_error_of_a_stream_is_looked_into(tmp_path, message, mode):
     bad = tmp_path / "test" / "owl" / "011.png"
     bad.write_bytes(bad.read_bytes()[:60])
     names = dict.fromkeys(("train_split", "validation_split"), "test") if mode == "train" else {}
-    values = {"dataset": f"folder:{tmp_path}", "input": "stream", "image_size": 32, "mode": mode, "workdir": str(tmp_path), **names}
-    with pytest.raises(UnusableError) as caught, explained(config_lib.from_values(values)):
+    values = {"dataset": f"folder:{tmp_path}", "input": "stream", "image_size": 32, "mode": mode, "workdir": str(tmp_path)}
+    with pytest.raises(UnusableError) as caught, explained(config_lib.from_values(values | names)):
         raise tf.errors.InvalidArgumentError(None, None, message)
     assert str(caught.value).startswith(f"{bad}: is damaged or cut off") and caught.value.exit_code == 3
