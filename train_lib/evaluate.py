@@ -122,12 +122,14 @@ def _evaluate(config, workdir):
             f"({len(class_names)}: {', '.join(class_names[:3])}, ...); give the data set that the run was trained on"
         )
     flag, split_name = ("split", config.judge.split) if config.judge.split else ("test_split", config.data.test_split)
-    split = open_split(config.data, source, split_name, flag)
+    try:
+        split = open_split(config.data, source, split_name, flag)
+    finally:  # also where there is one too many
+        workdir.write_bad_examples(source.bad.lines())
     if tuple(split.image_shape) != image_shape:
         size = f"{image_shape[0]} x {image_shape[1]}"
         raise UnusableError(f"--image_size={config.data.image_size}: the checkpoint's network takes {size}")
     state = restore_for_use(config, strategy, checkpoint)  # not before: its shapes are now known to be those of the data
-    workdir.write_bad_examples(source.bad.lines())
     test_crops, batch_size = config.judge.test_crops, config.optimization.global_batch_size
     eval_step = make_eval_step(strategy, state, test_crops)
     judge = SplitJudge(strategy, eval_step, split, len(class_names), batch_size, test_crops=test_crops)
