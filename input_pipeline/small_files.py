@@ -57,7 +57,9 @@ def replace_file(path, content):
     path = pathlib.Path(path)
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "wb") as file:
+        if os.path.lexists(temporary):  # of a killed process, or somebody's link to a file that is not ours
+            temporary.unlink()
+        with open(temporary, "xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())

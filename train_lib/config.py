@@ -132,7 +132,7 @@ class DeviceConfig(Settings):
     devices: int = setting(0, "how many accelerators to train on, 0: all there are", low=0)
     virtual_devices: int = setting(1, "logical devices to split the CPU into, to try N replicas without a GPU", low=1, high=64)
     steps_per_loop: int = setting(
-        20, "steps in one call of the compiled loop; fewer where a log, evaluation or checkpoint is due", low=1
+        20, "steps in one call of the compiled loop; fewer where a log, evaluation or checkpoint is due", low=1, high=10**6
     )
     xla: str = setting(
         "auto", "compile each replica's forward and backward pass with XLA, the reduction outside; auto: off, since on CPU with "

@@ -2,6 +2,7 @@
 
 from input_pipeline.errors import SettingError, UnusableError
 from train_lib import config as config_lib
+from train_lib.early_stopping import PLATEAU_MAX_DROPS
 from train_lib.metrics import is_of
 from train_lib.state import TrainState
 
@@ -48,7 +49,10 @@ def _wrong_progress(progress, step):
     fresh, read = TrainState(None, None, None), TrainState(None, None, None)
     try:
         read.set_progress(progress)
-        fits = _has_form(read.progress(), fresh.progress())
+        fits = _has_form(read.progress(), fresh.progress()) and 0 <= read.skipped_in_a_row < 2**31
+        judgement = read.judgement
+        fits = fits and 0 <= judgement.plateau_drops <= PLATEAU_MAX_DROPS
+        fits = fits and (judgement.best_step is None or (is_of(judgement.best_step, int) and judgement.best_step >= 0))
     except (KeyError, TypeError, AttributeError, ValueError):
         fits = False
     return "" if fits and read.step == step else "progress is not that of a run at this step"

@@ -105,7 +105,11 @@ def _judge_flagfiles(arguments):
 def _stored_values(workdir):
     """What a run's config.json, or where it is gone the newest checkpoint, says of the experiment; {} where there is none."""
     folder = pathlib.Path(os.path.expanduser(workdir or ""))
-    files = [folder / "config.json", *sorted(folder.glob("checkpoints/step-*/progress.json"), reverse=True)] if workdir else []
+    try:
+        checkpoints = sorted(folder.glob("checkpoints/step-*/progress.json"), reverse=True)
+        files = [folder / "config.json", *checkpoints] if workdir else []
+    except OSError as error:
+        raise UnusableError(f"--workdir={workdir[:100]}: cannot be read ({error.strerror}); give another") from None
     path = next((path for path in files if os.path.exists(path)), None)
     if path is None:
         return {}

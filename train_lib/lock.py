@@ -112,7 +112,7 @@ def _open_and_lock(path, log):
 def _take(path, log):
     """Opens and locks the lock file, and writes this process into it; returns its descriptor."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW, 0o644)  # what a link names is not ours
         try:
             kernel_locks = _flock(descriptor, path)
             if not _is_still(path, descriptor):  # its holder removed it between our opening and locking

@@ -116,6 +116,8 @@ def open_run(config, workdir, checkpoint, store, log=print, workers=None):
     if checkpoint is not None:
         restore(state, checkpoint, plan, config.optimization.max_nonfinite_steps)
         point_again(state, store, workers, log)
+        if state.judgement.best_step is None and (state.step >= plan.last_step or state.judgement.out_of_patience(config)):
+            state.evaluation_owed = True  # else no evaluation would follow, and nothing be the best
     elif config.network.init_from:
         initialize(state, checkpointing.find_initial(config.network.init_from), log)
     return Run(config, workdir, strategy, source, train_split, validation_split, state, plan, store, workers)

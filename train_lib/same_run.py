@@ -73,7 +73,10 @@ def is_finished(config, checkpoint, result):
     """Whether a run has ended and is asked for no more than it has done."""
     if checkpoint is None or result is None or result.get("status") not in ("completed", "early_stopped"):
         return False
-    stored, asked = checkpoint.description["config"], config_lib.to_values(config)
+    if result.get("steps", checkpoint.step) != checkpoint.step:  # the last checkpoint is damaged, so its part is done again
+        return False
+    stored = config_lib.to_values(config_lib.ExperimentConfig()) | checkpoint.description["config"]
+    asked = config_lib.to_values(config)
     without_limit = {name: stored[name] or float("inf") for name in ("max_steps", "early_stopping_patience")}
     return (
         asked["epochs"] <= stored["epochs"]

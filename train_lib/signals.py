@@ -73,4 +73,5 @@ def end_process(line, exit_code):
 
 def _write_line(line):
     # Not by print: the main thread may be in the middle of one.
-    os.write(2, f"{os.linesep if os.isatty(2) else ''}{line}\n".encode())
+    with contextlib.suppress(OSError):  # of a pipe whose reader the same Ctrl-C has ended, or a full disk
+        os.write(2, f"{os.linesep if os.isatty(2) else ''}{line}\n".encode())

@@ -115,7 +115,7 @@ def replica_step(state, config, batch, step, learning_rate, stop_requested):
         gradients = [gradient / state.loss_scale.value for gradient in gradients]
     norm = tf.linalg.global_norm(gradients)
     if config.optimization.clip_global_norm:
-        limit = tf.constant(config.optimization.clip_global_norm, norm.dtype)
+        limit = tf.constant(min(config.optimization.clip_global_norm, norm.dtype.max), norm.dtype)
         gradients = [gradient * (limit / tf.maximum(norm, limit)) for gradient in gradients]
     # The rate times the norm: an update that no float can hold makes weights infinite as well.
     finite = tf.math.is_finite(loss) & tf.math.is_finite(norm) & tf.math.is_finite(tf.cast(learning_rate, norm.dtype) * norm)

@@ -16,12 +16,13 @@ class RunLog:
       workdir: Workdir.
       step: where the run starts or resumes; records beyond it are dropped, and TensorBoard is written anew from the rest.
       log: called with a line about what cannot be written.
+      evaluation_owed: whether that of this step is still to be done; a record of it is one that was written before a kill.
 
     Raises:
       UnusableError: the records that are there cannot be read, or the files not be written even now.
     """
 
-    def __init__(self, workdir, step, log=print):
+    def __init__(self, workdir, step, log=print, evaluation_owed=False):
         self._is_ours, self._log, self._said = workdir.is_ours, log, {}
         if not self._is_ours:
             self.metrics = self.timing = JsonLines(os.devnull)
@@ -29,7 +30,8 @@ class RunLog:
         self.metrics = JsonLines(workdir.path / "metrics.jsonl", METRICS_RECORD)
         self.timing = JsonLines(workdir.path / "timing.jsonl", TIMING_RECORD)
         # A test record belongs to the end of a run, so a run that goes on drops it too.
-        self.metrics.keep(lambda record: record["step"] <= step and record["kind"] != "test")
+        last = {"train": step, "validation": step - evaluation_owed}
+        self.metrics.keep(lambda record: record["step"] <= last.get(record["kind"], -1))
         self.timing.keep(lambda record: record["step"] <= step)
         self._events = EventFiles(workdir.path / "tensorboard", self._records)
         self._try(self._events.path, self._events.rewrite)

@@ -78,7 +78,7 @@ class Trainer:
         self.train_loop = make_train_loop(run.strategy, run.state, run.config)
         self.eval_step = make_eval_step(run.strategy, run.state)
         self.validation = self.make_judge(run.validation_split) if run.validation_split else None
-        self.log = RunLog(run.workdir, run.state.step, say)
+        self.log = RunLog(run.workdir, run.state.step, say, run.state.evaluation_owed)
         self.pictures = Pictures(run, lambda line: self.terminal.line(line))
         self.stopwatch = Stopwatch(clock)
         self.newest_record = self.best_before = None
@@ -114,16 +114,16 @@ class Trainer:
         if self.state.evaluation_owed:
             with contextlib.suppress(Interrupted):  # still owed then, by the run that goes on from here
                 is_best = self.judge_validation()
-        if self.plan.checkpoint_due(self.state.step) or self.status():
+        if is_best or self.plan.checkpoint_due(self.state.step) or self.status():
             self.save(is_best)
 
     def status(self):
         """How the run has ended, None while it goes on."""
         if self.has_diverged():
             return "diverged"
-        if self.state.judgement.out_of_patience(self.config):
+        if not self.state.evaluation_owed and self.state.judgement.out_of_patience(self.config):
             return "early_stopped"
-        if self.state.step >= self.plan.last_step and not self.state.evaluation_owed:
+        if not self.state.evaluation_owed and self.state.step >= self.plan.last_step:
             return "completed"
         # Several workers stop where the step says that one was asked to: each knows of its own signal alone.
         asked = stop_request.received if self.run.workers.is_alone else self.stopping

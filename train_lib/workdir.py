@@ -121,13 +121,13 @@ def open_workdir(config, is_chief=True):
       UnusableError: it cannot be written, or holds no checkpoint where the mode needs one.
       SettingError: --init_from or --inputs names nothing, or --export_dir something that is there.
     """
-    initial = config.network.init_from
-    if initial and not os.path.exists(os.path.expanduser(initial)):
-        raise SettingError("init_from", initial, "there is no such folder; give a run's workdir or a checkpoint folder")
     workdir = _choose(config) if is_chief else ReadOnlyWorkdir(config.run.workdir)
+    initial, has_checkpoint = config.network.init_from, any(workdir.checkpoints.glob("step-*"))
+    if initial and not has_checkpoint and not os.path.exists(os.path.expanduser(initial)):
+        raise SettingError("init_from", initial, "there is no such folder; give a run's workdir or a checkpoint folder")
     if config.run.mode == "report":  # which reads whatever is there
         return workdir
-    if config.run.mode in config_lib.NEED_A_RUN and not any(workdir.checkpoints.glob("step-*")):
+    if config.run.mode in config_lib.NEED_A_RUN and not has_checkpoint:
         raise UnusableError(f"--workdir={workdir.path}: holds no checkpoint; give the folder of a run that has saved one")
     if config.run.mode == "predict":
         check_inputs(config.judge.inputs)
