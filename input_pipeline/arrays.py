@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline.bad_examples import BadExamples
-from input_pipeline.errors import SettingError, UnusableError
+from input_pipeline.errors import UnusableError
 from input_pipeline.interface import file_state
 from input_pipeline.listed import Listed, ListedSource, count_classes
 from input_pipeline.memory import free_gigabytes
@@ -37,12 +37,9 @@ def open_npz(config, path):
       path: the file; may begin with ~.
 
     Raises:
-      SettingError: there is no such file.
       UnusableError: it is damaged or pickled, an array is missing or has another shape or type, or a label is out of range.
     """
     file, bad = pathlib.Path(os.path.expanduser(path)), BadExamples(config.max_bad_examples)
-    if not os.path.isfile(file):
-        raise SettingError("dataset", config.dataset, "there is no such file; give npz:PATH of one that exists")
     arrays = _Arrays(file)
     splits = [name[2:] for name in arrays.headers if name.startswith("x_")]
     missing = [f"y_{split}" for split in splits if f"y_{split}" not in arrays.headers] or ["x_train"] * (not splits)

@@ -24,12 +24,10 @@ def open_folder(config, path):
       path: the folder; may begin with ~.
 
     Raises:
-      SettingError: there is no such folder, or no image at either depth.
+      SettingError: there is no image at either depth.
       UnusableError: a folder cannot be read, a class is empty, or `train` does not know it.
     """
     root, bad = pathlib.Path(os.path.expanduser(path)), BadExamples(config.max_bad_examples)
-    if not os.path.isdir(root):
-        raise SettingError("dataset", config.dataset, "there is no such folder; give folder:PATH of one that exists")
     try:
         splits = _splits(root, config)
         found = {name: {label.name: _images(label) for label in labels} for name, labels in splits.items()}

@@ -2,7 +2,9 @@
 
 import abc
 import dataclasses
+import math
 import os
+import time
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -81,8 +83,8 @@ class Source(abc.ABC):
     def parse(self, record):
         """A serialized example -> {"image": encoded bytes, "label": int64}."""
 
-    def skip_damaged(self, split):  # noqa: B027, files that are read one by one have none
-        """Looks for records of `split` that cannot be read at all, and leaves them out from now on.
+    def skip_damaged(self, split, seconds=math.inf):  # noqa: B027, files that are read one by one have none
+        """Looks for records of `split` that cannot be read at all, and leaves them out; after `seconds`, in no further file.
 
         Raises:
           UnusableError: they are more than `bad` allows.
@@ -180,9 +182,12 @@ class RecordFiles(Source):
         files = [[os.path.basename(name), skip, take, *file_state(name)] for name, skip, take in stretches]
         return {"place": place, "classes": list(self.class_names), "files": files}
 
-    def skip_damaged(self, split):
+    def skip_damaged(self, split, seconds=math.inf):
         """Reads all records of `split`, decodes none, and leaves those with a wrong checksum out from now on."""
+        start = time.monotonic()
         for name, skip, take in self._whole(split):
+            if time.monotonic() - start > seconds:
+                return
             before = None
             while take > 0:
                 read = 0

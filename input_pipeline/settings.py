@@ -26,6 +26,11 @@ def value_type(field):
     return next(kind for kind in alternatives if kind is not types.NoneType)
 
 
+def describe_type(field):
+    """What a value of a field is, in words, for errors."""
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[value_type(field)]
+
+
 def describe_range(field):
     """The range of a field in words, for the help text and for errors; empty where anything goes."""
     limits = field.metadata
@@ -58,7 +63,7 @@ class Settings:
         kind, limits = value_type(field), field.metadata
         right_type = isinstance(value, kind) or (kind is float and isinstance(value, int))
         if not right_type or (isinstance(value, bool) and kind is not bool):
-            raise SettingError(field.name, value, f"give a value of type {kind.__name__}")
+            raise SettingError(field.name, value, f"give {describe_type(field)}")
         if kind is str and not all(map(is_plain, value)):
             raise SettingError(field.name, value, "give a text without control characters")
         if isinstance(value, float) and not math.isfinite(value):

@@ -4,6 +4,7 @@ from input_pipeline.arrays import open_npz
 from input_pipeline.batches import without_autotune
 from input_pipeline.folders import open_folder
 from input_pipeline.interface import Source
+from input_pipeline.own_files import judge_own_files
 from input_pipeline.tables import open_csv
 from input_pipeline.tfds_source import open_tfds
 from input_pipeline.tfrecords import open_tfrecord, write_tfrecords
@@ -25,6 +26,7 @@ def open_source(config):
       SettingError: no such data set, file or folder, or not one of images with one label each.
       UnusableError: it can be neither found prepared nor downloaded, or what is there cannot be used.
     """
+    judge_own_files(config)
     kind, path = config.own_files
     return _OPENERS[kind](config, path) if kind else open_tfds(config)
 

@@ -1,5 +1,6 @@
 """Opens a split of a source: in memory where it fits, from the cache if it is there, else as a stream."""
 
+import dataclasses
 import math
 
 from input_pipeline import cache, resident, streaming
@@ -9,6 +10,23 @@ from input_pipeline.memory import free_gigabytes
 
 # Of what is free: with their Windows, training images take 3.5 times their size, and the runtime needs the rest.
 MEMORY_SHARE = 0.2
+
+
+def decide_input(config, source, split, flag):
+    """A DataConfig whose --input=auto is decided: memory if `split` of a Source fits there, else stream.
+
+    All splits of a run must be read alike: where images are cropped, a stream judges them by a part and memory by the whole.
+    """
+    if config.input != "auto":
+        return config
+    fits = _gigabytes(source.num_examples(split, flag), _image_size(config, source)) <= MEMORY_SHARE * free_gigabytes()
+    return dataclasses.replace(config, input="memory" if fits else "stream")
+
+
+def read_like(config, kind):
+    """A DataConfig whose --input=auto is decided as `kind`, "memory" or "stream"; anything else decides nothing."""
+    decides = config.input == "auto" and kind in ("memory", "stream")
+    return dataclasses.replace(config, input=kind) if decides else config
 
 
 def open_split(config, source, split, flag, log=print):
@@ -28,11 +46,9 @@ def open_split(config, source, split, flag, log=print):
     """
     num_examples = source.num_examples(split, flag)
     size = _image_size(config, source)
-    gigabytes = num_examples * size[0] * size[1] * 3 / 1e9
-    fits = gigabytes <= MEMORY_SHARE * free_gigabytes()
-    in_memory = config.input in ("memory", "device") or (config.input == "auto" and fits)
-    what = f"{split} of {source.name}: {num_examples} images of {size[0]} x {size[1]}, {gigabytes:.2g} GB"
-    if in_memory:
+    config = decide_input(config, source, split, flag)
+    what = f"{split} of {source.name}: {num_examples} images of {size[0]} x {size[1]}, {_gigabytes(num_examples, size):.2g} GB"
+    if config.input != "stream":
         held = _decoded(config, source, split, (num_examples, *size, 3), what, log)
         return DeviceSplit(held.images, held.labels) if config.input == "device" else held
     log(f"{what}, as a stream")
@@ -54,13 +70,17 @@ def _decoded(config, source, split, shape, what, log):
     log(f"{what}, {where}{', from cache' if found else ''}")
     if found:
         return resident.ResidentSplit(*found)
-    if (gigabytes := math.prod(shape) / 1e9) > (free := free_gigabytes()):
+    if (gigabytes := _gigabytes(shape[0], shape[1:3])) > (free := free_gigabytes()):
         remedy = f"{split} takes {gigabytes:.3g} GB, {free:.3g} GB are free; give stream, or a smaller --image_size"
         raise SettingError("input", config.input, remedy)
     held = resident.load(source, split, shape[0], shape[1:3], config.decode_threads)
     if held.num_examples == shape[0]:
         kept.store(held.images, held.labels, log)
     return held
+
+
+def _gigabytes(num_examples, size):
+    return num_examples * math.prod(size) * 3 / 1e9
 
 
 def _image_size(config, source):

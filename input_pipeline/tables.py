@@ -8,7 +8,7 @@ import re
 import tensorflow as tf
 
 from input_pipeline.bad_examples import BadExamples
-from input_pipeline.errors import SettingError, UnusableError
+from input_pipeline.errors import UnusableError
 from input_pipeline.folders import WITHOUT_SPLITS
 from input_pipeline.listed import Listed, ListedSource, common_shape, count_classes, is_readable, scattered
 
@@ -26,12 +26,9 @@ def open_csv(config, path):
       path: the file, UTF-8 with a header line; the images' paths in it are relative to its folder.
 
     Raises:
-      SettingError: there is no such file.
       UnusableError: it is no such table, or a row lacks a value, names no file or has a label out of range.
     """
     table, bad = pathlib.Path(os.path.expanduser(path)), BadExamples(config.max_bad_examples)
-    if not os.path.isfile(table):
-        raise SettingError("dataset", config.dataset, "there is no such file; give csv:PATH of one that exists")
     rows = _rows(table, bad)
     names = _class_names(rows, bad)
     index = {name: number for number, name in enumerate(names)}

@@ -1,7 +1,6 @@
 """--dataset=tfrecord:PATTERN, files of serialized tf.train.Examples, and the function that writes them."""
 
 import dataclasses
-import glob
 import os
 import pathlib
 import re
@@ -14,13 +13,13 @@ import tensorflow as tf
 from input_pipeline import headers
 from input_pipeline.bad_examples import BadExamples
 from input_pipeline.batches import without_autotune
-from input_pipeline.errors import SettingError, UnusableError
+from input_pipeline.errors import UnusableError
 from input_pipeline.folders import WITHOUT_SPLITS
 from input_pipeline.interface import RecordFiles, Stretch, slices
 from input_pipeline.listed import count_classes
+from input_pipeline.own_files import CLASS_NAMES, fitting
 from input_pipeline.small_files import read_file
 
-CLASS_NAMES = "class_names.txt"
 FEATURES = {"image": tf.io.FixedLenFeature([], tf.string), "label": tf.io.FixedLenFeature([], tf.int64)}
 _SPLIT = re.compile(r"(?<![a-z])(train|validation|val|test)(?![a-z])")
 LARGEST_RECORD = 2**29  # bytes
@@ -72,13 +71,9 @@ def open_tfrecord(config, pattern):
       pattern: of local files, with * ? [] and **; may begin with ~. Not compressed.
 
     Raises:
-      SettingError: no file fits.
       UnusableError: a file is no TFRecord file, ends within a record, or belongs to no split where others do.
     """
-    paths = sorted(path for path in glob.glob(os.path.expanduser(pattern), recursive=True)
-                   if os.path.isfile(path) and os.path.basename(path) != CLASS_NAMES)
-    if not paths:
-        raise SettingError("dataset", config.dataset, "no file fits; give tfrecord:PATTERN, such as 'tfrecord:data/*.tfrecord'")
+    paths = fitting(pattern)
     files = {}
     for path in paths:
         word = _SPLIT.search(os.path.basename(path).lower())

@@ -152,3 +152,28 @@ def test_where_nothing_is_good_one_line_says_so(tmp_path):
     for use in (split.pixel_statistics, lambda: split.training_batches(0, 0, 2, ())):
         with pytest.raises(UnusableError, match="no example that can be decoded"):
             use()
+
+
+@pytest.mark.parametrize("kind", ["folder", "tfrecord"])
+def test_a_split_of_nothing_but_bad_examples_is_told_before_anything_is_judged(tmp_path, kind):
+    """A mean over no example would be a division by zero, after an epoch of training."""
+    if kind == "folder":
+        write_folder(tmp_path, count=3)
+        for path in (tmp_path / "train").glob("*/*.png"):
+            path.write_bytes(b"?")
+        dataset = f"folder:{tmp_path}"
+    else:
+        sources.write_tfrecords(tmp_path, [(b"?", 0)] * 3, CLASSES)
+        dataset = f"tfrecord:{tmp_path}/*.tfrecord"
+    source, split = open_stream(dataset, limit=20)
+    with pytest.raises(UnusableError, match="holds no example that can be decoded"):
+        split.evaluation_batches(2)
+
+
+def test_a_broken_checksum_of_a_stream_is_named(tmp_path):
+    """TensorFlow's own error has no file."""
+    dataset, places = spoil_records(tmp_path)
+    values = {"dataset": dataset, "input": "stream", "image_size": 8, "train_split": "train", "validation_split": ""}
+    with pytest.raises(UnusableError) as error, explained(config_lib.from_values(values)):
+        raise tf.errors.DataLossError(None, None, "corrupted record at 123")
+    assert str(error.value).startswith(f"{places[2]}: is damaged")

@@ -18,7 +18,8 @@ BAD_FLAGS = {
     "--epochs=0": ["epochs", "above 0"],
     "--epochs=nan": ["epochs", "nan", "finite"],
     "--epochs=inf": ["epochs", "inf", "finite"],
-    "--epochs=many": ["epochs", "many"],
+    "--epochs=many": ["--epochs=many: give a number, above 0"],
+    "--debug=maybe": ["--debug=maybe: give true or false"],
     "--learning_rate=nan": ["learning_rate", "nan"],
     "--learning_rate=-0.1": ["learning_rate", "-0.1"],
     "--momentum=1": ["momentum", "below 1"],
@@ -26,7 +27,7 @@ BAD_FLAGS = {
     "--dropout_rate=1": ["dropout_rate", "below 1"],
     "--label_smoothing=1.5": ["label_smoothing", "1.5"],
     "--global_batch_size=0": ["global_batch_size", "at least 1"],
-    "--global_batch_size=1.5": ["global_batch_size", "1.5"],
+    "--global_batch_size=1.5": ["--global_batch_size=1.5: give a whole number, at least 1"],
     "--global_batch_size=10 --virtual_devices=4": ["global_batch_size", "10", "8 or 12"],
     "--global_batch_size=2 --virtual_devices=4": ["global_batch_size", "2", "nearest that do: 4"],
     "--virtual_devices=0": ["virtual_devices", "at least 1"],
@@ -140,6 +141,17 @@ def test_an_unwritable_workdir(main, tmp_path):
     done = main(f"--workdir={tmp_path / 'file' / 'run'}")
     assert done.returncode == 3
     assert "workdir" in done.stderr and str(tmp_path) in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("data", ["folder:{0}/none", "npz:{0}/none.npz", "csv:{0}/none.csv", "tfrecord:{0}/*.tfrecord"])
+def test_data_that_are_not_there_are_told_before_tensorflow_is_imported(tmp_path, data):
+    code = "import main, sys\ntry:\n main.main([])\nfinally:\n assert 'tensorflow' not in sys.modules"
+    code = code.replace("main.main([])", "main.open_workdir(main.train_flags.parse(sys.argv, main.flags.FLAGS))")
+    workdir = tmp_path / "run"
+    arguments = [f"--dataset={data.format(tmp_path)}", f"--workdir={workdir}"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and f"SettingError: {arguments[0]}: " in done.stderr and "AssertionError" not in done.stderr
+    assert not workdir.exists()
 
 
 def test_evaluating_a_folder_without_checkpoint(main, tmp_path):

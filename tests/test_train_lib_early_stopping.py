@@ -48,7 +48,7 @@ def test_a_tie_keeps_the_first():
 def test_nan_never_gains_and_never_becomes_what_must_be_beaten(monitor):
     values = [math.nan, math.nan, 0.3, math.nan, 0.3]
     judgement, best, _ = judge(values, early_stopping_monitor=monitor)
-    assert best == [False, False, True, False, False]
+    assert best == [True, False, True, False, False]  # the first, so that a run has a best whatever comes
     assert (judgement.best_step, judgement.best.best, judgement.best.waited) == (3, 0.3, 2)
 
 
@@ -97,9 +97,24 @@ def test_plateau_drops_after_five_evaluations_without_gain_three_times_at_most()
 
 
 def test_a_gain_starts_the_plateau_count_again():
-    judgement, _, _ = judge([0.5] * 5 + [0.6] + [0.5] * 4)
+    judgement, _, _ = judge([0.5] * 5 + [0.6] + [0.5] * 4, schedule="plateau")
     assert judgement.plateau_drops == 0
-    assert judge([0.5], judgement, 11)[0].plateau_drops == 1
+    assert judge([0.5], judgement, 11, schedule="plateau")[0].plateau_drops == 1
+
+
+def test_other_schedules_count_no_plateau():
+    """Else a run that goes on with --schedule=plateau would begin with all its drops."""
+    judgement, _, _ = judge([0.5] * 30)
+    assert judgement.plateau_drops == 0 and judgement.plateau == Patience()
+    assert judge([0.5] * 6, judgement, 31, schedule="plateau")[0].plateau_drops == 1
+
+
+@pytest.mark.parametrize("value", [0.4, 0.5, 0.6, math.nan])
+def test_an_evaluation_that_is_done_again_counts_once(value):
+    once, _, config = judge([0.5, value], early_stopping_patience=3)
+    twice = Judgement.from_json(dataclasses.asdict(once))
+    assert twice.observe({"accuracy": value, "loss": 0.5}, 2, config) == (twice.best_step == 2)
+    assert twice == once
 
 
 @pytest.mark.parametrize("monitor", config_lib.MONITORS)

@@ -16,7 +16,7 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline.errors import SettingError, UnusableError
+from input_pipeline.errors import ExpectedError, SettingError, UnusableError
 from input_pipeline.small_files import read_file, read_json
 from train_lib import housekeeping
 from train_lib.housekeeping import STEP_FOLDER, beside
@@ -203,8 +203,8 @@ def _sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def verify(folder):
-    """Compares a checkpoint folder with its manifest and returns it as a Checkpoint.
+def verify(folder, renamed=False):
+    """Compares a checkpoint folder with its manifest and returns it as a Checkpoint; `renamed`: its name may be any.
 
     Raises:
       DamagedCheckpoint: a file is missing, has another size or other content, or the manifest cannot be read.
@@ -213,7 +213,7 @@ def verify(folder):
     try:
         manifest = read_json(folder / MANIFEST)
         step, files = manifest["step"], manifest["files"]
-        if folder.name != f"step-{step:08d}" or set(files) != WRITTEN:
+        if not (renamed or folder.name == f"step-{step:08d}") or set(files) != WRITTEN:
             raise DamagedCheckpoint(f"{folder / MANIFEST} describes another checkpoint")
         for name, entry in files.items():
             path = folder / name
@@ -237,10 +237,14 @@ def find_initial(path):
     folder = pathlib.Path(os.path.expanduser(path))
     if os.path.exists(folder / MANIFEST):
         try:
-            return verify(folder.resolve())
+            return verify(folder.resolve(), renamed=True)
         except DamagedCheckpoint as error:
             raise UnusableError(f"--init_from={path}: {error}") from None
     store = CheckpointStore(folder / "checkpoints")
     if not store.steps():
         raise SettingError("init_from", path, "holds no checkpoint; give a run's workdir or a checkpoint folder")
-    return store.find("best")
+    try:
+        return store.find("best")
+    except ExpectedError:
+        remedy = f"the run has no best checkpoint that can be read; give one of the folders in {store.folder}"
+        raise UnusableError(f"--init_from={path}: {remedy}") from None

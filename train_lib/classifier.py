@@ -7,10 +7,11 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline import augment
+from input_pipeline.splits import read_like
 from input_pipeline.streaming import evaluation_sizes, training_margin
 from train_lib.checkpointing import Checkpoint, CheckpointStore
 from train_lib.evaluate import describe_network, restore_for_use
-from train_lib.same_run import FIXED_FOR_USE, refuse_other_experiment
+from train_lib.same_run import FIXED_FOR_USE, kind_before, refuse_other_experiment
 from train_lib.state import TrainState
 from train_lib.steps import make_eval_step
 
@@ -85,8 +86,7 @@ def open_classifier(config, workdir, strategy):
 
 def _view(config, checkpoint, height, width):
     """The View of --mode=evaluate: on images in memory, or on a stream; for --input=auto as the run trained."""
-    judged = config.data.input if config.data.input != "auto" else checkpoint.description.get("data", {}).get("input")
-    if judged != "stream":
+    if read_like(config.data, kind_before(checkpoint)).input != "stream":
         return View((height, width), (height, width))
     size, covered = evaluation_sizes(height, training_margin(height, config.data.augmentations), config.judge.test_crops)
     return View((size, size), (covered, covered))

@@ -204,10 +204,10 @@ class ExperimentConfig(Settings):
             raise SettingError("workdir", None, f"--mode={self.run.mode} needs the folder of a run")
         if self.run.mode == "predict" and not self.judge.inputs:
             raise SettingError("inputs", "", "--mode=predict needs image files, folders or globs")
-        replicas = self.device.virtual_devices
-        check_shares(self, replicas)
-        if self.run.debug and replicas > 1:
-            raise SettingError("virtual_devices", replicas, "--debug runs on one device; give 1")
+        there = self.device.virtual_devices
+        check_shares(self, min(self.device.devices or there, there))
+        if self.run.debug and there > 1:
+            raise SettingError("virtual_devices", there, "--debug runs on one device; give 1")
         if self.run.debug and self.run.mode == "benchmark":
             raise SettingError("debug", True, "--mode=benchmark measures the compiled step; leave it out")
 

@@ -35,7 +35,8 @@ class Judgement:
 
     Attributes:
       best: the best value so far, by any gain; its step names the best checkpoint.
-      best_step: the step of the best value, None before the first evaluation.
+      best_step: the step of the best value, of the first where none is a number; None before the first evaluation.
+      step: the step of the newest value, None before the first evaluation.
       stopping: for early stopping, with its min_delta.
       plateau: for the plateau schedule.
       plateau_drops: how often the learning rate was divided by 10.
@@ -46,15 +47,24 @@ class Judgement:
     stopping: Patience = dataclasses.field(default_factory=Patience)
     plateau: Patience = dataclasses.field(default_factory=Patience)
     plateau_drops: int = 0
+    step: int | None = None
 
     def observe(self, values, step, config):
-        """Takes the evaluation after `step`, {"accuracy": float, "loss": float}; returns whether it is the best so far."""
+        """Takes the evaluation after `step`, {"accuracy": float, "loss": float}; returns whether it is the best so far.
+
+        One that was taken before, which a run evaluates again that goes on at its end, counts once.
+        """
+        if step == self.step:
+            return step == self.best_step
+        self.step = step
         monitor = config.cadence.early_stopping_monitor.removeprefix("validation_")
         value, lower = values[monitor], monitor == "loss"
-        is_best = self.best.observe(value, lower)
+        is_best = self.best.observe(value, lower) or self.best_step is None
         if is_best:
             self.best_step = step
         self.stopping.observe(value, lower, config.cadence.early_stopping_min_delta)
+        if config.schedule.schedule != "plateau":
+            return is_best
         self.plateau.observe(value, lower)
         if self.plateau.waited >= PLATEAU_PATIENCE and self.plateau_drops < PLATEAU_MAX_DROPS:
             self.plateau_drops, self.plateau.waited = self.plateau_drops + 1, 0

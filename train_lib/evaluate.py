@@ -3,15 +3,15 @@
 import numpy as np
 
 from input_pipeline.batches import num_evaluation_steps
-from input_pipeline.errors import UnusableError
+from input_pipeline.errors import SettingError
 from input_pipeline.sources import open_source
-from input_pipeline.splits import open_split
+from input_pipeline.splits import open_split, read_like
 from train_lib import checkpointing, judgements
 from train_lib.description import judge_description
 from train_lib.failures import explained
 from train_lib.metrics import SplitTotals
 from train_lib.mistakes import Mistakes
-from train_lib.same_run import FIXED_FOR_USE, refuse_other_experiment
+from train_lib.same_run import FIXED_FOR_USE, kind_before, refuse_other_experiment
 from train_lib.state import PixelScaling, assign, create_state
 from train_lib.steps import make_eval_step
 from train_lib.strategy import create_strategy, distribute
@@ -117,18 +117,17 @@ def _evaluate(config, workdir):
     strategy = create_strategy(config)
     source = open_source(config.data)
     if class_names != source.class_names:
-        raise UnusableError(
-            f"--dataset={config.data.dataset}: has {len(source.class_names)} classes that are not those of the checkpoint "
-            f"({len(class_names)}: {', '.join(class_names[:3])}, ...); give the data set that the run was trained on"
-        )
+        remedy = f"has {len(source.class_names)} classes that are not those of the checkpoint ({len(class_names)}: "
+        remedy += f"{', '.join(class_names[:3])}, ...); give the data set that the run was trained on"
+        raise SettingError("dataset", config.data.dataset, remedy)
     flag, split_name = ("split", config.judge.split) if config.judge.split else ("test_split", config.data.test_split)
     try:
-        split = open_split(config.data, source, split_name, flag)
+        split = open_split(read_like(config.data, kind_before(checkpoint)), source, split_name, flag)
     finally:  # also where there is one too many
         workdir.write_bad_examples(source.bad.lines())
     if tuple(split.image_shape) != image_shape:
         size = f"{image_shape[0]} x {image_shape[1]}"
-        raise UnusableError(f"--image_size={config.data.image_size}: the checkpoint's network takes {size}")
+        raise SettingError("image_size", config.data.image_size, f"the checkpoint's network takes {size}; give data of that size")
     state = restore_for_use(config, strategy, checkpoint)  # not before: its shapes are now known to be those of the data
     test_crops, batch_size = config.judge.test_crops, config.optimization.global_batch_size
     eval_step = make_eval_step(strategy, state, test_crops)

@@ -54,6 +54,8 @@ def explained(config, workers=None):
             remedy = f"an example of the stream cannot be used ({bad[0][:150]}); --max_bad_examples=N skips and lists such ones"
             raise UnusableError(f"--dataset={config.data.dataset}: {remedy}") from None
         if isinstance(error, (tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.PermissionDeniedError)):
+            if isinstance(error, tf.errors.DataLossError) and (workers is None or workers.is_alone):
+                _name_bad_example(config, lambda source, split, seconds: source.skip_damaged(split, seconds))
             reason = error.message.strip().splitlines()[0]
             remedy = "a file is damaged, gone or not ours to read ({}); prepare it again"
             raise UnusableError(f"--dataset={config.data.dataset}: {remedy.format(reason)}") from None
@@ -65,8 +67,11 @@ def explained(config, workers=None):
         raise
 
 
-def _name_bad_example(config):
-    """Raises UnusableError, naming the file, where a minute is enough to find the example that a stream failed on."""
+def _name_bad_example(config, look_for=name_bad_example):
+    """Raises UnusableError, naming the file, where a minute is enough to find the example that a stream failed on.
+
+    `look_for(source, split, seconds)` raises it; by default it decodes.
+    """
     print("looking for the example that cannot be used, for a minute at most", file=sys.stderr)
     source = open_source(dataclasses.replace(config.data, max_bad_examples=0))
     splits = [config.data.train_split, config.data.validation_split, config.data.test_split]
@@ -74,4 +79,4 @@ def _name_bad_example(config):
         splits = [config.judge.split or config.data.test_split]
     deadline = time.monotonic() + LOOKING_SECONDS
     for split in filter(None, splits):
-        name_bad_example(source, split, deadline - time.monotonic())
+        look_for(source, split, deadline - time.monotonic())

@@ -8,7 +8,7 @@ import textwrap
 from absl import flags
 
 from input_pipeline.errors import ExpectedError, SettingError, UnusableError
-from input_pipeline.settings import describe_range, value_type
+from input_pipeline.settings import describe_range, describe_type, value_type
 from input_pipeline.small_files import read_file, read_json
 from train_lib import config as config_lib
 
@@ -66,8 +66,20 @@ def _parse_into(flag_values, argv, source=""):
         close = difflib.get_close_matches(error.flagname, known, n=2)
         hint = f"did you mean --{' or --'.join(close)}?" if close else "python main.py --helpshort lists the flags"
         raise SettingError(error.flagname, error.flagvalue, f"no such flag{source}; {hint}") from None
+    except flags.IllegalFlagValueError as error:
+        raise _wrong_type(error, source) from None
     except (flags.Error, ValueError) as error:  # absl raises the latter for --nodebug=false
         raise flags.Error(f"{str(error).strip()}{source}") from None
+
+
+def _wrong_type(error, source):
+    """The SettingError of a value that absl cannot read as its flag's type: absl's own says it in terms of Python."""
+    settings = {field.name: field for _, field in config_lib.leaves()}
+    name, _, value = str(error).removeprefix("flag --").removesuffix(f": {error.__context__}").partition("=")
+    if name not in settings:  # a flag of absl's
+        return flags.Error(f"{str(error).strip()}{source}")
+    wanted = ", ".join(filter(None, (describe_type(settings[name]), describe_range(settings[name]))))
+    return SettingError(name, value, f"give {wanted}{source}")
 
 
 def _given(argv, flag_values, name):

@@ -2,16 +2,19 @@
 
 import dataclasses
 
+import numpy as np
 import tensorflow as tf
 
+from input_pipeline.errors import SettingError, UnusableError
 from input_pipeline.small_files import UnusableFile
 from input_pipeline.sources import Source, open_source
-from input_pipeline.splits import open_split
+from input_pipeline.splits import decide_input, open_split, read_like
 from train_lib import checkpointing, environment
 from train_lib import config as config_lib
 from train_lib.cadence import Plan, make_plan
+from train_lib.early_stopping import Judgement, Patience
 from train_lib.event_files import first_line
-from train_lib.same_run import describe_data, refuse_other_data, say_what_changed
+from train_lib.same_run import describe_data, kind_before, kind_of, refuse_other_data, say_what_changed
 from train_lib.state import PixelScaling, TrainState, assign, create_state, first_not_finite, pixel_scaling, tensors_of
 from train_lib.strategy import create_strategy, describe
 from train_lib.workdir import BAD_EXAMPLES, Workdir
@@ -35,7 +38,8 @@ class Run:
 
     def open_test_split(self):
         """The test split."""
-        split = open_split(self.config.data, self.source, self.config.data.test_split, "test_split", log=lambda line: None)
+        data = read_like(self.config.data, kind_of(self.train_split))
+        split = open_split(data, self.source, data.test_split, "test_split", log=lambda line: None)
         self.list_bad_examples()
         return split
 
@@ -97,11 +101,13 @@ def open_run(config, workdir, checkpoint, store, log=print, workers=None):
     source = workers.chief_first(lambda: open_source(config.data))  # which prepares it where that is not done
     validation_split = None
     try:
-        train_split = open_split(config.data, source, config.data.train_split, "train_split", log)
-        if config.data.validation_split:
-            validation_split = open_split(config.data, source, config.data.validation_split, "validation_split", log)
-        if config.data.test_split:
-            source.num_examples(config.data.test_split, "test_split")  # a wrong name shall not surface after the last epoch
+        data = decide_input(read_like(config.data, kind_before(checkpoint)), source, config.data.train_split, "train_split")
+        data = read_like(config.data, workers.gather(data.input)[0])  # of the chief: workers need not have the same memory
+        train_split = open_split(data, source, data.train_split, "train_split", log)
+        if data.validation_split:
+            validation_split = open_split(data, source, data.validation_split, "validation_split", log)
+        if data.test_split:
+            source.num_examples(data.test_split, "test_split")  # a wrong name shall not surface after the last epoch
     finally:  # also where there is one too many
         workdir.write_bad_examples(source.bad.lines())
     if source.bad.found:
@@ -114,12 +120,13 @@ def open_run(config, workdir, checkpoint, store, log=print, workers=None):
         pixels = PixelScaling.from_tensors(checkpoint.tensors("pixels/"), checkpoint.folder)
     state = create_state(config, strategy, len(source.class_names), train_split.image_shape, pixels)
     if checkpoint is not None:
-        restore(state, checkpoint, plan, config.optimization.max_nonfinite_steps)
+        restore(state, checkpoint, plan, config)
         point_again(state, store, workers, log)
-        if state.judgement.best_step is None and (state.step >= plan.last_step or state.judgement.out_of_patience(config)):
-            state.evaluation_owed = True  # else no evaluation would follow, and nothing be the best
+        if state.step >= plan.last_step or state.judgement.out_of_patience(config):
+            # No turn would follow: nothing be the best where nothing was evaluated, and no checkpoint know what was asked for.
+            state.evaluation_owed = True
     elif config.network.init_from:
-        initialize(state, checkpointing.find_initial(config.network.init_from), log)
+        initialize(state, config.network.init_from, log)
     return Run(config, workdir, strategy, source, train_split, validation_split, state, plan, store, workers)
 
 
@@ -131,42 +138,50 @@ def point_again(state, store, workers, log):
     judgement = state.judgement
     if not workers.from_chief(lambda: store.point_again(state.step, judgement.best_step)) and judgement.best_step is not None:
         log(f"the best checkpoint, of step {judgement.best_step}, is gone or damaged; the next evaluation counts as the best")
-        judgement.best, judgement.best_step = type(judgement.best)(), None
+        judgement.best, judgement.best_step, judgement.step = Patience(), None, None
 
 
-def restore(state, checkpoint, plan, max_nonfinite_steps=0):
+def restore(state, checkpoint, plan, config):
     """Gives a new TrainState the tensors and the progress of a checkpoint.
 
-    A run that has diverged goes on after the batch that ended it, and counts anew.
+    A run that has diverged goes on after the batch that ended it, and counts anew; so does one that looks at another value of
+    the validation split from here on.
     """
-    tensors = checkpoint.tensors()
+    tensors, stored = checkpoint.tensors(), checkpoint.description["config"]
     for name in state.averaged_weights():  # averaging begins here where the run so far had none
         if (weight := name.replace("ema/", "model/", 1)) in tensors:
             tensors.setdefault(name, tensors[weight])
+    if stored.get("momentum") == 0:  # without which there were no slots for it; it begins at rest
+        slots = {name: slot for name, slot in state.slots().items() if name.endswith("momentum")}
+        tensors = {name: np.zeros(slot.shape, slot.dtype) for name, slot in slots.items()} | tensors
     assign({**state.weights(), **state.slots(), **state.averaged_weights()}, tensors, checkpoint.folder)
     state.set_progress(checkpoint.description["progress"])
-    if state.skipped_in_a_row > max_nonfinite_steps:
+    if state.skipped_in_a_row > config.optimization.max_nonfinite_steps:
         state.skipped_in_a_row = 0
+    if stored.get("early_stopping_monitor") != config.cadence.early_stopping_monitor:
+        state.judgement = Judgement(plateau_drops=state.judgement.plateau_drops)
     if plan.last_step > checkpoint.description["last_step"]:
         state.judgement.stopping.waited = 0  # a longer run was asked for, so an early stop is no reason to end at once
 
 
-def initialize(state, checkpoint, log):
-    """Starts from another run's weights; the last layer stays as initialised where its number of classes differs.
+def initialize(state, path, log):
+    """Starts from another run's weights, of --init_from; the last layer stays as initialised where its number of classes differs.
 
     Raises:
-      UnusableError: the weights are those of another network.
+      SettingError: the weights are those of another network; UnusableError: they are damaged.
     """
+    checkpoint = checkpointing.find_initial(path)
     tensors = checkpoint.judged_weights()
     variables = state.weights()
     last_layer = [name for name in variables if name.startswith("model/logits/")] or list(variables)[-2:]
     differing = [name for name in last_layer if name in tensors and tensors[name].shape != tuple(variables[name].shape)]
     if differing:
         log(f"{checkpoint.folder}: {', '.join(last_layer)} left as initialised, the number of classes differs")
-    assign(
-        {name: variable for name, variable in variables.items() if not (differing and name in last_layer)},
-        tensors, checkpoint.folder,
-    )
+    taken = {name: variable for name, variable in variables.items() if not (differing and name in last_layer)}
+    try:
+        assign(taken, tensors, checkpoint.folder)
+    except UnusableError as error:
+        raise SettingError("init_from", path, f"{error}; give the --model and --model_options of that run") from None
     for weight, average in zip(state.model.trainable_variables, state.averages, strict=False):
         average.assign(weight.numpy())
     log(f"weights from {checkpoint.folder}")

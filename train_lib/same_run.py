@@ -44,6 +44,16 @@ def say_what_changed(config, checkpoint, log):
             log(f"--{name}={value} from here on; it was {stored.get(name)} when {checkpoint.folder.name} was saved")
 
 
+def kind_of(split):
+    """How a split is read, whatever --input says: "memory" (held by a device, too) or "stream"."""
+    return "memory" if hasattr(split, "images") else "stream"
+
+
+def kind_before(checkpoint):
+    """How a Checkpoint's run reads its images, as `kind_of`; None where it does not say so, or there is no checkpoint."""
+    return checkpoint.description.get("data", {}).get("input") if checkpoint else None
+
+
 def describe_data(source, train_split, validation_split):
     """{flag: what it stands for}, of what a flag names and does not fix: data can change under their name."""
     splits = {"train_split": train_split, "validation_split": validation_split}
@@ -51,7 +61,7 @@ def describe_data(source, train_split, validation_split):
         "dataset": f"the classes {', '.join(source.class_names)}",
         **{flag: f"{split.num_examples} examples" for flag, split in splits.items() if split},
         "image_size": f"images of {' x '.join(map(str, train_split.image_shape[:2]))}",
-        "input": "memory" if hasattr(train_split, "images") else "stream",
+        "input": kind_of(train_split),
     }
 
 

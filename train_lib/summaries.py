@@ -14,7 +14,7 @@ class RunLog:
 
     Args:
       workdir: Workdir.
-      step: where the run starts or resumes; records beyond it are dropped, and TensorBoard is written anew from the rest.
+      step: where the run starts or resumes; result.json and records beyond it are dropped, TensorBoard is written anew.
       log: called with a line about what cannot be written.
       evaluation_owed: whether that of this step is still to be done; a record of it is one that was written before a kill.
 
@@ -29,6 +29,8 @@ class RunLog:
             return
         self.metrics = JsonLines(workdir.path / "metrics.jsonl", METRICS_RECORD)
         self.timing = JsonLines(workdir.path / "timing.jsonl", TIMING_RECORD)
+        self.metrics.read(), self.timing.read()  # which refuses damaged ones before anything is replaced
+        workdir.remove_result()
         # A test record belongs to the end of a run, so a run that goes on drops it too.
         last = {"train": step, "validation": step - evaluation_owed}
         self.metrics.keep(lambda record: record["step"] <= last.get(record["kind"], -1))

@@ -52,8 +52,7 @@ def train_together(config, workdir, workers):
     with explained(config, workers):
         run = open_run(config, workdir, checkpoint, store, workers=workers)
         with stop_request.finishing("saving and stopping after this call"):
-            trainer = Trainer(run)  # reads the records, and refuses damaged ones before anything is replaced
-            workdir.remove_result()
+            trainer = Trainer(run)
             run.write_down()
             print(parameter_table(run.state.model))
             verb = "resuming at" if run.state.step else "starting at"
@@ -73,8 +72,7 @@ class Trainer:
     """
 
     def __init__(self, run, clock=time.monotonic):
-        self.run, self.config, self.state, self.plan = run, run.config, run.state, run.plan
-        self.clock = clock
+        self.run, self.config, self.state, self.plan, self.clock = run, run.config, run.state, run.plan, clock
         self.train_loop = make_train_loop(run.strategy, run.state, run.config)
         self.eval_step = make_eval_step(run.strategy, run.state)
         self.validation = self.make_judge(run.validation_split) if run.validation_split else None
@@ -89,13 +87,14 @@ class Trainer:
         self.start()
         self.pictures.draw_batch()
         with self.profile:
-            while self.status() is None:
+            while self.ended is None:
                 self.turn()
         self.terminal.close()
-        return self.conclude(self.status())
+        return self.conclude(self.ended)
 
     def start(self):
         """Opens what only the loop needs: batches, the display and the profile."""
+        self.ended = self.status()
         first_step, last_step = self.state.step, self.plan.last_step
         self.iterator = self.open_batches()
         is_chief = self.run.workers.is_chief
@@ -114,8 +113,10 @@ class Trainer:
         if self.state.evaluation_owed:
             with contextlib.suppress(Interrupted):  # still owed then, by the run that goes on from here
                 is_best = self.judge_validation()
-        if is_best or self.plan.checkpoint_due(self.state.step) or self.status():
+        self.ended = self.status()  # asked once: a signal between two answers would end a run that is not saved
+        if is_best or self.plan.checkpoint_due(self.state.step) or self.ended:
             self.save(is_best)
+            self.ended = self.status()
 
     def status(self):
         """How the run has ended, None while it goes on."""

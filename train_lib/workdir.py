@@ -8,11 +8,13 @@ import re
 import time
 
 from input_pipeline.errors import SettingError, UnusableError
+from input_pipeline.own_files import judge_own_files
 from input_pipeline.small_files import UnusableFile, read_json, replace_file, unusable
 from train_lib import config as config_lib
 from train_lib import flags as flags_lib
 from train_lib.inputs import check_inputs
 
+NEED_DATA = ("train", "evaluate", "benchmark")  # modes
 RESULT, BAD_EXAMPLES = "result.json", "bad_examples.txt"
 
 
@@ -38,7 +40,7 @@ class Workdir:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / ".writable"
             probe.touch()
-            probe.unlink()
+            probe.unlink(missing_ok=True)  # another process may be looking, too
         except (OSError, ValueError) as error:  # of a name that no file system takes
             reason = getattr(error, "strerror", None) or error
             raise UnusableError(f"--workdir={self.path}: cannot be written ({reason}); give another folder") from None
@@ -119,7 +121,7 @@ def open_workdir(config, is_chief=True):
 
     Raises:
       UnusableError: it cannot be written, or holds no checkpoint where the mode needs one.
-      SettingError: --init_from or --inputs names nothing, or --export_dir something that is there.
+      SettingError: --dataset, --init_from or --inputs names nothing, or --export_dir something that is there.
     """
     workdir = _choose(config) if is_chief else ReadOnlyWorkdir(config.run.workdir)
     initial, has_checkpoint = config.network.init_from, any(workdir.checkpoints.glob("step-*"))
@@ -129,6 +131,8 @@ def open_workdir(config, is_chief=True):
         return workdir
     if config.run.mode in config_lib.NEED_A_RUN and not has_checkpoint:
         raise UnusableError(f"--workdir={workdir.path}: holds no checkpoint; give the folder of a run that has saved one")
+    if config.run.mode in NEED_DATA:
+        judge_own_files(config.data)
     if config.run.mode == "predict":
         check_inputs(config.judge.inputs)
     if config.run.mode == "export" and os.path.lexists(target := workdir.export_target(config)):
