@@ -109,9 +109,9 @@ def test_defaults_are_those_of_the_dataclasses():
     [
         ({"learning_rat": 0.1}, ["--learning_rat=0.1", "not a setting"]),
         ({"epochs": math.nan}, ["--epochs=nan", "finite"]),
-        ({"epochs": "10"}, ["--epochs=10", "float"]),
-        ({"global_batch_size": True}, ["--global_batch_size=True", "int"]),
-        ({"deterministic": 1}, ["--deterministic=1", "bool"]),
+        ({"epochs": "10"}, ["--epochs=10", "give a number"]),
+        ({"global_batch_size": True}, ["--global_batch_size=True", "give a whole number"]),
+        ({"deterministic": 1}, ["--deterministic=1", "give true or false"]),
         ({"seed": 2**31}, ["--seed=2147483648", "at most 2147483647"]),
         ({"optimizer": None}, ["--optimizer="]),
         ({"model": "VGG16", "dropout_rate": 0.5}, ["--dropout_rate=0.5", "VGG16"]),
@@ -137,8 +137,24 @@ def test_values_that_cannot_work(values, words):
 @pytest.mark.parametrize(("batch", "replicas", "nearest"), [(10, 4, "8 or 12"), (3, 8, ": 8"), (129, 2, "128 or 130")])
 def test_the_nearest_batches_that_divide(batch, replicas, nearest):
     with pytest.raises(SettingError, match=nearest):
-        shares.check_divisible(config_lib.OptimizerConfig(global_batch_size=batch), replicas)
-    shares.check_divisible(config_lib.OptimizerConfig(global_batch_size=batch * replicas), replicas)
+        shares.check_divisible(batch, replicas)
+    shares.check_divisible(batch * replicas, replicas)
+
+
+def test_a_batch_is_shared_by_the_devices_that_are_used():
+    config_lib.from_values({"global_batch_size": 10, "virtual_devices": 4, "devices": 2})
+    with pytest.raises(SettingError, match="divide by the 3 replicas"):
+        config_lib.from_values({"global_batch_size": 10, "virtual_devices": 4, "devices": 3})
+
+
+def test_an_evaluation_needs_no_parts_and_no_pairs():
+    """A run's own --accumulate_steps and mixup say nothing about the batch that it is judged by."""
+    values = {"global_batch_size": 25, "accumulate_steps": 4, "augment": "mixup", "workdir": "runs/a"}
+    config_lib.from_values(values | {"mode": "evaluate"})
+    with pytest.raises(SettingError, match="accumulate_steps"):
+        config_lib.from_values(values)
+    with pytest.raises(SettingError, match="--global_batch_size=25: must divide by the 2 replicas;"):
+        config_lib.from_values(values | {"mode": "evaluate", "virtual_devices": 2})
 
 
 # The command line.
@@ -297,7 +313,7 @@ def test_explicit_flags_win_over_the_workdir(workdir, mode_first):
     given = ("--image_size=64", "--dataset=shapes", "--preset=tutorial", "--seed=0")
     values = values_of(*(mode + given if mode_first else given + mode))
     assert (values["image_size"], values["dataset"], values["preset"], values["seed"]) == (64, "shapes", "tutorial", 0)
-    assert (values["model"], values["global_batch_size"], values["augment"]) == ("VGG19", 24, "crop,flip")
+    assert (values["model"], values["global_batch_size"], values["augment"]) == ("VGG19", 24, "crop,flip,cutout")
 
 
 def test_train_does_not_look_at_the_workdirs_configuration(workdir):
