@@ -1,0 +1,190 @@
+"""Makes the tables and the curves of docs/results.md from the raw files under docs/results/, so that no figure can drift.
+
+    python docs/make_results.py            # after runs were added to docs/results/ and docs/results/experiments.json
+
+Each run is a folder with `metrics.jsonl` and `result.json` as training left them. `experiments.json` says which runs belong
+together, and by which command, commit and hardware they came about. `tests/test_docs_results.py` makes the page once more and
+compares.
+"""
+
+import json
+import math
+import pathlib
+import re
+import statistics
+import sys
+
+DOCS = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(DOCS.parent))  # not needed once the project is installed
+
+from train_lib import charts  # noqa: E402
+
+# Student's t at 97.5 %, by degrees of freedom: that of a 95 % interval of a mean of n differences has n - 1.
+T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571}
+
+
+class Experiment:
+    """The runs of one command with different seeds.
+
+    Args:
+      name: its key in experiments.json.
+      about: its value: title, command, commit, hardware, runs (folders), and `"trial": true` for a choice of recipe.
+      folder: docs/results.
+    """
+
+    def __init__(self, name, about, folder):
+        self.name, self.about = name, about
+        self.results = [json.loads((folder / run / "result.json").read_text()) for run in about["runs"]]
+        self.metrics = [read_lines(folder / run / "metrics.jsonl") for run in about["runs"]]
+
+    def values(self, name):
+        """One value of result.json for each run."""
+        return [result[name] for result in self.results]
+
+    def validation(self, run):
+        """(epochs, accuracies) of one run."""
+        records = [record for record in self.metrics[run] if record["kind"] == "validation"]
+        return [record["epoch"] for record in records], [record["accuracy"] for record in records]
+
+
+def read_lines(path):
+    """The records of a file of one JSON object a line."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def read_experiments(folder=DOCS / "results"):
+    """{name: Experiment} of all that is published."""
+    return {name: Experiment(name, about, folder)
+            for name, about in json.loads((folder / "experiments.json").read_text()).items()}
+
+
+def spread(values, factor=1.0, digits=2):
+    """Mean and standard deviation (n - 1) as text; the value alone where there is one."""
+    mean = f"{factor * statistics.fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {factor * statistics.stdev(values):.{digits}f}"
+
+
+def accuracy_table(experiments):
+    """One row for each experiment that was judged on the test split."""
+    lines = ["| what | test accuracy, % | best validation accuracy, % | runs | seconds | images/s | commit, hardware | command |",
+             "|---|---|---|---|---|---|---|---|"]
+    for experiment in experiments.values():
+        about = experiment.about
+        if None in experiment.values("test_accuracy"):
+            continue
+        lines.append(" | ".join([
+            f"| {about['title']}",
+            spread(experiment.values("test_accuracy"), 100),
+            spread(experiment.values("best_validation_accuracy"), 100),
+            str(len(experiment.results)),
+            spread(experiment.values("seconds"), digits=0),
+            spread(experiment.values("images_per_second"), digits=0),
+            f"`{about['commit']}`, {about['hardware']}",
+            f"`{about['command']}` |"]))
+    return "\n".join(lines)
+
+
+def trials_table(experiments):
+    """One row for each experiment that was judged on a slice of the training images alone: how recipes were chosen."""
+    lines = ["| trial | best validation accuracy, % | runs | seconds | commit | command |", "|---|---|---|---|---|---|"]
+    for experiment in experiments.values():
+        if experiment.about.get("trial"):
+            lines.append(" | ".join([
+                f"| {experiment.about['title']}",
+                spread(experiment.values("best_validation_accuracy"), 100),
+                str(len(experiment.results)),
+                spread(experiment.values("seconds"), digits=0),
+                f"`{experiment.about['commit']}`",
+                f"`{experiment.about['command']}` |"]))
+    return "\n".join(lines)
+
+
+def epochs_table(experiments, names, epochs=3):
+    """Validation accuracy after each of the first epochs, one row a run."""
+    numbers = range(1, epochs + 1)
+    lines = ["| what | seed | " + " | ".join(f"epoch {number}" for number in numbers) + " |", "|---" * (2 + epochs) + "|"]
+    for name in names:
+        for run, folder in enumerate(experiments[name].about["runs"]):
+            _, accuracies = experiments[name].validation(run)
+            cells = " | ".join(f"{accuracy:.4f}" for accuracy in accuracies[:epochs])
+            lines.append(f"| {experiments[name].about['title']} | {folder.rsplit('-', 1)[1]} | {cells} |")
+    return "\n".join(lines)
+
+
+def difference(with_it, without_it):
+    """Mean of the differences of paired values and half the width of its 95 % interval by Student's t."""
+    differences = [a - b for a, b in zip(with_it, without_it, strict=True)]
+    half = T_975[len(differences) - 1] * statistics.stdev(differences) / math.sqrt(len(differences))
+    return statistics.fmean(differences), half
+
+
+def difference_line(experiments, with_it, without_it):
+    """The difference of two arms in test error, in a sentence."""
+    errors = [[1 - value for value in experiments[name].values("test_accuracy")] for name in (with_it, without_it)]
+    mean, half = difference(*errors)
+    return (f"Test error {spread(errors[0], 100)} % with, {spread(errors[1], 100)} % without: a difference of "
+            f"**{100 * mean:+.2f} points, 95 % interval {100 * (mean - half):+.2f} to {100 * (mean + half):+.2f}** "
+            f"({len(errors[0])} pairs of equal seed, Student's t).")
+
+
+def parts(experiments):
+    """{marker: text} of all that the page takes from the raw files."""
+    return {
+        "accuracy": accuracy_table(experiments),
+        "trials": trials_table(experiments),
+        "tutorial": epochs_table(experiments, ["tutorial", "tutorial_model_fit"]),
+        "lrn": difference_line(experiments, "lrn_with", "lrn_without"),
+    }
+
+
+def filled(page, texts):
+    """A page with each text between its markers."""
+    for marker, text in texts.items():
+        pattern = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)", re.S)
+        page, count = pattern.subn(lambda match, text=text: f"{match[1]}{text}\n{match[2]}", page)
+        if count != 1:
+            raise SystemExit(f"docs/results.md: has {count} pairs of the markers <!-- {marker} -->, <!-- /{marker} -->, not one")
+    return page
+
+
+def mean_validation(experiment):
+    """(epochs, accuracies in %) of the validation split, the mean over the runs."""
+    epochs, _ = experiment.validation(0)
+    runs = [experiment.validation(run)[1] for run in range(len(experiment.metrics))]
+    return epochs, [100 * statistics.fmean(at_one_epoch) for at_one_epoch in zip(*runs, strict=True)]
+
+
+def one_run(experiment):
+    """Training and validation accuracy of the first run."""
+    train = [record for record in experiment.metrics[0] if record["kind"] == "train"]
+    epochs, accuracies = experiment.validation(0)
+    return [("training", [record["epoch"] for record in train], [100 * record["accuracy"] for record in train]),
+            ("validation", epochs, [100 * accuracy for accuracy in accuracies])]
+
+
+def side_by_side(first, second, labels):
+    """Validation accuracy of two experiments."""
+    return [(label, *mean_validation(experiment)) for label, experiment in zip(labels, (first, second), strict=True)]
+
+
+def pictures(experiments):
+    """{file name: lines of the figure} of all learning curves that the page shows."""
+    return {
+        **{f"{name}.png": one_run(experiments[name]) for name in ("cifar10", "cifar10_fast") if name in experiments},
+        "tutorial.png": side_by_side(experiments["tutorial"], experiments["tutorial_model_fit"], ("this loop", "model.fit")),
+        "lrn.png": side_by_side(experiments["lrn_with"], experiments["lrn_without"], ("with", "without")),
+    }
+
+
+def main():
+    """Writes the page anew, and the pictures."""
+    experiments = read_experiments()
+    page = DOCS / "results.md"
+    page.write_text(filled(page.read_text(), parts(experiments)))
+    for name, series in pictures(experiments).items():
+        (DOCS / "results" / name).write_bytes(charts.to_png(charts.curves(series, "accuracy, %")))
+    print(f"{page}: {len(experiments)} experiments, {sum(len(e.results) for e in experiments.values())} runs")
+
+
+if __name__ == "__main__":
+    main()
