@@ -4,8 +4,10 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import ROOT
@@ -62,6 +64,46 @@ print(request.received)
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=write, text=True, cwd=ROOT)
     os.close(write)
     assert done.returncode == 0 and done.stdout == "SIGTERM\n"
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_signals_are_answered_within_a_compiled_call(second):
+    """Python runs no handler before the call returns (here: half a minute), and two equal signals are one to it."""
+    code = """
+import hashlib
+from train_lib.signals import StopRequest
+request = StopRequest()
+request.listen()
+with request.finishing("saving"):
+    print("calling", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**8)
+"""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **pipes) as child:
+        assert child.stdout.readline() == "calling\n"
+        time.sleep(0.2)  # into the call
+        child.send_signal(signal.SIGTERM)
+        assert child.stderr.readline() == "SIGTERM: saving; once more to end at once\n"
+        time.sleep(0.2)
+        assert child.poll() is None
+        child.send_signal(second)
+        assert child.wait(timeout=60) == 130 and child.stderr.read() == ""
+
+
+def test_a_signal_that_a_debugger_has_taken_over_does_not_count():
+    code = """
+import os, signal, time
+from train_lib.signals import StopRequest
+request = StopRequest()
+request.listen()
+signal.signal(signal.SIGINT, lambda *_: None)
+for _ in range(3):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.1)
+print(request.received)
+"""
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert done.returncode == 0 and done.stdout == "None\n"
 
 
 def test_an_evaluation_that_is_owed_has_no_record_yet(tmp_path):

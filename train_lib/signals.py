@@ -3,10 +3,17 @@
 import contextlib
 import os
 import signal
+import socket
+import threading
+
+NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """What became of the first signal. A Python handler runs only between two calls of compiled code, which thus always finish.
+    """What became of the first signal.
+
+    Python runs its handlers on the main thread, between two calls of compiled code, which thus always finish; and of two equal
+    signals within one such call it hears as of one. So a second thread counts them, and answers while the main thread computes.
 
     Attributes:
       received: the signal's name, None before; whoever finishes something first looks at it.
@@ -18,10 +25,17 @@ class StopRequest:
         self.raised = False
         self._raising = False
         self._promise = ""
+        self._told = threading.Lock()  # taken by the first thread that takes note, and kept
+        self._numbers = None
 
     def listen(self):
         """Lets this object handle the signals from now on. Until told otherwise it takes note of one, and no more."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        if self._numbers is None:
+            self._numbers, written = socket.socketpair()
+            written.setblocking(False)
+            signal.set_wakeup_fd(written.detach(), warn_on_full_buffer=False)
+            threading.Thread(target=self._count, name="signals", daemon=True).start()
+        for number in NUMBERS:
             signal.signal(number, self._handle)
 
     @contextlib.contextmanager
@@ -53,12 +67,24 @@ class StopRequest:
             raise KeyboardInterrupt(self.received)
 
     def _handle(self, number, _):
-        if self.received:
-            os._exit(130)
-        self.received = signal.Signals(number).name
-        if self._raising:
+        self._take_note(number)
+        if self._raising and not self.raised:
             self.raise_if_received()
-        if self._promise:
+
+    def _count(self):
+        """Ends the process at the second signal, on a thread of its own."""
+        received = 0
+        while True:
+            number = self._numbers.recv(1)[0]
+            if number in NUMBERS and signal.getsignal(number) == self._handle:  # a debugger may have taken one over
+                received += 1
+                if received > 1:
+                    os._exit(130)
+                self._take_note(number)
+
+    def _take_note(self, number):
+        self.received = self.received or signal.Signals(number).name
+        if self._told.acquire(blocking=False) and self._promise:
             _write_line(f"{self.received}: {self._promise}; once more to end at once")
 
 
