@@ -10,12 +10,13 @@ compares.
 import json
 import math
 import pathlib
-import re
 import statistics
 import sys
 
 DOCS = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))  # not needed once the project is installed
+
+from pages import filled  # noqa: E402
 
 from train_lib import charts  # noqa: E402
 
@@ -137,16 +138,6 @@ def parts(experiments):
     }
 
 
-def filled(page, texts):
-    """A page with each text between its markers."""
-    for marker, text in texts.items():
-        pattern = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)", re.S)
-        page, count = pattern.subn(lambda match, text=text: f"{match[1]}{text}\n{match[2]}", page)
-        if count != 1:
-            raise SystemExit(f"docs/results.md: has {count} pairs of the markers <!-- {marker} -->, <!-- /{marker} -->, not one")
-    return page
-
-
 def mean_validation(experiment):
     """(epochs, accuracies in %) of the validation split, the mean over the runs."""
     epochs, _ = experiment.validation(0)
@@ -170,7 +161,7 @@ def side_by_side(first, second, labels):
 def pictures(experiments):
     """{file name: lines of the figure} of all learning curves that the page shows."""
     return {
-        **{f"{name}.png": one_run(experiments[name]) for name in ("cifar10", "cifar10_fast") if name in experiments},
+        **{f"{name}.png": one_run(experiments[name]) for name in ("cifar10", "cifar10_fast")},
         "tutorial.png": side_by_side(experiments["tutorial"], experiments["tutorial_model_fit"], ("this loop", "model.fit")),
         "lrn.png": side_by_side(experiments["lrn_with"], experiments["lrn_without"], ("with", "without")),
     }
@@ -180,7 +171,7 @@ def main():
     """Writes the page anew, and the pictures."""
     experiments = read_experiments()
     page = DOCS / "results.md"
-    page.write_text(filled(page.read_text(), parts(experiments)))
+    page.write_text(filled(page, parts(experiments)))
     for name, series in pictures(experiments).items():
         (DOCS / "results" / name).write_bytes(charts.to_png(charts.curves(series, "accuracy, %")))
     print(f"{page}: {len(experiments)} experiments, {sum(len(e.results) for e in experiments.values())} runs")

@@ -1,25 +1,24 @@
 """docs/results.md: every figure comes from the raw files beside it."""
 
-import importlib.util
 import math
 
+import make_results
 import numpy as np
+import pages
 import pytest
 from conftest import ROOT
 
-specification = importlib.util.spec_from_file_location("make_results", ROOT / "docs" / "make_results.py")
-make_results = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(make_results)
+PAGE = ROOT / "docs" / "results.md"
+
 EXPERIMENTS = make_results.read_experiments()
 
 
 def test_the_page_is_what_the_raw_files_say():
-    page = (ROOT / "docs" / "results.md").read_text()
-    assert make_results.filled(page, make_results.parts(EXPERIMENTS)) == page
+    assert pages.filled(PAGE, make_results.parts(EXPERIMENTS)) == PAGE.read_text()
 
 
 def test_the_page_shows_each_picture():
-    page = (ROOT / "docs" / "results.md").read_text()
+    page = PAGE.read_text()
     for name in make_results.pictures(EXPERIMENTS):
         assert f"](results/{name})" in page
         assert (ROOT / "docs" / "results" / name).read_bytes().startswith(b"\x89PNG")
@@ -49,6 +48,8 @@ def test_spread_and_interval_by_hand():
     assert half == pytest.approx(4.303 * differences.std(ddof=1) / math.sqrt(3))
 
 
-def test_a_page_without_a_marker_is_refused():
-    with pytest.raises(SystemExit, match="0 pairs of the markers <!-- a -->"):
-        make_results.filled("no marker", {"a": "text"})
+def test_a_page_without_a_marker_is_refused(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("no marker")
+    with pytest.raises(SystemExit, match="page.md: has 0 pairs of the markers <!-- a -->"):
+        pages.filled(page, {"a": "text"})

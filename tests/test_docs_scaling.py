@@ -1,24 +1,14 @@
 """The figures of docs/scaling.md: the page is up to date, and what it counts is what the loop does."""
 
-import importlib.util
-import re
-
 import keras
+import make_scaling
+import pages
 import pytest
+import scaling
 import tensorflow as tf
-from conftest import ROOT
 
 import alexnet
 from train_lib import steps
-
-
-@pytest.fixture(scope="module")
-def scaling():
-    """docs/scaling.py, which is a script and in no package."""
-    specification = importlib.util.spec_from_file_location("scaling", ROOT / "docs" / "scaling.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 class Recorder(tf.distribute.ReductionToOneDevice):
@@ -43,14 +33,12 @@ def reductions(function, make=lambda: None):
     return recorder.sizes
 
 
-def test_the_page_has_what_the_script_prints(scaling, capsys):
-    scaling.main()
-    printed = re.findall(r"<!-- (\w+) -->\n(.*?)\n<!-- /\1 -->", capsys.readouterr().out, re.DOTALL)
-    page = re.findall(r"<!-- (\w+) -->\n(.*?)\n<!-- /\1 -->", (ROOT / "docs" / "scaling.md").read_text(), re.DOTALL)
-    assert len(printed) == 6 and dict(page) == dict(printed), "paste what `python docs/scaling.py` prints"
+def test_the_page_is_what_the_arithmetic_says():
+    blocks = make_scaling.blocks()
+    assert len(blocks) == 6 and pages.filled(make_scaling.PAGE, blocks) == make_scaling.PAGE.read_text()
 
 
-def test_multiply_adds_by_hand(scaling):
+def test_multiply_adds_by_hand():
     """The paper's network: places * kernel * maps seen * filters; two towers see half of the maps."""
     first = 55 * 55 * 11 * 11 * 3 * 96
     others = 27 * 27 * 5 * 5 * 48 * 256 + 13 * 13 * 3 * 3 * (256 * 384 + 192 * 384 + 192 * 256)
@@ -63,7 +51,7 @@ def test_multiply_adds_by_hand(scaling):
 
 
 @pytest.mark.parametrize(("name", "pixels", "options"), [("alexnet_mini", 32, "dense_units=64"), ("ResNet50", 32, None)])
-def test_multiply_adds_agree_with_tensorflows_profiler(scaling, name, pixels, options):
+def test_multiply_adds_agree_with_tensorflows_profiler(name, pixels, options):
     model = alexnet.build(name, 10, (pixels, pixels, 3), options=options)
     images = tf.TensorSpec((1, pixels, pixels, 3))
     graph = tf.function(lambda images: model(images, training=False)).get_concrete_function(images).graph
@@ -78,23 +66,23 @@ def test_multiply_adds_agree_with_tensorflows_profiler(scaling, name, pixels, op
 @pytest.mark.parametrize(("name", "pixels", "num_classes", "parameters"), [
     ("alexnet", 224, 1000, 60_965_224), ("alexnet_mini", 32, 10, 18_075_242), ("VGG16", 224, 1000, 138_357_544),
     ("ResNet50", 224, 1000, 25_583_592)])
-def test_parameters_without_making_them(scaling, name, pixels, num_classes, parameters):
+def test_parameters_without_making_them(name, pixels, num_classes, parameters):
     assert scaling.count(name, pixels, num_classes).parameters == parameters
 
 
-def test_a_layer_that_it_cannot_count_is_refused(scaling):
+def test_a_layer_that_it_cannot_count_is_refused():
     with pytest.raises(NotImplementedError, match="DepthwiseConv2D"):
         scaling.count("MobileNet", 32, 10)
 
 
-def test_a_step_reduces_one_vector_of_all_gradients_and_three_scalars(scaling):
+def test_a_step_reduces_one_vector_of_all_gradients_and_three_scalars():
     network = scaling.Network("a network", 4 * 3 + 5, 0, 0, {})
     tensors = [tf.ones([4, 3]), tf.ones([5]), tf.ones([]), tf.ones([]), tf.ones([])]
     sizes = reductions(lambda _: steps.sum_over_replicas(tensors))
     assert [4 * size for size in sizes] == [scaling.payload(network)]
 
 
-def test_a_batch_normalization_reduces_five_times(scaling):
+def test_a_batch_normalization_reduces_five_times():
     def make():
         images = keras.Input((4, 4, 3))
         outputs = keras.layers.BatchNormalization(synchronized=True)(keras.layers.Conv2D(2, 3)(images))
@@ -110,7 +98,7 @@ def test_a_batch_normalization_reduces_five_times(scaling):
     assert len(reductions(backward, make)) == 2 * scaling.ALL_REDUCES_OF_A_BATCH_NORM
 
 
-def test_the_ring_and_the_batch(scaling):
+def test_the_ring_and_the_batch():
     link = scaling.Link("a link", 1e9, 0.5, 1e-3)
     gpu = scaling.Gpu({"float32": 6e9, "bfloat16": 12e9}, 0.5, 1e9, 0.5)
     network = scaling.Network("a network", 250_000 - 3, 1_000_000, 0, {})
@@ -123,7 +111,7 @@ def test_the_ring_and_the_batch(scaling):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_at_the_smallest_batch_the_reduction_is_a_tenth(scaling, precision):
+def test_at_the_smallest_batch_the_reduction_is_a_tenth(precision):
     network = scaling.count("alexnet", 224, 1000)
     seconds = scaling.reduction_seconds(network, 8, scaling.PCIE)
     batch = scaling.smallest_batch(network, seconds, precision)

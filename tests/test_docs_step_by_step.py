@@ -1,11 +1,10 @@
 """docs/step_by_step.py: what it prints is what the pieces compute."""
 
-import importlib.util
 import re
 
 import numpy as np
 import pytest
-from conftest import ROOT
+import step_by_step
 from PIL import Image
 
 import alexnet
@@ -19,12 +18,9 @@ def printed(tmp_path_factory, data_dir):
     import contextlib
     import io
 
-    specification = importlib.util.spec_from_file_location("step_by_step", ROOT / "docs" / "step_by_step.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
     folder = tmp_path_factory.mktemp("pictures")
     with contextlib.redirect_stdout(io.StringIO()) as output:
-        module.main(folder, str(data_dir))
+        step_by_step.main(folder, str(data_dir))
     return output.getvalue(), folder / "step_by_step.png"
 
 
