@@ -11,18 +11,18 @@ import sys
 
 from absl import app, flags, logging
 
-from input_pipeline.errors import ExpectedError, one_line
-from train_lib import environment
-from train_lib import flags as train_flags
-from train_lib.cluster import check_settings, read_cluster
-from train_lib.lock import locked
-from train_lib.signals import stop_request
-from train_lib.terminal import Unfailing
-from train_lib.workdir import open_workdir
+from input_pipeline.common.errors import ExpectedError, one_line
+from train_lib.cli import environment
+from train_lib.cli import flags as train_flags
+from train_lib.cli.signals import stop_request
+from train_lib.distribution.cluster import check_settings, read_cluster
+from train_lib.records.lock import locked
+from train_lib.records.terminal import Unfailing
+from train_lib.records.workdir import open_workdir
 
 MODES = {"train": "train_lib.train:train", "evaluate": "train_lib.evaluate:evaluate",
-         "predict": "train_lib.predict:predict", "export": "train_lib.export:export",
-         "benchmark": "train_lib.benchmark:benchmark", "report": "train_lib.report:report"}
+         "predict": "train_lib.modes.predict:predict", "export": "train_lib.modes.export:export",
+         "benchmark": "train_lib.modes.benchmark:benchmark", "report": "train_lib.modes.report:report"}
 WITHOUT_TENSORFLOW = ("report",)  # modes
 
 train_flags.define(flags.FLAGS)
@@ -118,7 +118,7 @@ def main(config):
             raise
         print(f"{stop_request.received}: stopped with nothing to save; the same command starts again", file=sys.stderr)
         exit_code = 75
-    # Without the interpreter's clean-up, which would wait for tf.data threads (see `train_lib.strategy.distribute`).
+    # Without the interpreter's clean-up, which would wait for tf.data threads (see `train_lib.distribution.strategy.distribute`).
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_code)

@@ -3,7 +3,7 @@
     python docs/make_results.py            # after runs were added to docs/results/ and docs/results/experiments.json
 
 Each run is a folder with `metrics.jsonl` and `result.json` as training left them. `experiments.json` says which runs belong
-together, and by which command, commit and hardware they came about. `tests/test_docs_results.py` makes the page once more and
+together, and by which command, commit and hardware they came about. `tests/docs/test_results.py` makes the page once more and
 compares.
 """
 

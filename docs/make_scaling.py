@@ -2,7 +2,7 @@
 
     python docs/make_scaling.py
 
-`tests/test_docs_scaling.py` makes the page once more and compares.
+`tests/docs/test_scaling.py` makes the page once more and compares.
 """
 
 import math

@@ -18,7 +18,8 @@ import matplotlib  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from input_pipeline import resident, sources  # noqa: E402
+from input_pipeline import sources  # noqa: E402
+from input_pipeline.splits import resident
 from train_lib import config, state, steps  # noqa: E402
 
 matplotlib.use("Agg")  # a picture in a file; leave this line out in a notebook

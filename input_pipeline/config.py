@@ -4,8 +4,8 @@ import dataclasses
 import difflib
 import re
 
-from input_pipeline.errors import SettingError
-from input_pipeline.settings import Settings, setting
+from input_pipeline.common.errors import SettingError
+from input_pipeline.common.settings import Settings, setting
 
 AUGMENTATIONS = ("crop", "flip", "random_resized_crop", "pca_color", "cutout", "mixup")
 # The kinds of --dataset=KIND:..., and what follows the colon.

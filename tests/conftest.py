@@ -1,14 +1,11 @@
-"""Shared by all tests: the embedded data set prepared once, and main.py as users run it."""
+"""Fixtures that all tests share: the embedded data set prepared once, and runs that several tests look at."""
 
 import os
-import pathlib
-import subprocess
-import sys
 import tempfile
 
 import pytest
+from helpers import run_main
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["KERAS_BACKEND"] = "tensorflow"
 # Decoded images go here, of main.py's processes too, not to the user's home; gone when this process ends.
@@ -36,7 +33,7 @@ def data_dir(tmp_path_factory):
 @pytest.fixture(scope="session")
 def one_replica(tmp_path_factory, data_dir):
     """Records and tensors of the run that every number of replicas and workers must repeat, on one device in float64."""
-    from test_train_lib_distribution import run
+    from tests.train_lib.distribution.test_replicas import run
 
     return run(run_main, tmp_path_factory.mktemp("one") / "run", data_dir, "--precision=float64")
 
@@ -51,8 +48,9 @@ def small_run(tmp_path_factory, data_dir):
     from drivers import run_mode
     from PIL import Image
 
-    from input_pipeline import resident, sources, splits
+    from input_pipeline import sources, splits
     from input_pipeline.config import DataConfig
+    from input_pipeline.splits import resident
     from train_lib.train import train
 
     folder = tmp_path_factory.mktemp("small")
@@ -69,13 +67,6 @@ def small_run(tmp_path_factory, data_dir):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
     return folder / "run", folder / "test"
-
-
-def run_main(*arguments, timeout=300, cwd=None, env=None):
-    """Runs main.py in a process of its own; returns the CompletedProcess with text output."""
-    command = [sys.executable, str(ROOT / "main.py"), *map(str, arguments)]
-    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"} | (env or {})
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=cwd, env=environment)
 
 
 @pytest.fixture

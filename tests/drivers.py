@@ -4,15 +4,15 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from input_pipeline.resident import ResidentSplit
+from input_pipeline.splits.resident import ResidentSplit
 from train_lib import config as config_lib
-from train_lib import flags as flags_lib
 from train_lib import steps
-from train_lib.checkpointing import CheckpointStore
-from train_lib.run import tensors_of
+from train_lib.checkpoints.store import CheckpointStore
+from train_lib.cli import flags as flags_lib
+from train_lib.distribution.strategy import distribute, mirror_on_cpu
+from train_lib.records.workdir import Workdir, open_workdir
+from train_lib.setup import tensors_of
 from train_lib.state import PixelScaling, create_state
-from train_lib.strategy import distribute, mirror_on_cpu
-from train_lib.workdir import Workdir, open_workdir
 
 BATCH = 32
 ZERO_ONE = PixelScaling(np.zeros(3), np.full(3, 1 / 255))

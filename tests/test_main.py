@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 BAD_FLAGS = {
     "--preset=nope": ["preset", "nope", "quickstart"],

@@ -1,6 +1,6 @@
 """What `--mode=benchmark` measures, by name. Imports nothing heavy: a command line is judged at once."""
 
-from input_pipeline.errors import SettingError
+from input_pipeline.common.errors import SettingError
 
 # {row: what it is}, in the order of the table. `benchmark.MAKERS` has a maker for each.
 ROWS = {

@@ -3,9 +3,9 @@
 import dataclasses
 
 from alexnet import names
+from input_pipeline.common.errors import SettingError
+from input_pipeline.common.settings import Settings, setting
 from input_pipeline.config import DataConfig
-from input_pipeline.errors import SettingError
-from input_pipeline.settings import Settings, setting
 from train_lib import benchmark_names
 from train_lib.shares import check_shares
 
@@ -27,7 +27,7 @@ class RunConfig(Settings):
     """Run: what to do, and where it is kept."""
 
     mode: str = setting("train", "what to do", choices=MODES)
-    preset: str = setting("quickstart", "named defaults, a file in train_lib/presets; a flag on the command line wins")
+    preset: str = setting("quickstart", "named defaults, a file in train_lib/cli/presets; a flag on the command line wins")
     workdir: str | None = setting(
         None, "the run's folder; one that holds a checkpoint is resumed; not given: a new one under runs/"
     )

@@ -2,21 +2,22 @@
 
 import numpy as np
 
-from input_pipeline.batches import num_evaluation_steps
-from input_pipeline.errors import SettingError
+from input_pipeline.common.batches import num_evaluation_steps
+from input_pipeline.common.errors import SettingError
 from input_pipeline.sources import open_source
 from input_pipeline.splits import open_split, read_like
-from train_lib import checkpointing, judgements
-from train_lib.description import judge_description
-from train_lib.failures import explained
+from train_lib.checkpoints import store as checkpointing
+from train_lib.checkpoints.description import judge_description
+from train_lib.checkpoints.same_run import FIXED_FOR_USE, kind_before, refuse_other_experiment
+from train_lib.cli.failures import explained
+from train_lib.distribution.strategy import create_strategy, distribute
+from train_lib.distribution.workers import OneWorker
 from train_lib.metrics import SplitTotals
-from train_lib.mistakes import Mistakes
-from train_lib.same_run import FIXED_FOR_USE, kind_before, refuse_other_experiment
+from train_lib.records import evaluation_files as judgements
+from train_lib.records.mistakes import Mistakes
+from train_lib.records.terminal import number, percent
 from train_lib.state import PixelScaling, assign, create_state
 from train_lib.steps import make_eval_step
-from train_lib.strategy import create_strategy, distribute
-from train_lib.terminal import number, percent
-from train_lib.workers import OneWorker
 
 MOST_CLASSES_IN_TABLE = 20
 

@@ -11,8 +11,8 @@ import pathlib
 
 import numpy as np
 
-from input_pipeline.errors import UnusableError
-from input_pipeline.small_files import parse_json, replace_file, unusable
+from input_pipeline.common.errors import UnusableError
+from input_pipeline.common.small_files import parse_json, replace_file, unusable
 
 LONGEST_LINE = 2**16  # bytes; a record has about 300
 

@@ -1,6 +1,6 @@
 """Whether a global batch can be shared out over replicas and --accumulate_steps."""
 
-from input_pipeline.errors import SettingError
+from input_pipeline.common.errors import SettingError
 
 TRAINING = ("train", "benchmark")  # modes; others train nothing
 WITHOUT_SHARES = ("predict", "export", "report")  # modes that pad a batch or need none

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 import alexnet
-from input_pipeline.errors import SettingError, UnusableError
+from input_pipeline.common.errors import SettingError, UnusableError
 from train_lib.early_stopping import Judgement
 from train_lib.loss_scale import LossScale
 from train_lib.metrics import TrainTotals

@@ -7,7 +7,7 @@ whole batch's, `apply_update` changes the weights from them, `make_train_loop` r
 import tensorflow as tf
 
 from alexnet.layers import dropout_masks
-from train_lib.device_augment import augment
+from train_lib.augment import augment
 from train_lib.ten_crops import mean_prediction, ten_views
 
 SUM = tf.distribute.ReduceOp.SUM

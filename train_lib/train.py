@@ -8,23 +8,24 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline.errors import UnusableError
-from train_lib import divergence, schedules
-from train_lib.agreement import check_common_ground, check_same_step
-from train_lib.checkpointing import CheckpointStore
+from input_pipeline.common.errors import UnusableError
+from train_lib import schedules
+from train_lib.checkpoints.same_run import is_finished, refuse_other_experiment
+from train_lib.checkpoints.store import CheckpointStore
+from train_lib.cli.failures import explained
+from train_lib.cli.signals import stop_request
+from train_lib.distribution.agreement import check_common_ground, check_same_step
+from train_lib.distribution.strategy import describe, distribute
+from train_lib.distribution.workers import join
 from train_lib.evaluate import Interrupted, SplitJudge, judge_weights
-from train_lib.failures import explained
-from train_lib.pictures import Pictures
-from train_lib.profiling import Profile
-from train_lib.run import open_run, restore_best
-from train_lib.same_run import is_finished, refuse_other_experiment
-from train_lib.signals import stop_request
+from train_lib.records import divergence
+from train_lib.records.pictures import Pictures
+from train_lib.records.profiling import Profile
+from train_lib.records.run_log import RunLog, Stopwatch
+from train_lib.records.terminal import Terminal, closing_lines, evaluation_line, parameter_table, quiet_unless, say
+from train_lib.records.workdir import RESULT
+from train_lib.setup import open_run, restore_best
 from train_lib.steps import METRICS, make_eval_step, make_train_loop
-from train_lib.strategy import describe, distribute
-from train_lib.summaries import RunLog, Stopwatch
-from train_lib.terminal import Terminal, closing_lines, evaluation_line, parameter_table, quiet_unless, say
-from train_lib.workdir import RESULT
-from train_lib.workers import join
 
 EXIT_CODES = {"completed": 0, "early_stopped": 0, "diverged": 4, "preempted": 75}
 

@@ -1,0 +1,1 @@
+"""What all rooms of the input share: errors, small files, settings, helpers for tf.data."""

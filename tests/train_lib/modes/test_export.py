@@ -1,0 +1,265 @@
+"""What is exported gives the checkpoint's predictions, elsewhere and by others; what would not is not kept."""
+
+import csv
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from drivers import make_config, mirrored, run_mode, save_run
+from helpers import ROOT
+from PIL import Image
+from source_files import encoded
+
+from input_pipeline.common.errors import SettingError, UnusableError
+from train_lib.modes import export as export_room
+from train_lib.modes.classifier import open_classifier
+from train_lib.modes.export import check as export_check
+from train_lib.modes.export import export
+from train_lib.modes.predict import predict
+from train_lib.records.workdir import Workdir
+
+if tf.config.list_physical_devices("GPU"):
+    pytest.skip("export hides the GPUs, which a process that has used them cannot do", allow_module_level=True)
+
+
+def answers_here(saved_model, batches, files):
+    """`export_check._answers_elsewhere` without the new process, which takes seconds."""
+    signatures = tf.saved_model.load(saved_model).signatures
+    answers = [signatures["serving_default"](images=tf.constant(images)) for images in batches]
+    answers.append(signatures["encoded"](encoded=tf.constant(files)))
+    arrays = [{name: value.numpy() for name, value in answer.items()} for answer in answers]
+    return [{**answer, "top_classes": answer["top_classes"].astype(str)} for answer in arrays]
+
+
+@pytest.fixture(scope="module")
+def exported(small_run, tmp_path_factory):
+    """(folder, workdir, images): an export of the small run, checked in a process that finds traps where our modules were."""
+    workdir, images = small_run
+    folder = tmp_path_factory.mktemp("exported")
+    for package in ("alexnet", "input_pipeline", "train_lib", "main"):
+        (folder / "traps").mkdir(exist_ok=True)
+        (folder / "traps" / f"{package}.py").write_text("raise SystemExit('a module of the project was imported')\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder / "traps"))
+        assert run_mode(export, f"--workdir={workdir}", f"--export_dir={folder / 'new' / 'export'}") == 0
+    return folder / "new" / "export", workdir, images
+
+
+def predicted(workdir, images):
+    """{path: {class: probability}} of predictions.csv."""
+    assert run_mode(predict, f"--workdir={workdir}", f"--inputs={images}") == 0
+    with open(workdir / "predictions.csv", newline="") as file:
+        return {row["path"]: {row[f"class_{rank}"]: float(row[f"probability_{rank}"]) for rank in range(1, 6)}
+                for row in csv.DictReader(file)}
+
+
+def test_the_saved_model_agrees_with_predict(exported):
+    """For the bytes of files and for their pixels; averages of the weights and the stream's crop included."""
+    folder, workdir, images = exported
+    rows = dict(list(predicted(workdir, images).items())[::10])
+    served = tf.saved_model.load(folder / "saved_model").signatures
+    of_files = served["encoded"](encoded=tf.constant([pathlib.Path(path).read_bytes() for path in rows]))
+    of_pixels = served["serving_default"](images=tf.constant(np.stack([Image.open(path) for path in rows])))
+    names = json.loads((folder / "export.json").read_text())["class_names"]
+    for answer in (of_files, of_pixels):
+        assert {name: value.dtype for name, value in answer.items()} == {
+            "probabilities": tf.float32, "top_classes": tf.string, "top_probabilities": tf.float32}
+        for index, ranked in enumerate(rows.values()):
+            top = [name.decode() for name in answer["top_classes"][index].numpy()]
+            assert top == list(ranked)
+            np.testing.assert_allclose(answer["top_probabilities"][index], list(ranked.values()), atol=1e-6)
+            whole = answer["probabilities"][index].numpy()
+            np.testing.assert_allclose([whole[names.index(name)] for name in ranked], list(ranked.values()), atol=1e-6)
+
+
+def test_files_of_any_size_and_kind_in_one_request(exported):
+    folder, _, _ = exported
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    served = tf.saved_model.load(folder / "saved_model").signatures
+    grey = image[..., :1].repeat(3, axis=2)
+    same = [encoded(image), encoded(image, "BMP"), encoded(image, "WEBP", lossless=True)]
+    files = [*same, encoded(grey[..., 0]), encoded(image[:7])]
+    answer = served["encoded"](encoded=tf.constant(files))["probabilities"].numpy()
+    of_pixels = served["serving_default"](images=tf.constant(np.stack([image, grey])))["probabilities"].numpy()
+    np.testing.assert_allclose(answer[:4], of_pixels[[0, 0, 0, 1]], atol=1e-6)
+    np.testing.assert_allclose(answer.sum(axis=1), 1, atol=1e-6)
+
+
+def test_the_keras_file_opens(exported):
+    """By Keras's own function, with alexnet.layers imported; pixels of the network's size, probabilities out."""
+    folder, workdir, images = exported
+    rows = dict(list(predicted(workdir, images).items())[::30])
+    model = keras.models.load_model(folder / "model.keras")
+    # By the rule of a run read as a stream: scaled to 28 + 28 // 7 = 32 pixels, which they have, and the middle 28.
+    pixels = np.stack([np.asarray(Image.open(path))[2:30, 2:30] for path in rows])
+    names = json.loads((folder / "export.json").read_text())["class_names"]
+    for probabilities, ranked in zip(model.predict(pixels, verbose=0), rows.values(), strict=True):
+        np.testing.assert_allclose([probabilities[names.index(name)] for name in ranked], list(ranked.values()), atol=1e-6)
+
+
+def test_averages_are_what_is_used(exported):
+    """The small run has --ema_decay; its checkpoint holds both, and they differ."""
+    _, workdir, _ = exported
+    config = make_config(model_options="width=0.25,dense_units=32,dense7_relu=true", image_size=28, pixels="minus_one_one")
+    classifier = open_classifier(config, Workdir(workdir), mirrored(1))
+    tensors = classifier.checkpoint.tensors()
+    kernel = classifier.state.weights()["model/conv1/kernel"].numpy()
+    np.testing.assert_array_equal(kernel, tensors["ema/conv1/kernel"])
+    assert np.abs(kernel - tensors["model/conv1/kernel"]).max() > 1e-4
+
+
+def test_the_folder_holds_what_is_said(exported):
+    folder, _, _ = exported
+    assert sorted(path.name for path in folder.iterdir()) == ["export.json", "model.keras", "saved_model"]
+    assert [path.name for path in folder.parent.iterdir()] == ["export"]
+    about = json.loads((folder / "export.json").read_text())
+    assert about["model"] == "alexnet_mini" and about["image_shape"] == [28, 28, 3] and len(about["class_names"]) == 10
+
+
+# What is not kept.
+
+
+@pytest.fixture
+def quick(tmp_path, monkeypatch):
+    """A workdir with an untrained network, and no new process for the check."""
+    monkeypatch.setattr(export_check, "_answers_elsewhere", answers_here)
+    return save_run(tmp_path / "run", make_config(model_options="width=0.1,dense_units=16"), "abc")
+
+
+def assert_nothing_is_left(workdir):
+    assert sorted(path.name for path in workdir.iterdir()) == ["checkpoints", "config.json", "run.flags"]
+
+
+def spoil_signature(monkeypatch):
+    answer = export_room.Served._answer
+    monkeypatch.setattr(export_room.Served, "_answer", lambda self, views: answer(self, views[:, :, ::-1]))
+
+
+def spoil_files(monkeypatch):
+    view_of = export_room.Served._view_of
+    monkeypatch.setattr(export_room.Served, "_view_of", lambda self, encoded: view_of(self, encoded)[::-1])
+
+
+def spoil_names(monkeypatch):
+    answer = export_room.Served._answer
+
+    def renamed(self, views):
+        values = answer(self, views)
+        return {**values, "top_classes": tf.roll(values["top_classes"], 1, axis=1)}
+
+    monkeypatch.setattr(export_room.Served, "_answer", renamed)
+
+
+def spoil_keras(monkeypatch):
+    made = export_room.keras_model
+
+    def changed(classifier):
+        model = made(classifier)
+        model.layers[1].layers[-1].bias.assign([0.0, 0.1, 0.0])
+        return model
+
+    monkeypatch.setattr(export_room, "keras_model", changed)
+
+
+@pytest.mark.parametrize("spoil", [spoil_files, spoil_names, *(pytest.param(spoil, marks=pytest.mark.slow) for spoil in (
+    spoil_signature, spoil_keras))])
+def test_other_predictions_are_noticed(quick, monkeypatch, spoil):
+    """Images mirrored, files upside down, names in another order, a bias of 0.1: none may pass for the checkpoint."""
+    spoil(monkeypatch)
+    with pytest.raises(UnusableError, match="probabilities up to .* off") as error:
+        run_mode(export, f"--workdir={quick}")
+    assert error.value.exit_code == 3
+    assert_nothing_is_left(quick)
+
+
+def test_an_interrupted_export_leaves_nothing(quick, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export_room, "check", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_mode(export, f"--workdir={quick}")
+    assert_nothing_is_left(quick)
+
+
+@pytest.mark.slow
+def test_a_process_that_cannot_load_it(tmp_path):
+    with pytest.raises(UnusableError, match="a new process cannot use what"):
+        export_check._answers_elsewhere(tmp_path, [np.zeros((1, 2, 2, 3), np.uint8)], [b""])
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_a_target_that_exists_is_refused(quick, tmp_path, kind):
+    target = tmp_path / "there"
+    {"folder": target.mkdir, "file": target.touch, "link": lambda: target.symlink_to("nowhere")}[kind]()
+    before = os.lstat(target)
+    with pytest.raises(SettingError, match=f"--export_dir={target}: is there already") as error:
+        run_mode(export, f"--workdir={quick}", f"--export_dir={target}")
+    assert error.value.exit_code == 2 and os.lstat(target) == before
+
+
+def test_a_target_that_cannot_be_written(quick, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UnusableError, match="--export_dir=.*cannot be written"):
+        run_mode(export, f"--workdir={quick}", f"--export_dir={tmp_path / 'file' / 'export'}")
+
+
+def test_a_leftover_of_a_killed_export_is_no_obstacle(quick):
+    (quick / ".export.exporting" / "saved_model").mkdir(parents=True)
+    assert run_mode(export, f"--workdir={quick}") == 0
+    assert sorted(path.name for path in quick.iterdir()) == ["checkpoints", "config.json", "export", "run.flags"]
+
+
+# Networks and settings.
+
+SMALL = {
+    "bfloat16": ((32, 32, 3), {"precision": "bfloat16", "model_options": "lrn=true,width=0.1,dense_units=32"}),
+}
+MORE = {
+    "not square": ((24, 40, 3), {}),
+    "ten views": ((32, 32, 3), {"test_crops": 10, "input": "stream", "augment": "crop"}),
+    "float16": ((32, 32, 3), {"precision": "float16"}),
+    "float64": ((32, 32, 3), {"precision": "float64"}),
+    "sequential": ((32, 32, 3), {"model": "alexnet_tower_sequential", "model_options": "dense_units=16,lrn=true"}),
+    "the paper's": ((224, 224, 3), {"model": "alexnet", "model_options": ""}),
+    "its towers in bfloat16": ((224, 224, 3), {"model": "alexnet", "model_options": "dense_units=64", "precision": "bfloat16"}),
+    "batch normalization": ((32, 32, 3), {"model": "ResNet50", "model_options": "", "dropout_rate": None}),
+}
+
+
+def export_network(tmp_path, image_shape, values):
+    workdir = save_run(tmp_path / "run", make_config(**{"augment": "none"} | values), "abcdefg", image_shape=image_shape)
+    assert run_mode(export, f"--workdir={workdir}") == 0
+    served = tf.saved_model.load(workdir / "export" / "saved_model").signatures["serving_default"]
+    answer = served(images=tf.zeros((1, 50, 60, 3), tf.uint8))
+    assert answer["probabilities"].dtype == answer["top_probabilities"].dtype == tf.float32
+    assert answer["top_classes"].shape == (1, 5)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_networks_and_settings(tmp_path, monkeypatch, name):
+    """The export's own check compares with the checkpoint; here in one process."""
+    monkeypatch.setattr(export_check, "_answers_elsewhere", answers_here)
+    export_network(tmp_path, *SMALL[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MORE)
+def test_more_networks_and_settings(tmp_path, name):
+    export_network(tmp_path, *MORE[name])
+
+
+@pytest.mark.slow
+def test_a_keras_file_loads_by_the_documented_recipe(tmp_path):
+    """In a process that has imported `alexnet.layers` and nothing else of this project."""
+    workdir = save_run(tmp_path / "run", make_config(model="resnet20", model_options=""), "abc")
+    assert run_mode(export, f"--workdir={workdir}") == 0
+    code = f"import keras, alexnet.layers; keras.models.load_model({str(workdir / 'export' / 'model.keras')!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr

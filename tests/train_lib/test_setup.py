@@ -1,0 +1,135 @@
+"""Flags against a checkpoint: what is refused, what takes a new value and says so, what nobody needs to hear of."""
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from helpers import ROOT
+
+from input_pipeline.common.errors import SettingError
+from input_pipeline.common.settings import value_type
+from input_pipeline.splits.resident import ResidentSplit
+from train_lib import config as config_lib
+from train_lib.checkpoints.same_run import describe_data, refuse_other_data, refuse_other_experiment, say_what_changed
+from train_lib.checkpoints.store import Checkpoint, CheckpointStore
+from train_lib.distribution.workers import OneWorker
+from train_lib.early_stopping import Judgement, Patience
+from train_lib.setup import point_again
+from train_lib.state import TrainState
+
+# Where a value other than the default does not follow from the type.
+OTHER = {"mode": "benchmark", "preset": "tutorial", "dataset": "cifar10", "augment": "flip", "model": "alexnet_tower",
+         "model_options": "dense_units=64", "profile_steps": "1:2", "checkpoint": "latest", "test_crops": 10,
+         "benchmark_rows": "step", "virtual_devices": 2, "global_batch_size": 64}
+
+
+def other_value(field):
+    """A valid value other than the default."""
+    if field.name in OTHER:
+        return OTHER[field.name]
+    if field.metadata["choices"]:
+        return next(choice for choice in field.metadata["choices"] if choice != field.default)
+    if value_type(field) is bool:
+        return not field.default
+    if value_type(field) is str:
+        return "other"
+    return field.default + 1 if value_type(field) is int else (field.default or 1.0) / 4
+
+
+FLAGS = {field.name: other_value(field) for _, field in config_lib.leaves()}
+
+
+def checkpoint_of(config, tmp_path, **description):
+    folder = tmp_path / "run" / "checkpoints" / "step-00000005"
+    about = {"class_names": ["a"], "image_shape": [32, 32, 3], "data": {}, "last_step": 9,
+             "progress": TrainState(None, None, None, step=5).progress()}
+    return Checkpoint(folder, 5, about | {"config": config_lib.to_values(config)} | description)
+
+
+def page():
+    """{"refused", "said", "silent": flags}, as docs/reliability.md has them."""
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    rows = {name: re.search(rf"^\| \*{name}\* \|(.*)\|$", text, re.M)[1] for name in ("refused", "said", "silent")}
+    return {name: re.findall(r"`--(\w+)`", row) for name, row in rows.items()}
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_every_flag_against_a_checkpoint_as_documented(tmp_path, flag):
+    """What a flag does to a run that is there must be known before it is typed: each one stands in the page, in one row."""
+    before = config_lib.ExperimentConfig()
+    after = config_lib.from_values(config_lib.to_values(before) | {flag: FLAGS[flag]})
+    checkpoint, lines = checkpoint_of(before, tmp_path), []
+    (where,) = [name for name, flags in page().items() for other in flags if other == flag]
+    if where == "refused":
+        with pytest.raises(SettingError) as error:
+            refuse_other_experiment(after, checkpoint)
+        then = config_lib.to_values(before)[flag]
+        assert str(error.value).startswith(f"--{flag}={FLAGS[flag]}: ") and error.value.exit_code == 2
+        assert f"was made with {'not given' if then is None else then};" in str(error.value)
+        return
+    refuse_other_experiment(after, checkpoint)
+    say_what_changed(after, checkpoint, lines.append)
+    said = [f"--{flag}={FLAGS[flag]} from here on; it was {config_lib.to_values(before)[flag]} when step-00000005 was saved"]
+    assert lines == (said if where == "said" else [])
+
+
+def data(num_examples=30, classes="abc", size=8, streamed=False):
+    """What `describe_data` says of a source and its splits."""
+    source = SimpleNamespace(class_names=tuple(classes))
+    train, validation = (
+        ResidentSplit(np.zeros((count, size, size, 3), np.uint8), np.zeros(count, np.int32)) for count in (num_examples, 5))
+    if streamed:
+        train = SimpleNamespace(num_examples=num_examples, image_shape=(size, size, 3))
+    return describe_data(source, train, validation)
+
+
+@pytest.mark.parametrize(("now", "words"), [
+    ({"num_examples": 31}, ["--train_split=train[:90%]: is now 31 examples", "made with 30 examples"]),
+    ({"classes": "abd"}, ["--dataset=shapes: is now the classes a, b, d", "made with the classes a, b, c"]),
+    ({"classes": "ab"}, ["--dataset=shapes: is now the classes a, b;"]),
+    ({"size": 9}, ["--image_size=0: is now images of 9 x 9", "made with images of 8 x 8"]),
+    ({"streamed": True}, ["--input=auto: is now stream", "made with memory; give --input=memory"]),
+])
+def test_data_that_changed_under_their_name_are_refused(tmp_path, now, words):
+    """The order of examples is a function of their number, and what a label means of the classes."""
+    config = config_lib.ExperimentConfig()
+    checkpoint = checkpoint_of(config, tmp_path, data=data())
+    refuse_other_data(config, checkpoint, data())
+    refuse_other_data(config, None, data())
+    with pytest.raises(SettingError) as error:
+        refuse_other_data(config, checkpoint, data(**now))
+    assert all(word in str(error.value) for word in words), error.value
+
+
+# `latest` and `best` after a kill or a fall back.
+
+
+def open_store(folder, best=None):
+    """A store of steps 5 and 7, with `best` as given; and a state at step 7 that knows of its best at `best`."""
+    store = CheckpointStore(folder, log=lambda line: None)
+    for step in (5, 7):
+        store.save(step, {"step": np.int64(step)}, {}, is_best=step == 5)
+    judgement = Judgement(best=Patience(0.5, 0), best_step=best)
+    return store, SimpleNamespace(step=7, judgement=judgement)
+
+
+def test_pointers_that_a_kill_left_behind_are_put_right(tmp_path):
+    store, state = open_store(tmp_path, best=7)
+    store._point("latest", "step-00000005")  # as if killed after the rename of step 7's folder
+    lines = []
+    point_again(state, store, OneWorker(), lines.append)
+    assert store.find("best").step == 7 and (tmp_path / "latest").read_text() == "step-00000007\n" and not lines
+    assert state.judgement == Judgement(best=Patience(0.5, 0), best_step=7)
+
+
+@pytest.mark.parametrize("damage", ["gone", "damaged"])
+def test_a_best_that_cannot_be_named_is_no_best(tmp_path, damage):
+    """Else the run would train to its end and then find no checkpoint to judge the test split by."""
+    store, state = open_store(tmp_path, best=5)
+    path = tmp_path / "step-00000005" / "progress.json"
+    path.rename(tmp_path / "aside") if damage == "gone" else path.write_text("{")
+    lines = []
+    point_again(state, store, OneWorker(), lines.append)
+    assert state.judgement.best == Patience() and state.judgement.best_step is None
+    assert len(lines) == 1 and "step 5" in lines[0]

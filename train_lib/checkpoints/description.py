@@ -1,0 +1,73 @@
+"""Whether a checkpoint's progress.json describes a run: it may agree with its manifest and yet come from elsewhere."""
+
+from input_pipeline.common.errors import SettingError, UnusableError
+from train_lib import config as config_lib
+from train_lib.early_stopping import PLATEAU_MAX_DROPS
+from train_lib.metrics import is_of
+from train_lib.state import TrainState
+
+LARGEST_SIDE = 2**16  # pixels
+
+
+def judge_description(checkpoint):
+    """Raises UnusableError where a Checkpoint's description lacks something, or has it in another form than a run writes."""
+    reason = _why_not(checkpoint.description, checkpoint.step)
+    if reason:
+        remedy = "it is no checkpoint of a run, or one of another version; give another --workdir"
+        raise UnusableError(f"{checkpoint.folder / 'progress.json'}: {reason}; {remedy}")
+
+
+def _why_not(about, step):
+    if not isinstance(about, dict):
+        return "is no JSON object"
+    names, shape = about.get("class_names"), about.get("image_shape")
+    if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+        return "class_names are not texts"
+    sides = isinstance(shape, list) and len(shape) == 3 and all(is_of(size, int) and 0 < size <= LARGEST_SIDE for size in shape)
+    if not (sides and shape[2] == 3):
+        return "image_shape is no [height, width, 3]"
+    if not isinstance(about.get("data"), dict):
+        return "holds no data"
+    if not isinstance(about.get("last_step"), int):  # of any size: --epochs may be as good as endless
+        return "last_step is no number"
+    return _wrong_config(about.get("config")) or _wrong_progress(about.get("progress"), step)
+
+
+def _wrong_config(config):
+    known = {field.name for _, field in config_lib.leaves()}
+    if not isinstance(config, dict) or not known & config.keys():
+        return "holds no config"
+    try:
+        # What an older version had besides is no matter.
+        config_lib.from_values({name: value for name, value in config.items() if name in known})
+    except SettingError as error:
+        return f"config has {error}"
+    return ""
+
+
+def _wrong_progress(progress, step):
+    fresh, read = TrainState(None, None, None), TrainState(None, None, None)
+    try:
+        read.set_progress(progress)
+        fits = _has_form(read.progress(), fresh.progress()) and 0 <= read.skipped_in_a_row < 2**31
+        judgement = read.judgement
+        fits = fits and 0 <= judgement.plateau_drops <= PLATEAU_MAX_DROPS
+        fits = fits and (judgement.best_step is None or (is_of(judgement.best_step, int) and judgement.best_step >= 0))
+    except (KeyError, TypeError, AttributeError, ValueError):
+        fits = False
+    return "" if fits and read.step == step else "progress is not that of a run at this step"
+
+
+def _has_form(value, form):
+    """Whether a JSON value has the keys of `form`, and numbers where it has numbers; None stands for a number or none.
+
+    What it has besides is numbers, too: sums of metrics that this version may not know.
+    """
+    if isinstance(form, dict):
+        whole = isinstance(value, dict) and form.keys() <= value.keys()
+        return whole and all(_has_form(value[key], form.get(key, 0.0)) for key in value)
+    if isinstance(form, bool):
+        return isinstance(value, bool)
+    if form is None:
+        return value is None or is_of(value, (int, float))
+    return is_of(value, (int, float) if isinstance(form, float) else int)

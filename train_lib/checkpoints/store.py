@@ -1,0 +1,250 @@
+"""Checkpoints that are either whole or not there.
+
+A save is written into a temporary sibling, every file and the folder are flushed to the disk, the manifest with sizes and
+SHA-256 comes last, and one rename makes it a checkpoint. `best` and `latest` are small text files, replaced by a rename
+too. What is read is verified against its manifest before any variable is assigned. Only tensors and JSON are stored, so
+a checkpoint from elsewhere cannot run code.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+
+from input_pipeline.common.errors import ExpectedError, SettingError, UnusableError
+from input_pipeline.common.small_files import read_file, read_json
+from train_lib.checkpoints import housekeeping
+from train_lib.checkpoints.housekeeping import STEP_FOLDER, beside
+from train_lib.checkpoints.tensor_files import read_tensors
+
+MANIFEST = "manifest.json"
+PROGRESS = "progress.json"
+WRITTEN = {PROGRESS, "ckpt.index", "ckpt.data-00000-of-00001"}
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint folder that does not agree with its manifest; the message names the file and what is wrong."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint. `description` is its progress.json: the configuration, the classes, the host's state."""
+
+    folder: pathlib.Path
+    step: int
+    description: dict
+
+    def tensors(self, prefix=""):
+        """{name: NumPy array} of all tensors whose name starts with `prefix`."""
+        return read_tensors(self.folder / "ckpt", prefix)
+
+    def judged_weights(self):
+        """{name: NumPy array} of the network's weights as they were evaluated: averaged where the run has averages."""
+        averages = {name.replace("ema/", "model/", 1): tensor for name, tensor in self.tensors("ema/").items()}
+        return self.tensors("model/") | averages
+
+
+class CheckpointStore:
+    """The checkpoints of one workdir.
+
+    Args:
+      folder: the workdir's `checkpoints`.
+      keep: how many of the newest to keep beside the best, 0: all.
+      log: called with one line about a damaged checkpoint that was passed over.
+    """
+
+    def __init__(self, folder, keep=0, log=print):
+        self.folder = pathlib.Path(folder)
+        self._keep = keep
+        self._log = log
+
+    def steps(self):
+        """The steps that have a folder, ascending, valid or not."""
+        if not self.folder.is_dir():
+            return []
+        matches = (STEP_FOLDER.fullmatch(path.name) for path in self.folder.iterdir())
+        return sorted(int(match[1]) for match in matches if match)
+
+    def remove_leftovers(self):
+        """Removes what a killed save left behind; a checkpoint that it was about to replace is put back."""
+        housekeeping.remove_leftovers(self.folder)
+
+    def save(self, step, tensors, description, is_best):
+        """Writes a checkpoint, points `latest` (and `best`) to it, removes those that need not be kept.
+
+        Args:
+          step: names the folder.
+          tensors: {name: array}.
+          description: JSON object for progress.json.
+          is_best: whether `best` shall name it.
+
+        Raises:
+          OSError or tf.errors.OpError: the file system refused; nothing half-written is left.
+        """
+        folder = self.folder / f"step-{step:08d}"
+        temporary = beside(folder, "tmp")
+        try:
+            if not self.folder.is_dir():
+                self.folder.mkdir(parents=True)
+                _flush(self.folder.parent)
+            self.remove_leftovers()
+            temporary.mkdir()
+            _write_files(temporary, step, tensors, description)
+            if folder.exists():  # the same step, saved again by a run that went back to an older checkpoint
+                folder.rename(beside(folder, "old"))
+            temporary.rename(folder)
+            _flush(self.folder)
+            for pointer in ("latest", "best") if is_best else ("latest",):
+                self._point(pointer, folder.name)
+        finally:
+            self.remove_leftovers()
+        self._remove_old()
+
+    def point_again(self, latest, best):
+        """Lets the pointers name these steps, as they did or would have done once step `latest` was saved.
+
+        Returns whether step `best` is there and valid; where it is not, or None, `best` stays as it is.
+        """
+        try:
+            has_best = best is not None and bool(verify(self.folder / f"step-{best:08d}"))
+        except DamagedCheckpoint:
+            has_best = False
+        for pointer, step in [("latest", latest), *([("best", best)] if has_best else [])]:
+            if self._pointed(pointer) != f"step-{step:08d}":
+                self._point(pointer, f"step-{step:08d}")
+        return has_best
+
+    def _point(self, pointer, name):
+        temporary = beside(self.folder / pointer, "tmp")
+        temporary.write_text(name + "\n")
+        _flush(temporary)
+        temporary.replace(self.folder / pointer)
+        _flush(self.folder)
+
+    def _remove_old(self):
+        if self._keep == 0:
+            return
+        kept = {f"step-{step:08d}" for step in self.steps()[-self._keep :]} | {self._pointed("best"), self._pointed("latest")}
+        for step in self.steps():
+            if (name := f"step-{step:08d}") not in kept:
+                housekeeping.remove_checkpoint(self.folder / name)
+
+    def _pointed(self, pointer):
+        with contextlib.suppress(OSError, ValueError):
+            return read_file(self.folder / pointer, largest=100).decode().strip()
+        return None
+
+    def newest(self):
+        """The newest valid checkpoint, None where there is no checkpoint at all.
+
+        Raises:
+          UnusableError: there are checkpoints and none is valid.
+        """
+        damage = None
+        for step in reversed(self.steps()):
+            try:
+                return verify(self.folder / f"step-{step:08d}")
+            except DamagedCheckpoint as error:
+                damage = str(error)
+                self._log(f"damaged checkpoint passed over: {error}")
+        if damage:
+            raise UnusableError(f"{self.folder}: no valid checkpoint ({damage}); restore one, or give another --workdir")
+        return None
+
+    def find(self, which):
+        """The checkpoint that --checkpoint names: "best", "latest" or a step.
+
+        Raises:
+          UnusableError: it is not there or damaged.
+        """
+        if not self.steps():
+            raise UnusableError(f"{self.folder}: holds no checkpoint; give the --workdir of a run that has saved one")
+        if which == "latest":
+            return self.newest()
+        name = f"step-{int(which):08d}" if which.isdecimal() else self._pointed(which)
+        there = ", ".join(str(step) for step in self.steps())
+        if name is None or not STEP_FOLDER.fullmatch(name) or not (self.folder / name).is_dir():
+            raise UnusableError(f"--checkpoint={which}: not in {self.folder}; there are {there}")
+        try:
+            return verify(self.folder / name)
+        except DamagedCheckpoint as error:
+            raise UnusableError(f"--checkpoint={which}: {error}; there are {there}") from None
+
+
+def _write_files(folder, step, tensors, description):
+    names = sorted(tensors)
+    arrays = [np.asarray(tensors[name]) for name in names]
+    tf.raw_ops.SaveV2(prefix=str(folder / "ckpt"), tensor_names=names, shape_and_slices=[""] * len(names), tensors=arrays)
+    (folder / PROGRESS).write_text(json.dumps(description, indent=1) + "\n")
+    files = sorted(path for path in folder.iterdir())
+    for path in files:
+        _flush(path)
+    listed = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
+    (folder / MANIFEST).write_text(json.dumps({"step": step, "files": listed}, indent=1) + "\n")
+    _flush(folder / MANIFEST)
+    _flush(folder)
+
+
+def _flush(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(folder, renamed=False):
+    """Compares a checkpoint folder with its manifest and returns it as a Checkpoint; `renamed`: its name may be any.
+
+    Raises:
+      DamagedCheckpoint: a file is missing, has another size or other content, or the manifest cannot be read.
+    """
+    folder = pathlib.Path(folder)
+    try:
+        manifest = read_json(folder / MANIFEST)
+        step, files = manifest["step"], manifest["files"]
+        if not (renamed or folder.name == f"step-{step:08d}") or set(files) != WRITTEN:
+            raise DamagedCheckpoint(f"{folder / MANIFEST} describes another checkpoint")
+        for name, entry in files.items():
+            path = folder / name
+            if not path.is_file():  # a pipe would be waited for, a device read for ever
+                raise DamagedCheckpoint(f"{path} is no plain file")
+            if path.stat().st_size != entry["bytes"]:
+                raise DamagedCheckpoint(f"{path} has {path.stat().st_size} bytes, {entry['bytes']} were written")
+            if _sha256(path) != entry["sha256"]:
+                raise DamagedCheckpoint(f"{path} has changed since it was written (SHA-256 differs)")
+        return Checkpoint(folder, step, read_json(folder / PROGRESS))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedCheckpoint(f"{folder} cannot be read ({type(error).__name__}: {error})") from None
+
+
+def find_initial(path):
+    """The checkpoint that --init_from names: a checkpoint folder, or the best of a workdir.
+
+    Raises:
+      SettingError: there is none; UnusableError: it is damaged.
+    """
+    folder = pathlib.Path(os.path.expanduser(path))
+    if os.path.exists(folder / MANIFEST):
+        try:
+            return verify(folder.resolve(), renamed=True)
+        except DamagedCheckpoint as error:
+            raise UnusableError(f"--init_from={path}: {error}") from None
+    store = CheckpointStore(folder / "checkpoints")
+    if not store.steps():
+        raise SettingError("init_from", path, "holds no checkpoint; give a run's workdir or a checkpoint folder")
+    try:
+        return store.find("best")
+    except ExpectedError:
+        remedy = f"the run has no best checkpoint that can be read; give one of the folders in {store.folder}"
+        raise UnusableError(f"--init_from={path}: {remedy}") from None

@@ -1,0 +1,61 @@
+"""The image files that --inputs names. Knows no TensorFlow."""
+
+import glob
+import os
+
+from input_pipeline.common.errors import SettingError, UnusableError
+
+IMAGE_FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")  # in folders; a file that is named itself may end otherwise
+
+
+def check_inputs(inputs):
+    """Raises SettingError where --inputs names nothing at all; UnusableError where a folder cannot be read."""
+    if not any(True for entry in _entries(inputs) for _ in _matches(entry)):
+        remedy = f"no such file, no match, or a folder without {', '.join(IMAGE_FILES)}"
+        raise SettingError("inputs", printable(inputs), f"{remedy}; give image files, globs or folders")
+
+
+def list_images(inputs):
+    """The paths that --inputs names, each once, in the order of its entries and sorted within a folder or glob.
+
+    An entry is a file, whatever its name ends in; a folder, searched with all below it for IMAGE_FILES, but for what begins
+    with a dot and links to folders; or a glob, in which ** stands for any number of folders. Entries are separated by commas;
+    a name that holds a comma itself can stand alone. One that names nothing is a path in the list, too, so that it is missed.
+    """
+    return list(dict.fromkeys(path for entry in _entries(inputs) for path in (list(_matches(entry)) or [entry])))
+
+
+def printable(path):
+    """A file name, which may hold any bytes, as text for a terminal: on one line, without control characters."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _entries(inputs):
+    return [inputs] if os.path.lexists(os.path.expanduser(inputs)) else [entry for entry in inputs.split(",") if entry]
+
+
+def _matches(entry):
+    path = os.path.expanduser(entry)
+    for found in [path] if os.path.lexists(path) else sorted(glob.glob(path, recursive=True)):
+        if os.path.isdir(found):
+            yield from _images_below(found)
+        elif _is_file(found):
+            yield found
+
+
+def _images_below(root):
+    def refuse(error):
+        raise UnusableError(f"{printable(error.filename)}: cannot be read ({error.strerror}); change its permissions")
+
+    for folder, subfolders, names in os.walk(root, onerror=refuse):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in sorted(names):
+            path = os.path.join(folder, name)
+            if name.lower().endswith(IMAGE_FILES) and not name.startswith(".") and _is_file(path):
+                yield path
+
+
+def _is_file(path):
+    """Whether to read it: pipes and devices have no end. A link to nowhere counts, so that it is named as a bad file."""
+    return os.path.isfile(path) or not os.path.exists(path)

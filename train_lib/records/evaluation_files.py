@@ -1,0 +1,58 @@
+"""What a judgement of a split leaves in a folder: evaluation.json, mistakes.json, and pictures that are drawn from both.
+
+`--mode=evaluate` leaves them in the workdir, training in the folder of its pictures.
+"""
+
+import base64
+import json
+
+import tensorflow as tf
+
+from train_lib.records import charts
+
+EVALUATION, MISTAKES = "evaluation.json", "mistakes.json"
+
+
+def write(workdir, folder, judge, step, split_name, class_names, test_crops=1):
+    """Writes what a SplitJudge has just found out; returns the path of evaluation.json.
+
+    Args:
+      workdir: Workdir.
+      folder: name of one in it, "." for itself.
+      judge: SplitJudge.
+      step: of the weights that were judged.
+      split_name: the examples that they were judged on.
+      class_names: one per label.
+      test_crops: views of an image.
+    """
+    about = {"checkpoint": f"step-{step:08d}", "step": step, "split": split_name, "test_crops": test_crops}
+    totals = judge.totals
+    mistakes = [{
+        "true_class": class_names[mistake.label],
+        "predictions": [{"class": class_names[index], "probability": float(probability)}
+                        for index, probability in zip(mistake.classes, mistake.probabilities, strict=True)],
+        "image": base64.b64encode(tf.io.encode_png(mistake.image).numpy()).decode(),
+    } for mistake in judge.mistakes.worst]
+    workdir.write_json(f"{folder}/{MISTAKES}", about | {"mistakes": mistakes})
+    return workdir.write_json(f"{folder}/{EVALUATION}", {
+        **about,
+        **totals.summary(),
+        "accuracy_per_class": dict(zip(class_names, totals.accuracy_per_class(), strict=True)),
+        "class_names": list(class_names),
+        "confusion_matrix": totals.confusion.tolist(),
+    })
+
+
+def is_in(folder):
+    """Whether `write` has written into a folder."""
+    return (folder / EVALUATION).exists() and (folder / MISTAKES).exists()
+
+
+def draw(folder):
+    """Draws what `write` has left in a folder: {"confusion_matrix": bytes of a PNG file, "mistakes": where there was one}."""
+    evaluation, mistakes = (json.loads((folder / name).read_text()) for name in (EVALUATION, MISTAKES))
+    title = f"{evaluation['split']}, step {evaluation['step']}"
+    figures = {"confusion_matrix": charts.confusion_matrix(evaluation["class_names"], evaluation["confusion_matrix"], title)}
+    if mistakes["mistakes"]:
+        figures["mistakes"] = charts.mistakes(mistakes["mistakes"], f"most confident mistakes, {title}")
+    return {name: charts.to_png(figure) for name, figure in figures.items()}
