@@ -42,7 +42,7 @@ def parse_flags(argv):
 
 def find_cluster(config):
     """The Cluster to train on, judged; None for this machine alone, on which all other modes run."""
-    cluster = read_cluster(os.environ) if config.run.mode == "train" else None
+    cluster = read_cluster(os.environ) if config.general.mode == "train" else None
     if cluster:
         check_settings(config, cluster)
     return cluster
@@ -57,7 +57,7 @@ def prepare_environment(config, cluster):
     logging.set_verbosity(logging.WARNING)
     if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
         # A lost worker makes TensorFlow log a page of errors, a damaged image a line or two; ours is one line.
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3" if cluster or config.run.mode == "predict" else "2"
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3" if cluster or config.general.mode == "predict" else "2"
         import_tensorflow_quietly()
 
 
@@ -80,9 +80,9 @@ def import_tensorflow_quietly():
 def import_mode(config, cluster):
     """The chosen mode's function. Imports TensorFlow, whose C++ parts a KeyboardInterrupt could break: a signal waits so long."""
     with stop_request.finishing():
-        if config.run.mode not in WITHOUT_TENSORFLOW:
+        if config.general.mode not in WITHOUT_TENSORFLOW:
             prepare_environment(config, cluster)
-        module, function = MODES[config.run.mode].split(":")
+        module, function = MODES[config.general.mode].split(":")
         found = getattr(importlib.import_module(module), function)
     stop_request.raise_if_received()
     return found
@@ -92,7 +92,7 @@ def run_mode(config):
     """Runs the chosen mode, a training run as the only one that writes its workdir; returns the exit code."""
     cluster = find_cluster(config)
     workdir = open_workdir(config, is_chief=not cluster or cluster.rank == 0)
-    writes_a_run = config.run.mode == "train" and workdir.is_ours
+    writes_a_run = config.general.mode == "train" and workdir.is_ours
     with locked(workdir.path) if writes_a_run else contextlib.nullcontext():
         mode = import_mode(config, cluster)
         return mode(config, workdir, cluster) if cluster else mode(config, workdir)

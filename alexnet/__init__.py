@@ -50,7 +50,7 @@ def build(name, num_classes, image_shape, *, options=None, dropout_rate=None, pr
       ValueError: an argument that cannot be, or an image too small for the network; one line that names it.
     """
     options = names.parse_options(name, options)
-    image_shape = _judge_shape(num_classes, image_shape)
+    image_shape = _check_shape(num_classes, image_shape)
     if precision not in POLICIES:
         raise ValueError(f"precision {precision!r}: give one of {', '.join(POLICIES)}")
     if dropout_rate is not None and not 0 <= dropout_rate < 1:
@@ -70,7 +70,7 @@ def build(name, num_classes, image_shape, *, options=None, dropout_rate=None, pr
     return networks.build(name, num_classes, image_shape, options, dropout_rate, POLICIES[precision], seed)
 
 
-def _judge_shape(num_classes, image_shape):
+def _check_shape(num_classes, image_shape):
     """`image_shape` as a tuple, where the two can be."""
     if num_classes < 1:
         raise ValueError(f"num_classes {num_classes}: give 1 or more")

@@ -1,4 +1,4 @@
-"""The names of the networks and of their options. Imports nothing heavy: a command line is judged at once."""
+"""The names of the networks and of their options. Imports nothing heavy: a command line is complete at once."""
 
 import difflib
 import math
@@ -107,10 +107,10 @@ def parse_options(name, options):
         if key not in known:
             raise ValueError(f"{name} has no option {key!r}; it takes {', '.join(known)}")
     defaults = {key: option.default for key, option in known.items()}
-    judged = {**defaults, **{key: _judge(key, value, known[key]) for key, value in given.items()}}
-    if judged.get("towers") == 1 and not judged["cross_connection"]:
+    complete = {**defaults, **{key: _check(key, value, known[key]) for key, value in given.items()}}
+    if complete.get("towers") == 1 and not complete["cross_connection"]:
         raise ValueError("cross_connection=false needs towers=2; one tower has nothing to cut")
-    return judged
+    return complete
 
 
 def _split(text):
@@ -128,7 +128,7 @@ def _split(text):
     return pairs
 
 
-def _judge(key, value, option):
+def _check(key, value, option):
     """The typed value of one option, from its text or from a value of the right type."""
     if option.kind is bool:
         typed = {"true": True, "false": False}.get(str(value).lower())

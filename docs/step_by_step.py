@@ -21,6 +21,7 @@ import tensorflow as tf  # noqa: E402
 from input_pipeline import sources  # noqa: E402
 from input_pipeline.splits import resident
 from train_lib import config, state, steps  # noqa: E402
+from train_lib.inner_loop import make_train_loop  # noqa: E402
 
 matplotlib.use("Agg")  # a picture in a file; leave this line out in a notebook
 import matplotlib.pyplot as plt  # noqa: E402
@@ -90,7 +91,7 @@ def main(folder=".", data_dir=None):
     print(f"largest difference from w - rate * gradient {wrong:.1e}")
 
     # ---- More steps, in one call of the compiled loop, as a run makes them: `--steps_per_loop` at a time.
-    loop = steps.make_train_loop(strategy, run, settings)
+    loop = make_train_loop(strategy, run, settings)
     iterator = iter(split.training_batches(0, 1, BATCH, settings.data.augmentations))  # from step 1 on
     rates = tf.constant(np.full(MORE_STEPS, RATE))
     first, count, skipped = tf.constant(1, tf.int64), tf.constant(MORE_STEPS), tf.constant(0)

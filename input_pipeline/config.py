@@ -65,11 +65,11 @@ class DataConfig(Settings):
             raise SettingError("augment", self.augment, "crop and random_resized_crop exclude each other; give one of them")
         if not self.dataset:
             raise SettingError("dataset", self.dataset, "give shapes or the name of a TFDS data set, such as cifar10")
-        self._judge_own_files()
+        self._check_own_files()
         if not self.train_split:
             raise SettingError("train_split", self.train_split, "give the examples to train on, such as train[:90%]")
 
-    def _judge_own_files(self):
+    def _check_own_files(self):
         kind, path = self.own_files
         if kind and not path:
             raise SettingError("dataset", self.dataset, f"names no file; give {kind}:{OWN_FILES[kind]}")

@@ -6,10 +6,10 @@ from absl import flags
 
 from input_pipeline.splits.resident import ResidentSplit
 from train_lib import config as config_lib
-from train_lib import steps
 from train_lib.checkpoints.store import CheckpointStore
 from train_lib.cli import flags as flags_lib
 from train_lib.distribution.strategy import distribute, mirror_on_cpu
+from train_lib.inner_loop import make_train_loop
 from train_lib.records.workdir import Workdir, open_workdir
 from train_lib.setup import tensors_of
 from train_lib.state import PixelScaling, create_state
@@ -49,11 +49,11 @@ class Driver:
         make_state = make_state or (lambda: create_state(config, self.strategy, 10, split.image_shape, ZERO_ONE))
         with self.strategy.scope():
             self.state = make_state()
-        self.loop = steps.make_train_loop(self.strategy, self.state, config)
+        self.loop = make_train_loop(self.strategy, self.state, config)
 
     def batches(self, shard=None):
         """The training batches of one pipeline."""
-        seed, size = self.config.run.seed, self.config.optimization.global_batch_size
+        seed, size = self.config.general.seed, self.config.optimization.global_batch_size
         shard = {} if shard is None else {"shard": shard}
         return self.split.training_batches(seed, 0, size, self.config.data.augmentations, **shard)
 

@@ -60,7 +60,7 @@ BAD_FLAGS = {
 }
 
 # Runs the parser on many command lines in one process, which must never import TensorFlow.
-JUDGE = """
+PARSE_EACH = """
 import io, sys, time, contextlib
 import main
 from absl import flags
@@ -81,18 +81,18 @@ assert "tensorflow" not in sys.modules and "keras" not in sys.modules
 
 
 @pytest.fixture(scope="module")
-def judged():
+def parsed():
     """{command line: (exit code, what went to stderr)}."""
     done = subprocess.run(
-        [sys.executable, "-c", JUDGE], input="\n".join(BAD_FLAGS), capture_output=True, text=True, cwd=ROOT, timeout=60)
+        [sys.executable, "-c", PARSE_EACH], input="\n".join(BAD_FLAGS), capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.returncode == 0, done.stderr
     results = [eval(line) for line in done.stdout.splitlines()]  # noqa: S307, our own repr
     return {line: (code, text) for line, code, text in results}
 
 
 @pytest.mark.parametrize("line", BAD_FLAGS)
-def test_bad_flags_get_one_line_and_code_2(judged, line):
-    code, text = judged[line]
+def test_bad_flags_get_one_line_and_code_2(parsed, line):
+    code, text = parsed[line]
     assert code == 2
     assert text.startswith("error: ") and text.count("\n") == 1, text
     for word in BAD_FLAGS[line]:
@@ -127,7 +127,7 @@ def test_help_lists_every_flag_in_groups(main):
         (["--init_from=/no/such/run"], 2, ["init_from", "/no/such/run"]),
     ],
 )
-def test_what_only_tensorflow_can_judge(main, tmp_path, data_dir, arguments, code, words):
+def test_what_only_tensorflow_can_tell(main, tmp_path, data_dir, arguments, code, words):
     done = main(f"--workdir={tmp_path / 'run'}", f"--data_dir={data_dir}", *arguments)
     assert done.returncode == code, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

@@ -54,7 +54,7 @@ def augment(config, pixels, images, labels, step, first_example):
     Returns:
       (images, Targets).
     """
-    chosen, seed = config.data.augmentations, config.run.seed
+    chosen, seed = config.data.augmentations, config.general.seed
     if "pca_color" in chosen:
         images += color_noise(seed, step, first_example, tf.shape(images)[0], pixels, images.dtype)[:, tf.newaxis, tf.newaxis]
     if "cutout" in chosen:

@@ -6,15 +6,33 @@ from alexnet import names
 from input_pipeline.common.errors import SettingError
 from input_pipeline.common.settings import Settings, setting
 from input_pipeline.config import DataConfig
-from train_lib import benchmark_names
-from train_lib.shares import check_shares
 
 MODES = ("train", "evaluate", "predict", "export", "benchmark", "report")
 NEED_A_RUN = ("evaluate", "predict", "export", "report")
 # What says how this process works, not what the experiment is; a run's config.json never decides it for a later process.
 OF_THIS_PROCESS = ("mode", "workdir", "debug", "init_from", "devices", "virtual_devices", "split", "checkpoint", "profile_steps",
                    "benchmark_rows", "inputs", "export_dir")
+TRAINING = ("train", "benchmark")  # modes; others train nothing
+WITHOUT_SHARES = ("predict", "export", "report")  # modes that pad a batch or need none
 MONITORS = ("validation_accuracy", "validation_loss")
+
+# {row: what it is}, in the order of the table. `benchmark.MAKERS` has a maker for each.
+BENCHMARK_ROWS = {
+    "input": "training batches drawn on the host, no training",
+    "read": "of a stream: its records, neither parsed nor decoded",
+    "read_decode": "of a stream: records, parsed and decoded",
+    "decode_crop": "of a stream of JPEGs: records, parsed; decoded no more than the windows that training cuts",
+    "read_decode_augment": "of a stream: all of it, which is input once more",
+    "numpy_gather": "NumPy's random gather of whole images, one thread: the bound of what memory gives",
+    "canonical": "per-example tf.data: shuffle, pad, crop, flip, cast, batch, prefetch; all AUTOTUNE",
+    "tutorial": "the tutorial's tf.data: slices, cast, shuffle, batch; no augmentation",
+    "step": "the compiled train step alone, on one batch that lies on the device",
+    "one_device": "the same step on one device with the whole batch, where there are several",
+    "loop": "the whole loop: input, steps, records, display, checkpoints",
+    "loop_constant": "the same loop on one batch, again and again: what it does where no data is waited for",
+    "model_fit": "Keras model.fit on the same batches and settings",
+    "model_fit_default": "model.fit as tutorials write it, in a process with TensorFlow's defaults",
+}
 
 
 def is_step(text):
@@ -23,7 +41,7 @@ def is_step(text):
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig(Settings):
+class GeneralConfig(Settings):
     """Run: what to do, and where it is kept."""
 
     mode: str = setting("train", "what to do", choices=MODES)
@@ -156,7 +174,7 @@ class DeviceConfig(Settings):
 
 
 @dataclasses.dataclass(frozen=True)
-class JudgeConfig(Settings):
+class ModesConfig(Settings):
     """The other modes."""
 
     split: str = setting("", "the examples to evaluate on, TFDS slicing syntax; empty: --test_split")
@@ -167,7 +185,7 @@ class JudgeConfig(Settings):
         1, "views of an image to judge the test split by; 10: the four corners and the middle of a larger image, and their "
         "mirror images, predictions averaged (AlexNet's test), at the end of training and by evaluate, predict and export"
     )
-    benchmark_rows: str = setting("", f"comma list of what to measure: {', '.join(benchmark_names.ROWS)}; empty: all")
+    benchmark_rows: str = setting("", f"comma list of what to measure: {', '.join(BENCHMARK_ROWS)}; empty: all")
 
     def __post_init__(self):
         super().__post_init__()
@@ -175,21 +193,21 @@ class JudgeConfig(Settings):
             raise SettingError("checkpoint", self.checkpoint, "give best, latest or the number of a step")
         if self.test_crops not in (1, 10):
             raise SettingError("test_crops", self.test_crops, "give 1 or 10")
-        benchmark_names.parse_rows(self.benchmark_rows)
+        parse_rows(self.benchmark_rows)
 
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig(Settings):
     """Everything that a run depends on, one section a field."""
 
-    run: RunConfig = dataclasses.field(default_factory=RunConfig)
+    general: GeneralConfig = dataclasses.field(default_factory=GeneralConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     network: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     optimization: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     cadence: CadenceConfig = dataclasses.field(default_factory=CadenceConfig)
     device: DeviceConfig = dataclasses.field(default_factory=DeviceConfig)
-    judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)
+    modes: ModesConfig = dataclasses.field(default_factory=ModesConfig)
 
     def __post_init__(self):
         super().__post_init__()
@@ -200,15 +218,15 @@ class ExperimentConfig(Settings):
         for name, value, needed in needs_validation:
             if needed and not self.data.validation_split:
                 raise SettingError(name, value, "needs a --validation_split to look at; give one, or leave this out")
-        if self.run.mode in NEED_A_RUN and self.run.workdir is None:
-            raise SettingError("workdir", None, f"--mode={self.run.mode} needs the folder of a run")
-        if self.run.mode == "predict" and not self.judge.inputs:
+        if self.general.mode in NEED_A_RUN and self.general.workdir is None:
+            raise SettingError("workdir", None, f"--mode={self.general.mode} needs the folder of a run")
+        if self.general.mode == "predict" and not self.modes.inputs:
             raise SettingError("inputs", "", "--mode=predict needs image files, folders or globs")
         there = self.device.virtual_devices
         check_shares(self, min(self.device.devices or there, there))
-        if self.run.debug and there > 1:
+        if self.general.debug and there > 1:
             raise SettingError("virtual_devices", there, "--debug runs on one device; give 1")
-        if self.run.debug and self.run.mode == "benchmark":
+        if self.general.debug and self.general.mode == "benchmark":
             raise SettingError("debug", True, "--mode=benchmark measures the compiled step; leave it out")
 
 
@@ -245,3 +263,41 @@ def from_values(values):
 def to_values(config):
     """The flat dict {setting name: value} that `from_values` takes back."""
     return {field.name: getattr(getattr(config, section), field.name) for section, field in leaves()}
+
+
+def parse_rows(text):
+    """The rows that --benchmark_rows names, a tuple in the table's order; all where it is empty.
+
+    Raises:
+      SettingError: no such row.
+    """
+    names = [name.strip() for name in text.split(",")] if text.strip() else list(BENCHMARK_ROWS)
+    for name in names:
+        if name not in BENCHMARK_ROWS:
+            raise SettingError("benchmark_rows", text,
+                               f"no row is called {name!r}; give a comma list of {', '.join(BENCHMARK_ROWS)}")
+    return tuple(name for name in BENCHMARK_ROWS if name in names)
+
+
+def check_shares(config, num_replicas):
+    """Raises SettingError where an ExperimentConfig's batch does not divide, or leaves mixup an example without a partner."""
+    if config.general.mode in WITHOUT_SHARES:
+        return
+    accumulate_steps = config.optimization.accumulate_steps if config.general.mode in TRAINING else 1
+    check_divisible(config.optimization.global_batch_size, num_replicas, accumulate_steps)
+    rows = config.optimization.global_batch_size // (num_replicas * accumulate_steps)
+    if config.general.mode in TRAINING and "mixup" in config.data.augmentations and rows % 2:
+        remedy = f"mixup pairs the {rows} images that a replica works on at a time; give a --global_batch_size that makes it even"
+        raise SettingError("augment", config.data.augment, remedy)
+
+
+def check_divisible(size, num_replicas, accumulate_steps=1):
+    """Raises SettingError, with the nearest that do, where a batch of `size` does not divide by replicas and their parts."""
+    parts = num_replicas * accumulate_steps
+    if size % parts == 0:
+        return
+    lower = size // parts * parts
+    nearest = f"{lower} or {lower + parts}" if lower else f"{parts}"
+    accumulated = f" times {accumulate_steps} accumulate_steps" if accumulate_steps > 1 else ""
+    remedy = f"must divide by the {num_replicas} replicas{accumulated}; the nearest that do: {nearest}"
+    raise SettingError("global_batch_size", size, remedy)

@@ -1,37 +1,110 @@
 """Judges a split with a checkpoint: accuracy, top-5, loss, accuracy per class and confusion matrix."""
 
+import math
+
 import numpy as np
+import tensorflow as tf
 
 from input_pipeline.common.batches import num_evaluation_steps
 from input_pipeline.common.errors import SettingError
 from input_pipeline.sources import open_source
 from input_pipeline.splits import open_split, read_like
 from train_lib.checkpoints import store as checkpointing
-from train_lib.checkpoints.description import judge_description
+from train_lib.checkpoints.description import check_description
 from train_lib.checkpoints.same_run import FIXED_FOR_USE, kind_before, refuse_other_experiment
 from train_lib.cli.failures import explained
 from train_lib.distribution.strategy import create_strategy, distribute
 from train_lib.distribution.workers import OneWorker
-from train_lib.metrics import SplitTotals
-from train_lib.records import evaluation_files as judgements
-from train_lib.records.mistakes import Mistakes
+from train_lib.metrics import Mistakes, SplitTotals
+from train_lib.records import evaluation_files
 from train_lib.records.terminal import number, percent
 from train_lib.state import PixelScaling, assign, create_state
-from train_lib.steps import make_eval_step
+from train_lib.steps import scale_pixels
 
 MOST_CLASSES_IN_TABLE = 20
+
+
+def make_eval_step(strategy, state, test_crops=1):
+    """Compiles the forward pass for evaluation: per-replica images in, a list of logits [b, classes] out, one a replica.
+
+    With test_crops=10, the logits are the logarithm of the mean prediction for ten views of each image.
+    """
+
+    def logits_of(images):
+        return state.model(scale_pixels(images, state.pixels, state.model.inputs[0].dtype), training=False)
+
+    def forward(batch):
+        if test_crops == 1:
+            return logits_of(batch["image"])
+        return mean_prediction(logits_of, ten_views(batch["image"], *state.model.inputs[0].shape[1:3]))
+
+    @tf.function
+    def eval_step(batch):
+        return strategy.run(forward, args=(batch,))
+
+    return eval_step
+
+
+VIEWS = 10
+PADDED_SHARE = 8  # of the height: what the training crop pads by, too
+
+
+def ten_views(images, height, width):
+    """The windows at the four corners and in the middle, and their mirror images.
+
+    Images that have the network's own size already are padded by an eighth of their height with zeros first, as for the random
+    crop in training; larger ones, such as the streaming path gives, are cut as they are.
+
+    Args:
+      images: uint8 [b, at least height, at least width, 3].
+      height: of the network's input.
+      width: likewise.
+
+    Returns:
+      A list of ten uint8 [b, height, width, 3]: top left, top right, bottom left, bottom right, middle, then the mirror images.
+    """
+    if images.shape[1:3] == (height, width):
+        padding = height // PADDED_SHARE
+        images = tf.pad(images, [[0, 0], [padding, padding], [padding, padding], [0, 0]])
+    down, right = images.shape[1] - height, images.shape[2] - width
+    corners = [(0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2)]
+    windows = [images[:, top : top + height, left : left + width] for top, left in corners]
+    return windows + [window[:, :, ::-1] for window in windows]
+
+
+def mean_prediction(logits_of, views):
+    """The logarithm of the mean of the softmax predictions for several views.
+
+    It serves as logits: its softmax is that mean, which the loss, the accuracy and the top-5 accuracy are then of.
+
+    Args:
+      logits_of: from views, [b, height, width, 3], to logits, float [b, classes].
+      views: a list of tensors, each with the same examples.
+
+    Returns:
+      float [b, classes], never below float32.
+    """
+
+    def log_probabilities(view):
+        logits = logits_of(view)
+        return tf.nn.log_softmax(logits if logits.dtype == tf.float64 else tf.cast(logits, tf.float32))
+
+    # One view after the other, to need no more memory than for one, in a loop, to trace the network twice and not ten times.
+    first = log_probabilities(views[0])
+    others = tf.map_fn(log_probabilities, tf.stack(views[1:]), parallel_iterations=1, fn_output_signature=first.dtype)
+    return tf.reduce_logsumexp(tf.concat([first[tf.newaxis], others], axis=0), axis=0) - math.log(len(views))
 
 
 class Interrupted(Exception):
     """A split is not judged to its end: the process was asked to stop."""
 
 
-class SplitJudge:
+class SplitEvaluator:
     """Judges a split as often as asked for, with the weights as they then are. Keeps one iterator alive.
 
     Args:
       strategy: tf.distribute strategy.
-      eval_step: from `steps.make_eval_step`, with the same test_crops.
+      eval_step: from `make_eval_step`, with the same test_crops.
       split: ResidentSplit, DeviceSplit or StreamingSplit.
       num_classes: of the network.
       global_batch_size: images per step over all replicas.
@@ -53,7 +126,7 @@ class SplitJudge:
         self._iterator = distribute(
             strategy, lambda shard: split.evaluation_batches(global_batch_size, shard, test_crops), split)
 
-    def judge(self, asked_to_stop=lambda: False):
+    def evaluate(self, asked_to_stop=lambda: False):
         """Goes through the split once, every example counted once; returns SplitTotals.
 
         Raises:
@@ -65,9 +138,9 @@ class SplitJudge:
                 raise Interrupted
             batch = next(self._iterator)
             logits = self._eval_step(batch)
-            judged = [self._host(values) for values in (logits, batch["label"], batch["weight"])]
-            totals.add(*judged)
-            mistakes.add(*judged, lambda images=batch["image"]: self._host(images))
+            outputs = [self._host(values) for values in (logits, batch["label"], batch["weight"])]
+            totals.add(*outputs)
+            mistakes.add(*outputs, lambda images=batch["image"]: self._host(images))
         totals.add_up(self._workers.sum)
         self.totals, self.mistakes = totals, mistakes
         return totals
@@ -76,13 +149,13 @@ class SplitJudge:
         return np.concatenate([value.numpy() for value in self._strategy.experimental_local_results(per_replica)])
 
 
-def judge_weights(judge, state, asked_to_stop):
-    """A SplitJudge's values; where a TrainState averages weights, those of the averages, and the weights' own as "raw_..."."""
-    raw = judge.judge(asked_to_stop).summary()
+def evaluate_weights(evaluator, state, asked_to_stop):
+    """A SplitEvaluator's values. With --ema_decay: those of the averages, and the weights' own as "raw_..."."""
+    raw = evaluator.evaluate(asked_to_stop).summary()
     if not state.averages:
         return raw
     with state.averages_in_place():
-        averaged = judge.judge(asked_to_stop).summary()
+        averaged = evaluator.evaluate(asked_to_stop).summary()
     return averaged | {f"raw_{name}": raw[name] for name in ("loss", "accuracy")}
 
 
@@ -92,7 +165,7 @@ def describe_network(checkpoint):
     Raises:
       UnusableError: it does not describe a run.
     """
-    judge_description(checkpoint)
+    check_description(checkpoint)
     return tuple(checkpoint.description["class_names"]), tuple(checkpoint.description["image_shape"])
 
 
@@ -101,7 +174,7 @@ def restore_for_use(config, strategy, checkpoint):
     about = checkpoint.description
     pixels = PixelScaling.from_tensors(checkpoint.tensors("pixels/"), checkpoint.folder)
     state = create_state(config, strategy, len(about["class_names"]), about["image_shape"], pixels)
-    assign(state.weights(), checkpoint.judged_weights(), checkpoint.folder)
+    assign(state.weights(), checkpoint.evaluated_weights(), checkpoint.folder)
     return state
 
 
@@ -112,7 +185,7 @@ def evaluate(config, workdir):
 
 
 def _evaluate(config, workdir):
-    checkpoint = checkpointing.CheckpointStore(workdir.checkpoints).find(config.judge.checkpoint)
+    checkpoint = checkpointing.CheckpointStore(workdir.checkpoints).find(config.modes.checkpoint)
     class_names, image_shape = describe_network(checkpoint)
     refuse_other_experiment(config, checkpoint, FIXED_FOR_USE)
     strategy = create_strategy(config)
@@ -121,7 +194,7 @@ def _evaluate(config, workdir):
         remedy = f"has {len(source.class_names)} classes that are not those of the checkpoint ({len(class_names)}: "
         remedy += f"{', '.join(class_names[:3])}, ...); give the data set that the run was trained on"
         raise SettingError("dataset", config.data.dataset, remedy)
-    flag, split_name = ("split", config.judge.split) if config.judge.split else ("test_split", config.data.test_split)
+    flag, split_name = ("split", config.modes.split) if config.modes.split else ("test_split", config.data.test_split)
     try:
         split = open_split(read_like(config.data, kind_before(checkpoint)), source, split_name, flag)
     finally:  # also where there is one too many
@@ -130,14 +203,14 @@ def _evaluate(config, workdir):
         size = f"{image_shape[0]} x {image_shape[1]}"
         raise SettingError("image_size", config.data.image_size, f"the checkpoint's network takes {size}; give data of that size")
     state = restore_for_use(config, strategy, checkpoint)  # not before: its shapes are now known to be those of the data
-    test_crops, batch_size = config.judge.test_crops, config.optimization.global_batch_size
+    test_crops, batch_size = config.modes.test_crops, config.optimization.global_batch_size
     eval_step = make_eval_step(strategy, state, test_crops)
-    judge = SplitJudge(strategy, eval_step, split, len(class_names), batch_size, test_crops=test_crops)
-    totals = judge.judge()
+    evaluator = SplitEvaluator(strategy, eval_step, split, len(class_names), batch_size, test_crops=test_crops)
+    totals = evaluator.evaluate()
     workdir.write_bad_examples(source.bad.lines())  # a stream's
-    written = [judgements.write(workdir, ".", judge, checkpoint.step, split_name, class_names, test_crops)]
+    written = [evaluation_files.write(workdir, ".", evaluator, checkpoint.step, split_name, class_names, test_crops)]
     (workdir.path / "mistakes.png").unlink(missing_ok=True)  # drawn only where there are mistakes
-    written += [workdir.write_file(f"{name}.png", png) for name, png in judgements.draw(workdir.path).items()]
+    written += [workdir.write_file(f"{name}.png", png) for name, png in evaluation_files.draw(workdir.path).items()]
     print_evaluation(checkpoint, split_name, class_names, totals, test_crops)
     print(f"written: {', '.join(str(path) for path in written)}")
     return 0

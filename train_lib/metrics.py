@@ -1,20 +1,12 @@
 """Numbers about a run: means over training steps, exact judgement of a split, and the files they are kept in."""
 
-import contextlib
 import dataclasses
-import errno
-import itertools
-import json
-import math
-import os
-import pathlib
+from typing import NamedTuple
 
 import numpy as np
 
-from input_pipeline.common.errors import UnusableError
-from input_pipeline.common.small_files import parse_json, replace_file, unusable
-
-LONGEST_LINE = 2**16  # bytes; a record has about 300
+KEPT = 8  # as many as figure 4 of the paper shows
+SHOWN_CLASSES = 5
 
 
 @dataclasses.dataclass
@@ -94,89 +86,51 @@ class SplitTotals:
         return [int(r) / int(n) if n else None for r, n in zip(right, self._examples_per_class, strict=True)]
 
 
-# What each record of metrics.jsonl and of timing.jsonl holds at least.
-NUMBER = (int, float)
-METRICS_RECORD = {"kind": str, "step": int, "epoch": NUMBER}
-TIMING_RECORD = {"step": int, "seconds": NUMBER, "train_seconds": NUMBER, "images": NUMBER,
-                 "images_per_second": (*NUMBER, type(None))}
+class Mistake(NamedTuple):
+    """An example that was taken for another class.
 
-
-class JsonLines:
-    """A file of one JSON object a line, each written at once. A NaN or infinity, which JSON has not, becomes null.
-
-    Args:
-      path: the file; it need not be there yet.
-      types: {name: the type of its value, or several}, of what every record holds.
-
-    Every method raises UnusableError where the file cannot be read or written, or holds a line that is no such record.
+    Attributes:
+      image: uint8 [height, width, 3], as the evaluation gave it to the network.
+      label: its class.
+      classes: the five most probable classes (or all, where there are fewer), the predicted one first.
+      probabilities: float64, theirs.
     """
 
-    def __init__(self, path, types=None):
-        self.path = pathlib.Path(path)
-        self._types = types or {}
-        self._pending = b""
+    image: np.ndarray
+    label: int
+    classes: np.ndarray
+    probabilities: np.ndarray
 
-    def append(self, record):
-        """Adds one record. One that cannot be written is kept, and written before the next or by `flush`."""
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        self._pending += json.dumps(finite).encode() + b"\n"
-        self._write()
 
-    def flush(self):
-        """Writes what could not be written yet, and flushes the file to the disk."""
-        self._write()
-        with unusable(self.path), open(self.path, "ab") as file:
-            os.fsync(file.fileno())
+class Mistakes:
+    """Collects Mistakes over the batches of a judgement; `worst` are the most confident so far, the worst first."""
 
-    def _write(self):
-        """Writes all of what is pending, or nothing: half a line would spoil the next."""
-        if not self._pending:
+    def __init__(self):
+        self.worst = []
+
+    def add(self, logits, labels, weights, images):
+        """Looks at a batch. Logits with a NaN or +infinity predict no class and are no confident mistake.
+
+        Args:
+          logits: [b, classes].
+          labels: int [b].
+          weights: [b] of 0 or 1; padding has 0.
+          images: returns uint8 [b, height, width, 3]; called only where an example of the batch is kept, since the images may
+            have to come back from a GPU.
+        """
+        logits = logits.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # infinity - infinity is the NaN that it should be
+            exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        confidence = 1 / exponentials.sum(axis=1)
+        least = self.worst[-1].probabilities[0] if len(self.worst) == KEPT else 0.0
+        wrong = (weights > 0) & (logits.argmax(axis=1) != labels) & (confidence > least)
+        rows = np.flatnonzero(wrong)
+        rows = rows[np.argsort(-confidence[rows], kind="stable")][:KEPT]
+        if not rows.size:
             return
-        with unusable(self.path), open(self.path, "ab", buffering=0) as file:
-            end = file.tell()
-            try:
-                if file.write(self._pending) < len(self._pending):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            except OSError:
-                with contextlib.suppress(OSError):
-                    file.truncate(end)
-                raise
-        self._pending = b""
-
-    def read(self):
-        """All complete records; a last line that a killed process left half-written is not one."""
-        return list(self._records())
-
-    def _records(self):
-        with unusable(self.path, "read"):
-            if not self.path.exists() or str(self.path) == os.devnull:
-                return
-            if not self.path.is_file():
-                raise OSError(errno.EINVAL, "it is no plain file")
-            with open(self.path, "rb") as file:
-                for number in itertools.count(1):
-                    line = file.readline(LONGEST_LINE)
-                    if not line.endswith(b"\n") and len(line) < LONGEST_LINE:
-                        return
-                    if line.strip():
-                        yield self._parse(line, number)
-
-    def _parse(self, line, number):
-        try:
-            record = parse_json(line)
-            if all(is_of(record[name], types) for name, types in self._types.items()) and isinstance(record, dict):
-                return record
-        except (ValueError, KeyError, TypeError, IndexError):
-            pass
-        raise UnusableError(f"{self.path}: line {number} is not a record; remove the line, or give another --workdir")
-
-    def keep(self, wanted):
-        """Drops the records for which `wanted(record)` is false, and a half-written last line, by one rename."""
-        kept = [json.dumps(record) + "\n" for record in self._records() if wanted(record)]
-        with unusable(self.path):
-            replace_file(self.path, "".join(kept))
-
-
-def is_of(value, types):
-    """Whether a JSON value is of one of the types. true and false are no numbers, nor is what no float or int64 can hold."""
-    return isinstance(value, types) and not isinstance(value, bool) and (not isinstance(value, int) or abs(value) < 2**63)
+        shown = images()
+        for row in rows:
+            classes = np.argsort(-logits[row], kind="stable")[:SHOWN_CLASSES]
+            probabilities = exponentials[row, classes] * confidence[row]
+            self.worst.append(Mistake(shown[row].copy(), int(labels[row]), classes, probabilities))
+        self.worst = sorted(self.worst, key=lambda mistake: -mistake.probabilities[0])[:KEPT]

@@ -10,13 +10,12 @@ from input_pipeline.common.small_files import UnusableFile
 from input_pipeline.sources import Source, open_source
 from input_pipeline.splits import decide_input, open_split, read_like
 from train_lib import config as config_lib
-from train_lib.cadence import Plan, make_plan
+from train_lib.cadence import Patience, Plan, ValidationTracker, make_plan
 from train_lib.checkpoints import store as checkpointing
 from train_lib.checkpoints.same_run import describe_data, kind_before, kind_of, refuse_other_data, say_what_changed
 from train_lib.cli import environment
 from train_lib.distribution.strategy import create_strategy, describe
 from train_lib.distribution.workers import OneWorker
-from train_lib.early_stopping import Judgement, Patience
 from train_lib.records.event_files import first_line
 from train_lib.records.workdir import BAD_EXAMPLES, Workdir
 from train_lib.state import PixelScaling, TrainState, assign, create_state, first_not_finite, pixel_scaling, tensors_of
@@ -123,7 +122,7 @@ def open_run(config, workdir, checkpoint, store, log=print, workers=None):
     if checkpoint is not None:
         restore(state, checkpoint, plan, config)
         point_again(state, store, workers, log)
-        if state.step >= plan.last_step or state.judgement.out_of_patience(config):
+        if state.step >= plan.last_step or state.validation.out_of_patience(config):
             # No turn would follow: nothing be the best where nothing was evaluated, and no checkpoint know what was asked for.
             state.evaluation_owed = True
     elif config.network.init_from:
@@ -136,10 +135,10 @@ def point_again(state, store, workers, log):
 
     Where the best checkpoint is gone or damaged, the next evaluation is the best: the best is what `best` can name.
     """
-    judgement = state.judgement
-    if not workers.from_chief(lambda: store.point_again(state.step, judgement.best_step)) and judgement.best_step is not None:
-        log(f"the best checkpoint, of step {judgement.best_step}, is gone or damaged; the next evaluation counts as the best")
-        judgement.best, judgement.best_step, judgement.step = Patience(), None, None
+    tracker = state.validation
+    if not workers.from_chief(lambda: store.point_again(state.step, tracker.best_step)) and tracker.best_step is not None:
+        log(f"the best checkpoint, of step {tracker.best_step}, is gone or damaged; the next evaluation counts as the best")
+        tracker.best, tracker.best_step, tracker.step = Patience(), None, None
 
 
 def restore(state, checkpoint, plan, config):
@@ -160,9 +159,9 @@ def restore(state, checkpoint, plan, config):
     if state.skipped_in_a_row > config.optimization.max_nonfinite_steps:
         state.skipped_in_a_row = 0
     if stored.get("early_stopping_monitor") != config.cadence.early_stopping_monitor:
-        state.judgement = Judgement(plateau_drops=state.judgement.plateau_drops)
+        state.validation = ValidationTracker(plateau_drops=state.validation.plateau_drops)
     if plan.last_step > checkpoint.description["last_step"]:
-        state.judgement.stopping.waited = 0  # a longer run was asked for, so an early stop is no reason to end at once
+        state.validation.stopping.waited = 0  # a longer run was asked for, so an early stop is no reason to end at once
 
 
 def initialize(state, path, log):
@@ -172,7 +171,7 @@ def initialize(state, path, log):
       SettingError: the weights are those of another network; UnusableError: they are damaged.
     """
     checkpoint = checkpointing.find_initial(path)
-    tensors = checkpoint.judged_weights()
+    tensors = checkpoint.evaluated_weights()
     variables = state.weights()
     last_layer = [name for name in variables if name.startswith("model/logits/")] or list(variables)[-2:]
     differing = [name for name in last_layer if name in tensors and tensors[name].shape != tuple(variables[name].shape)]
@@ -195,5 +194,5 @@ def restore_best(run):
       UnusableError: it is damaged.
     """
     best = run.store.find("best")
-    assign(run.state.weights(), best.judged_weights(), best.folder)
+    assign(run.state.weights(), best.evaluated_weights(), best.folder)
     return best.step

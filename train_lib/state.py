@@ -10,10 +10,9 @@ import tensorflow as tf
 
 import alexnet
 from input_pipeline.common.errors import SettingError, UnusableError
-from train_lib.early_stopping import Judgement
-from train_lib.loss_scale import LossScale
+from train_lib.cadence import ValidationTracker
 from train_lib.metrics import TrainTotals
-from train_lib.optimizers import make_optimizers
+from train_lib.optimizers import LossScale, make_optimizers
 
 
 @dataclasses.dataclass
@@ -28,7 +27,7 @@ class TrainState:
       averages: --ema_decay's averages, variables in the order of model.trainable_variables; empty where it is off.
       loss_scale: of float16, else None.
       step: updates done, skipped ones included.
-      judgement: what is known about the validation values.
+      validation: what is known about the validation values.
       totals: of the train record under way.
       skipped_in_a_row: updates skipped since the last finite one.
       evaluation_owed: whether the evaluation after `step` is still to be done.
@@ -40,7 +39,7 @@ class TrainState:
     averages: list = dataclasses.field(default_factory=list)
     loss_scale: LossScale | None = None
     step: int = 0
-    judgement: Judgement = dataclasses.field(default_factory=Judgement)
+    validation: ValidationTracker = dataclasses.field(default_factory=ValidationTracker)
     totals: TrainTotals = dataclasses.field(default_factory=TrainTotals)
     skipped_in_a_row: int = 0
     evaluation_owed: bool = False
@@ -49,7 +48,7 @@ class TrainState:
         """What is not a tensor, as JSON."""
         return {
             "step": self.step,
-            "judgement": dataclasses.asdict(self.judgement),
+            "judgement": dataclasses.asdict(self.validation),
             "totals": dataclasses.asdict(self.totals),
             "skipped_in_a_row": self.skipped_in_a_row,
             "evaluation_owed": self.evaluation_owed,
@@ -58,7 +57,7 @@ class TrainState:
     def set_progress(self, values):
         """The inverse of `progress`."""
         self.step = values["step"]
-        self.judgement = Judgement.from_json(values["judgement"])
+        self.validation = ValidationTracker.from_json(values["judgement"])
         self.totals = TrainTotals(**values["totals"])
         self.skipped_in_a_row = values["skipped_in_a_row"]
         self.evaluation_owed = values.get("evaluation_owed", False)
@@ -167,7 +166,7 @@ def create_state(config, strategy, num_classes, image_shape, pixels):
         try:
             model = alexnet.build(
                 config.network.model, num_classes, tuple(image_shape), options=config.network.model_options,
-                dropout_rate=config.network.dropout_rate, precision=config.network.precision, seed=config.run.seed,
+                dropout_rate=config.network.dropout_rate, precision=config.network.precision, seed=config.general.seed,
             )
         except ValueError as error:
             raise SettingError("image_size", image_shape[0], " ".join(str(error).split())) from None

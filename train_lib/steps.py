@@ -8,7 +8,6 @@ import tensorflow as tf
 
 from alexnet.layers import dropout_masks
 from train_lib.augment import augment
-from train_lib.ten_crops import mean_prediction, ten_views
 
 SUM = tf.distribute.ReduceOp.SUM
 # What a step reports and a train record has the mean of: a value an example from `forward_and_backward`, or `replica_step`'s.
@@ -53,7 +52,7 @@ def forward_and_backward(state, config, batch, step, first_example):
     """
     images = scale_pixels(batch["image"], state.pixels, state.model.inputs[0].dtype)
     images, targets = augment(config, state.pixels, images, batch["label"], step, first_example)
-    with dropout_masks(config.run.seed, step, first_example), tf.GradientTape() as tape:
+    with dropout_masks(config.general.seed, step, first_example), tf.GradientTape() as tape:
         logits = state.model(images, training=True)
         losses = targets.mean_loss(lambda labels: cross_entropy(labels, logits, config.optimization.label_smoothing))
         loss = tf.reduce_sum(losses) / config.optimization.global_batch_size
@@ -168,72 +167,3 @@ def train_step(strategy, state, config, batch, step, learning_rate, stop_request
     if state.loss_scale:
         state.loss_scale.update(report["finite"])
     return report
-
-
-def timed_next(iterator, deterministic=False):
-    """The next batch, and the seconds from asking for it to having it, a float64 scalar; NaN where the clock may not be read."""
-    if deterministic:  # TensorFlow then refuses tf.timestamp
-        return next(iterator), tf.constant(float("nan"), tf.float64)
-    asked = tf.timestamp()
-    with tf.control_dependencies([asked]):
-        batch = next(iterator)
-    with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
-        return batch, tf.timestamp() - asked
-
-
-def make_train_loop(strategy, state, config):
-    """Compiles the inner loop: several steps in one call from the host.
-
-    Returns:
-      loop(iterator, first_step, num_steps, learning_rates, skipped_in_a_row, stop_requested) -> (steps done,
-      skipped_in_a_row, stopping, {name: [steps_per_loop]}). It ends early at the first step that goes beyond
-      max_nonfinite_steps and, stopping, at the first where any process asks to. `learning_rates` and the reports always have
-      steps_per_loop entries, so that a shorter last stretch does not compile again; "data_wait" are the seconds of `timed_next`.
-    """
-    size = config.device.steps_per_loop
-
-    @tf.function
-    def train_loop(iterator, first_step, num_steps, learning_rates, skipped_in_a_row, stop_requested):
-        wide = tf.float64 if config.network.precision == "float64" else tf.float32
-        metrics = {name: tf.TensorArray(wide, size, element_shape=()) for name in METRICS}
-        finite = tf.TensorArray(tf.bool, size, element_shape=())
-        waits = tf.TensorArray(tf.float64, size, element_shape=())
-        done, stopping = 0, False
-        with strategy.scope():
-            for index in tf.range(num_steps):
-                step = first_step + tf.cast(index, tf.int64)
-                batch, waited = timed_next(iterator, config.run.deterministic)
-                report = train_step(strategy, state, config, batch, step, learning_rates[index], stop_requested)
-                metrics = {name: values.write(index, report[name]) for name, values in metrics.items()}
-                finite = finite.write(index, report["finite"])
-                waits = waits.write(index, waited)
-                done += 1
-                stopping = report["stopping"]
-                skipped_in_a_row = tf.where(report["finite"], 0, skipped_in_a_row + tf.cast(report["counts"], tf.int32))
-                if stopping or skipped_in_a_row > config.optimization.max_nonfinite_steps:
-                    break
-        reports = {**metrics, "finite": finite, "data_wait": waits}
-        return done, skipped_in_a_row, stopping, {name: values.stack() for name, values in reports.items()}
-
-    return train_loop
-
-
-def make_eval_step(strategy, state, test_crops=1):
-    """Compiles the forward pass for evaluation: per-replica images in, a list of logits [b, classes] out, one a replica.
-
-    With test_crops=10, the logits are the logarithm of the mean prediction for ten views of each image.
-    """
-
-    def logits_of(images):
-        return state.model(scale_pixels(images, state.pixels, state.model.inputs[0].dtype), training=False)
-
-    def forward(batch):
-        if test_crops == 1:
-            return logits_of(batch["image"])
-        return mean_prediction(logits_of, ten_views(batch["image"], *state.model.inputs[0].shape[1:3]))
-
-    @tf.function
-    def eval_step(batch):
-        return strategy.run(forward, args=(batch,))
-
-    return eval_step

@@ -17,7 +17,8 @@ from train_lib.cli.signals import stop_request
 from train_lib.distribution.agreement import check_common_ground, check_same_step
 from train_lib.distribution.strategy import describe, distribute
 from train_lib.distribution.workers import join
-from train_lib.evaluate import Interrupted, SplitJudge, judge_weights
+from train_lib.evaluate import Interrupted, SplitEvaluator, evaluate_weights, make_eval_step
+from train_lib.inner_loop import make_train_loop
 from train_lib.records import divergence
 from train_lib.records.pictures import Pictures
 from train_lib.records.profiling import Profile
@@ -25,7 +26,7 @@ from train_lib.records.run_log import RunLog, Stopwatch
 from train_lib.records.terminal import Terminal, closing_lines, evaluation_line, parameter_table, quiet_unless, say
 from train_lib.records.workdir import RESULT
 from train_lib.setup import open_run, restore_best
-from train_lib.steps import METRICS, make_eval_step, make_train_loop
+from train_lib.steps import METRICS
 
 EXIT_CODES = {"completed": 0, "early_stopped": 0, "diverged": 4, "preempted": 75}
 
@@ -76,7 +77,7 @@ class Trainer:
         self.run, self.config, self.state, self.plan, self.clock = run, run.config, run.state, run.plan, clock
         self.train_loop = make_train_loop(run.strategy, run.state, run.config)
         self.eval_step = make_eval_step(run.strategy, run.state)
-        self.validation = self.make_judge(run.validation_split) if run.validation_split else None
+        self.validation = self.make_evaluator(run.validation_split) if run.validation_split else None
         self.log = RunLog(run.workdir, run.state.step, say, run.state.evaluation_owed)
         self.pictures = Pictures(run, lambda line: self.terminal.line(line))
         self.stopwatch = Stopwatch(clock)
@@ -113,7 +114,7 @@ class Trainer:
         is_best = False
         if self.state.evaluation_owed:
             with contextlib.suppress(Interrupted):  # still owed then, by the run that goes on from here
-                is_best = self.judge_validation()
+                is_best = self.evaluate_validation()
         self.ended = self.status()  # asked once: a signal between two answers would end a run that is not saved
         if is_best or self.plan.checkpoint_due(self.state.step) or self.ended:
             self.save(is_best)
@@ -123,7 +124,7 @@ class Trainer:
         """How the run has ended, None while it goes on."""
         if self.has_diverged():
             return "diverged"
-        if not self.state.evaluation_owed and self.state.judgement.out_of_patience(self.config):
+        if not self.state.evaluation_owed and self.state.validation.out_of_patience(self.config):
             return "early_stopped"
         if not self.state.evaluation_owed and self.state.step >= self.plan.last_step:
             return "completed"
@@ -140,7 +141,7 @@ class Trainer:
         """The endless iterator over training batches, from the present step on."""
         config, split = self.config, self.run.train_split
         return distribute(self.run.strategy, lambda shard: split.training_batches(
-            config.run.seed, self.state.step, config.optimization.global_batch_size, config.data.augmentations, shard), split)
+            config.general.seed, self.state.step, config.optimization.global_batch_size, config.data.augmentations, shard), split)
 
     def advance(self, stop):
         """Trains up to step `stop` in one call of the compiled loop."""
@@ -167,7 +168,7 @@ class Trainer:
 
     def learning_rate(self, step):
         """The learning rate of a step."""
-        drops = self.state.judgement.plateau_drops
+        drops = self.state.validation.plateau_drops
         return schedules.learning_rate(step, self.config, self.plan.schedule_steps, self.plan.epoch_steps, drops)
 
     def has_diverged(self):
@@ -184,16 +185,16 @@ class Trainer:
         self.log.add_timing(step, self.stopwatch.lap())
         self.state.totals = type(self.state.totals)()
 
-    def judge_validation(self):
+    def evaluate_validation(self):
         """Evaluates the validation split, shows and records it; returns whether it is the best so far."""
-        step, judgement, is_best = self.state.step, self.state.judgement, True
-        values = judge_weights(self.validation, self.state, self.asked_to_stop) if self.validation else None
-        self.best_before = (dataclasses.replace(judgement.best), judgement.best_step)
+        step, tracker, is_best = self.state.step, self.state.validation, True
+        values = evaluate_weights(self.validation, self.state, self.asked_to_stop) if self.validation else None
+        self.best_before = (dataclasses.replace(tracker.best), tracker.best_step)
         if values:
-            is_best = judgement.observe(values, step, self.config)
+            is_best = tracker.observe(values, step, self.config)
             self.log.add_metrics("validation", step, self.plan.epoch(step), values)
         else:
-            judgement.best_step = step
+            tracker.best_step = step
         self.state.evaluation_owed = False
         self.pictures.draw_evaluation(self.validation, is_best)
         train = self.newest_record or self.state.totals.means()
@@ -210,7 +211,7 @@ class Trainer:
             remedy = "make room and start the same command again"
             raise UnusableError(f"{self.run.store.folder}: the last checkpoint cannot be saved ({reason}); {remedy}")
         if is_best:  # the best is what `best` can name
-            self.state.judgement.best, self.state.judgement.best_step = self.best_before
+            self.state.validation.best, self.state.validation.best_step = self.best_before
         self.terminal.line(f"{self.run.store.folder}: no checkpoint at step {self.state.step} ({reason}); going on")
 
     def conclude(self, status):
@@ -218,7 +219,7 @@ class Trainer:
         test_accuracy = None
         if EXIT_CODES[status] == 0:
             try:
-                test_accuracy = self.judge_test()
+                test_accuracy = self.evaluate_test()
             except Interrupted:
                 status = "preempted"
         self.log.flush()
@@ -230,22 +231,22 @@ class Trainer:
             print(line, file=sys.stderr if EXIT_CODES[status] else sys.stdout)
         return EXIT_CODES[status]
 
-    def judge_test(self):
+    def evaluate_test(self):
         """The accuracy of the best checkpoint on the test split, None without one; leaves the best weights in the network."""
         best_step, split_name = restore_best(self.run), self.config.data.test_split
         if not split_name:
-            self.pictures.draw_verdict(None, best_step)
+            self.pictures.draw_test(None, best_step)
             return None
         split = self.run.validation_split if split_name == self.config.data.validation_split else self.run.open_test_split()
-        judge = self.make_judge(split, self.config.judge.test_crops)
-        values = judge.judge(self.asked_to_stop).summary()
-        self.pictures.draw_verdict(judge, best_step)
+        evaluator = self.make_evaluator(split, self.config.modes.test_crops)
+        values = evaluator.evaluate(self.asked_to_stop).summary()
+        self.pictures.draw_test(evaluator, best_step)
         self.log.add_metrics("test", best_step, self.plan.epoch(best_step), values)
         return values["accuracy"]
 
-    def make_judge(self, split, test_crops=1):
-        """A SplitJudge for a split."""
+    def make_evaluator(self, split, test_crops=1):
+        """A SplitEvaluator for a split."""
         step = self.eval_step if test_crops == 1 else make_eval_step(self.run.strategy, self.state, test_crops)
-        return SplitJudge(
+        return SplitEvaluator(
             self.run.strategy, step, split, len(self.run.source.class_names),
             self.config.optimization.global_batch_size, self.run.workers, test_crops)

@@ -8,7 +8,7 @@ from input_pipeline.common.errors import SettingError
 CLASS_NAMES = "class_names.txt"  # beside TFRecord files: the classes' names, one a line
 
 
-def judge_own_files(config):
+def check_own_files(config):
     """Raises SettingError where a DataConfig names a folder, file or pattern of the user's that is not there."""
     kind, path = config.own_files
     path = os.path.expanduser(path)

@@ -56,10 +56,10 @@ class Settings:
             value = getattr(self, field.name)
             if isinstance(value, Settings) or (value is None and field.default is None):
                 continue
-            self._judge(field, value)
+            self._check(field, value)
 
     @staticmethod
-    def _judge(field, value):
+    def _check(field, value):
         kind, limits = value_type(field), field.metadata
         right_type = isinstance(value, kind) or (kind is float and isinstance(value, int))
         if not right_type or (isinstance(value, bool) and kind is not bool):

@@ -85,3 +85,8 @@ def unusable(path, verb="written"):
         yield
     except OSError as error:
         raise UnusableFile(path, error.strerror or str(error), verb) from None
+
+
+def is_of(value, types):
+    """Whether a JSON value is of one of the types. true and false are no numbers, nor is what no float or int64 can hold."""
+    return isinstance(value, types) and not isinstance(value, bool) and (not isinstance(value, int) or abs(value) < 2**63)

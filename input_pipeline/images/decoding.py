@@ -16,14 +16,14 @@ def decode(encoded):
     Raises:
       InvalidArgumentError: it is damaged, of another kind, or by its header larger than `headers.MAX_PIXELS`.
     """
-    reason = tf.ensure_shape(tf.numpy_function(_judge, [encoded], tf.string, stateful=False), [])
+    reason = tf.ensure_shape(tf.numpy_function(_check, [encoded], tf.string, stateful=False), [])
     fine = tf.debugging.Assert(tf.equal(reason, ""), ["an image", reason])  # before anything is allocated for it
     with tf.control_dependencies([] if fine is None else [fine]):
         encoded = tf.identity(encoded)
-    return decode_unjudged(encoded)
+    return decode_unchecked(encoded)
 
 
-def decode_unjudged(encoded):
+def decode_unchecked(encoded):
     """`decode` by TensorFlow alone, for a graph that is saved: trusts the size in the header, takes a BMP's palette for greys."""
     webp = _webp_of_four(encoded)
 
@@ -55,7 +55,7 @@ def _webp_of_four(encoded):
     return tf.cond(extended, with_alpha, lambda: tf.where(lossless, encoded, ""))
 
 
-def _judge(encoded):
+def _check(encoded):
     return headers.check(encoded if isinstance(encoded, bytes) else encoded.item())  # outside a graph it comes as an array
 
 

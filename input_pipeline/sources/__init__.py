@@ -1,7 +1,7 @@
 """Where examples come from, behind --dataset: TFDS by name, or the user's own folder, arrays, table or TFRecord files."""
 
 from input_pipeline.common.batches import without_autotune
-from input_pipeline.common.own_files import judge_own_files
+from input_pipeline.common.own_files import check_own_files
 from input_pipeline.sources.base import Source
 from input_pipeline.sources.csv import open_csv
 from input_pipeline.sources.folder import open_folder
@@ -26,7 +26,7 @@ def open_source(config):
       SettingError: no such data set, file or folder, or not one of images with one label each.
       UnusableError: it can be neither found prepared nor downloaded, or what is there cannot be used.
     """
-    judge_own_files(config)
+    check_own_files(config)
     kind, path = config.own_files
     return _OPENERS[kind](config, path) if kind else open_tfds(config)
 

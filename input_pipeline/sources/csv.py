@@ -63,7 +63,7 @@ def _rows(table, bad):
                 row = {name: (row[name] or "").strip() for name in ("image", "label", *(["split"] * has_splits))}
                 row.setdefault("split", WITHOUT_SPLITS)
                 row |= {"where": where, "path": os.path.join(table.parent, os.path.expanduser(row["image"]))}
-                if _judge_row(row, bad):
+                if _check_row(row, bad):
                     rows.append(row)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UnusableError(f"{table}: cannot be read ({error}); give a table in UTF-8 with the columns image,label") from None
@@ -78,7 +78,7 @@ def _lines(file):
         yield line
 
 
-def _judge_row(row, bad):
+def _check_row(row, bad):
     empty = [name for name in ("image", "label", "split") if not row[name]]
     if empty:
         bad.add(row["where"], f"has no {empty[0]}", "fill the column in, or remove the row")

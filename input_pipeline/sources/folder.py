@@ -38,7 +38,7 @@ def open_folder(config, path):
     for split, labels in found.items():
         listed = []
         for label, images in labels.items():
-            _judge_class(root if len(found) == 1 and splits[split][0].parent == root else root / split, label, images, names, bad)
+            _check_class(root if len(found) == 1 and splits[split][0].parent == root else root / split, label, images, names, bad)
             listed += [Listed(names.index(label), os.fsencode(image), str(image)) for image in images
                        if label in names and is_readable(image, str(image), bad)]
         examples[split] = scattered(listed, lambda example: os.fsencode(os.path.relpath(os.fsdecode(example.image), root)))
@@ -60,7 +60,7 @@ def _splits(root, config):
     return splits
 
 
-def _judge_class(folder, label, images, names, bad):
+def _check_class(folder, label, images, names, bad):
     if label not in names:
         bad.add(f"{folder / label}", "is a class that train does not have", "rename it as in train, or remove it")
     elif not images:

@@ -72,7 +72,7 @@ class StreamingSplit:
 
     def _first_examples(self):
         def central(record):
-            return self._judged(record, self.image_size, self.image_size + self.margin)[0]
+            return self._evaluation_image(record, self.image_size, self.image_size + self.margin)[0]
 
         images = self.source.records(self.split).map(central, num_parallel_calls=self._threads)
         if self._tolerant and self._substitute is not None:  # which ends a run that would find none
@@ -135,7 +135,7 @@ class StreamingSplit:
             return {"image": tf.ensure_shape(image, [size, size, 3]), "label": label, "weight": weight}
 
         def decode(_, record):
-            return element(*tf.cond(tf.equal(record, PADDING), blank, lambda: self._judged(record, size, scaled)))
+            return element(*tf.cond(tf.equal(record, PADDING), blank, lambda: self._evaluation_image(record, size, scaled)))
 
         records = (self.source.located_records if self._tolerant else self.source.records)(self.split)
         blanks = tf.data.Dataset.from_tensors((PADDING, PADDING) if self._tolerant else PADDING).repeat(padding)
@@ -184,7 +184,7 @@ class StreamingSplit:
         return examples.interleave(
             tried, cycle_length=self._threads, block_length=1, num_parallel_calls=self._threads, deterministic=True)
 
-    def _judged(self, record, size, scaled):
+    def _evaluation_image(self, record, size, scaled):
         example = self.source.parse(record)
         image = augment.resize_short_side(augment.decode(example["image"]), scaled)
         return augment.central_crop(image, size), tf.cast(loading.checked_label(self.source, example), tf.int32), 1.0

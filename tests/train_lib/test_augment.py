@@ -9,6 +9,7 @@ from input_pipeline.common.errors import SettingError
 from input_pipeline.splits.resident import ResidentSplit
 from train_lib import augment as device
 from train_lib import steps
+from train_lib.evaluate import make_eval_step
 from train_lib.state import PixelScaling, create_state, pixel_scaling, principal_colors
 
 MANY = 100_000
@@ -252,5 +253,5 @@ def test_evaluation_sees_images_as_they_are(split, pixels):
     strategy = tf.distribute.get_strategy()
     for config in (plain, augmented):
         state = create_state(config, strategy, 10, split.image_shape, pixels)
-        logits.append(steps.make_eval_step(strategy, state)(batch).numpy())
+        logits.append(make_eval_step(strategy, state)(batch).numpy())
     np.testing.assert_array_equal(*logits)

@@ -11,7 +11,6 @@ from absl import flags as absl_flags
 from input_pipeline.common.errors import SettingError, UnusableError
 from input_pipeline.common.settings import Settings, describe_range, setting
 from train_lib import config as config_lib
-from train_lib import shares
 from train_lib.cli import flags as flags_lib
 from train_lib.records.workdir import Workdir
 
@@ -77,9 +76,9 @@ def test_ranges_in_words():
 def test_configurations_are_frozen():
     config = config_lib.ExperimentConfig()
     with pytest.raises(dataclasses.FrozenInstanceError):
-        config.run.seed = 1
+        config.general.seed = 1
     with pytest.raises(dataclasses.FrozenInstanceError):
-        config.run = config_lib.RunConfig()
+        config.general = config_lib.GeneralConfig()
 
 
 # ExperimentConfig and JSON.
@@ -137,8 +136,8 @@ def test_values_that_cannot_work(values, words):
 @pytest.mark.parametrize(("batch", "replicas", "nearest"), [(10, 4, "8 or 12"), (3, 8, ": 8"), (129, 2, "128 or 130")])
 def test_the_nearest_batches_that_divide(batch, replicas, nearest):
     with pytest.raises(SettingError, match=nearest):
-        shares.check_divisible(batch, replicas)
-    shares.check_divisible(batch * replicas, replicas)
+        config_lib.check_divisible(batch, replicas)
+    config_lib.check_divisible(batch * replicas, replicas)
 
 
 def test_a_batch_is_shared_by_the_devices_that_are_used():

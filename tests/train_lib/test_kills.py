@@ -25,7 +25,7 @@ FLAGS = (
     f"--checkpoint_every_steps={INTERVAL}", "--eval_every_epochs=0.4", "--early_stopping_patience=50", "--deterministic",
 )
 SAVE, CONCLUDE = "train_lib.checkpoints.store:CheckpointStore.save", "train_lib.train:Trainer.conclude"
-HOST = "train_lib.evaluate:SplitJudge._host"  # called three times a batch, here 12 times an evaluation
+HOST = "train_lib.evaluate:SplitEvaluator._host"  # called three times a batch, here 12 times an evaluation
 ADVANCE = "train_lib.train:Trainer.advance"
 OPENING = ["train_lib.setup:open_source", "train_lib.checkpoints.store:verify", "train_lib.checkpoints.store:Checkpoint.tensors",
            "train_lib.setup:create_state", "train_lib.setup:assign", "train_lib.metrics:JsonLines.keep"]
@@ -203,7 +203,7 @@ UNDER_WAY = {
     "evaluation, first batch": [at(HOST, 1)],
     "evaluation, between batches": [at(HOST, 15)],
     "evaluation of the averages": [at(HOST, 22)],
-    "evaluation, last batch": [at("train_lib.early_stopping:Judgement.observe", 3)],
+    "evaluation, last batch": [at("train_lib.cadence:ValidationTracker.observe", 3)],
     "an evaluation, twice": [at(HOST, 27), at(HOST, 2), at(HOST, 8)],
     "the last evaluation": [at(HOST, 86)],
     "writing tensors": [at("tensorflow:raw_ops.SaveV2", 2)],

@@ -1,4 +1,4 @@
-"""Means, judgements and record files against NumPy and hand-computed cases."""
+"""Means, evaluation_files and record files against NumPy and hand-computed cases."""
 
 import dataclasses
 import json
@@ -11,7 +11,8 @@ import pytest
 import tensorflow as tf
 
 from input_pipeline.common.errors import UnusableError
-from train_lib.metrics import JsonLines, SplitTotals, TrainTotals
+from train_lib.metrics import SplitTotals, TrainTotals
+from train_lib.records.json_lines import JsonLines
 
 # Training steps.
 

@@ -11,10 +11,10 @@ from input_pipeline.common.errors import SettingError
 from input_pipeline.common.settings import value_type
 from input_pipeline.splits.resident import ResidentSplit
 from train_lib import config as config_lib
+from train_lib.cadence import Patience, ValidationTracker
 from train_lib.checkpoints.same_run import describe_data, refuse_other_data, refuse_other_experiment, say_what_changed
 from train_lib.checkpoints.store import Checkpoint, CheckpointStore
 from train_lib.distribution.workers import OneWorker
-from train_lib.early_stopping import Judgement, Patience
 from train_lib.setup import point_again
 from train_lib.state import TrainState
 
@@ -110,8 +110,8 @@ def open_store(folder, best=None):
     store = CheckpointStore(folder, log=lambda line: None)
     for step in (5, 7):
         store.save(step, {"step": np.int64(step)}, {}, is_best=step == 5)
-    judgement = Judgement(best=Patience(0.5, 0), best_step=best)
-    return store, SimpleNamespace(step=7, judgement=judgement)
+    tracker = ValidationTracker(best=Patience(0.5, 0), best_step=best)
+    return store, SimpleNamespace(step=7, validation=tracker)
 
 
 def test_pointers_that_a_kill_left_behind_are_put_right(tmp_path):
@@ -120,7 +120,7 @@ def test_pointers_that_a_kill_left_behind_are_put_right(tmp_path):
     lines = []
     point_again(state, store, OneWorker(), lines.append)
     assert store.find("best").step == 7 and (tmp_path / "latest").read_text() == "step-00000007\n" and not lines
-    assert state.judgement == Judgement(best=Patience(0.5, 0), best_step=7)
+    assert state.validation == ValidationTracker(best=Patience(0.5, 0), best_step=7)
 
 
 @pytest.mark.parametrize("damage", ["gone", "damaged"])
@@ -131,5 +131,5 @@ def test_a_best_that_cannot_be_named_is_no_best(tmp_path, damage):
     path.rename(tmp_path / "aside") if damage == "gone" else path.write_text("{")
     lines = []
     point_again(state, store, OneWorker(), lines.append)
-    assert state.judgement.best == Patience() and state.judgement.best_step is None
+    assert state.validation.best == Patience() and state.validation.best_step is None
     assert len(lines) == 1 and "step 5" in lines[0]

@@ -10,8 +10,7 @@ from drivers import ZERO_ONE, Driver, make_config, random_split
 
 from alexnet.layers import Dropout
 from train_lib import steps
-from train_lib.loss_scale import FLOOR, START, STEPS_TO_DOUBLE, LossScale
-from train_lib.optimizers import make_optimizers
+from train_lib.optimizers import FLOOR, START, STEPS_TO_DOUBLE, LossScale, make_optimizers
 from train_lib.state import TrainState
 
 STEPS = 4

@@ -10,11 +10,9 @@ from drivers import make_config, mirrored, random_split
 
 from input_pipeline.common.batches import Shard
 from input_pipeline.common.errors import SettingError
-from train_lib import steps
-from train_lib.evaluate import SplitJudge, evaluate
+from train_lib.evaluate import SplitEvaluator, evaluate, make_eval_step, mean_prediction, ten_views
 from train_lib.records.workdir import open_workdir
 from train_lib.state import PixelScaling, TrainState
-from train_lib.ten_crops import mean_prediction, ten_views
 from train_lib.train import train
 
 PIXELS = PixelScaling(np.array([100.0, 120.0, 140.0]), np.array([1 / 50, 1 / 60, 1 / 70]))
@@ -70,8 +68,8 @@ def test_a_split_is_judged_by_the_mean_of_ten_views(num_replicas):
     strategy = mirrored(num_replicas)
     with strategy.scope():
         state = small_state()
-    judge = SplitJudge(strategy, steps.make_eval_step(strategy, state, 10), split, 10, 32, test_crops=10)
-    summary = judge.judge().summary()
+    evaluator = SplitEvaluator(strategy, make_eval_step(strategy, state, 10), split, 10, 32, test_crops=10)
+    summary = evaluator.evaluate().summary()
     padded = np.pad(split.images, ((0, 0), (4, 4), (4, 4), (0, 0)))
     views = np.stack([by_hand(image, 32, 32) for image in padded])
     logits = small_state().model.predict_on_batch((views.reshape(-1, 32, 32, 3) - PIXELS.offset) * PIXELS.scale)

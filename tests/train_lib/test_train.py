@@ -53,13 +53,13 @@ def test_averaged_weights_are_saved_and_evaluated_beside_the_weights(averaged):
         assert record["raw_loss"] != record["loss"] and 0 <= record["raw_accuracy"] <= 1
 
 
-def test_evaluate_judges_the_averages_as_training_did(averaged, main, data_dir):
+def test_evaluate_uses_the_averages_as_training_did(averaged, main, data_dir):
     """The best checkpoint was chosen by them; the weights themselves are worse by what averaging gains."""
     done = main("--mode=evaluate", f"--workdir={averaged}", f"--data_dir={data_dir}", "--split=train[300:350]")
     assert done.returncode == 0, done.stderr
-    judged = json.loads((averaged / "evaluation.json").read_text())
-    record = next(r for r in records(averaged, "validation") if r["step"] == judged["step"])
-    assert judged["accuracy"] == record["accuracy"] and judged["loss"] == pytest.approx(record["loss"], rel=1e-3)
+    evaluation = json.loads((averaged / "evaluation.json").read_text())
+    record = next(r for r in records(averaged, "validation") if r["step"] == evaluation["step"])
+    assert evaluation["accuracy"] == record["accuracy"] and evaluation["loss"] == pytest.approx(record["loss"], rel=1e-3)
 
 
 @pytest.mark.slow

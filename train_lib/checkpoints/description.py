@@ -1,15 +1,15 @@
 """Whether a checkpoint's progress.json describes a run: it may agree with its manifest and yet come from elsewhere."""
 
 from input_pipeline.common.errors import SettingError, UnusableError
+from input_pipeline.common.small_files import is_of
 from train_lib import config as config_lib
-from train_lib.early_stopping import PLATEAU_MAX_DROPS
-from train_lib.metrics import is_of
+from train_lib.cadence import PLATEAU_MAX_DROPS
 from train_lib.state import TrainState
 
 LARGEST_SIDE = 2**16  # pixels
 
 
-def judge_description(checkpoint):
+def check_description(checkpoint):
     """Raises UnusableError where a Checkpoint's description lacks something, or has it in another form than a run writes."""
     reason = _why_not(checkpoint.description, checkpoint.step)
     if reason:
@@ -50,9 +50,9 @@ def _wrong_progress(progress, step):
     try:
         read.set_progress(progress)
         fits = _has_form(read.progress(), fresh.progress()) and 0 <= read.skipped_in_a_row < 2**31
-        judgement = read.judgement
-        fits = fits and 0 <= judgement.plateau_drops <= PLATEAU_MAX_DROPS
-        fits = fits and (judgement.best_step is None or (is_of(judgement.best_step, int) and judgement.best_step >= 0))
+        tracker = read.validation
+        fits = fits and 0 <= tracker.plateau_drops <= PLATEAU_MAX_DROPS
+        fits = fits and (tracker.best_step is None or (is_of(tracker.best_step, int) and tracker.best_step >= 0))
     except (KeyError, TypeError, AttributeError, ValueError):
         fits = False
     return "" if fits and read.step == step else "progress is not that of a run at this step"

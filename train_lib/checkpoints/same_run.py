@@ -2,7 +2,7 @@
 
 from input_pipeline.common.errors import SettingError
 from train_lib import config as config_lib
-from train_lib.checkpoints.description import judge_description
+from train_lib.checkpoints.description import check_description
 
 # What fixes the mathematics and the order of the data: a run cannot go on with another value.
 FIXED = (
@@ -25,7 +25,7 @@ def refuse_other_experiment(config, checkpoint, fixed=FIXED):
     """
     if checkpoint is None:
         return
-    judge_description(checkpoint)
+    check_description(checkpoint)
     stored, asked = checkpoint.description["config"], config_lib.to_values(config)
     for name in fixed:
         if stored.get(name) != asked[name]:

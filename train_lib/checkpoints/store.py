@@ -43,7 +43,7 @@ class Checkpoint:
         """{name: NumPy array} of all tensors whose name starts with `prefix`."""
         return read_tensors(self.folder / "ckpt", prefix)
 
-    def judged_weights(self):
+    def evaluated_weights(self):
         """{name: NumPy array} of the network's weights as they were evaluated: averaged where the run has averages."""
         averages = {name.replace("ema/", "model/", 1): tensor for name, tensor in self.tensors("ema/").items()}
         return self.tensors("model/") | averages

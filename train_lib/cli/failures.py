@@ -75,8 +75,8 @@ def _name_bad_example(config, look_for=name_bad_example):
     print("looking for the example that cannot be used, for a minute at most", file=sys.stderr)
     source = open_source(dataclasses.replace(config.data, max_bad_examples=0))
     splits = [config.data.train_split, config.data.validation_split, config.data.test_split]
-    if config.run.mode == "evaluate":
-        splits = [config.judge.split or config.data.test_split]
+    if config.general.mode == "evaluate":
+        splits = [config.modes.split or config.data.test_split]
     deadline = time.monotonic() + LOOKING_SECONDS
     for split in filter(None, splits):
         look_for(source, split, deadline - time.monotonic())

@@ -85,7 +85,7 @@ def _wrong_type(error, source):
 def _given(argv, flag_values, name):
     """The last value of a text flag on the command line (or in a --flagfile on it), None where it is not given."""
     given = None
-    _judge_flagfiles(argv[1:])
+    _check_flagfiles(argv[1:])
     try:
         arguments = flag_values.read_flags_from_files(argv[1:], force_gnu=True)
     except flags.Error as error:
@@ -99,7 +99,7 @@ def _given(argv, flag_values, name):
     return given
 
 
-def _judge_flagfiles(arguments):
+def _check_flagfiles(arguments):
     """Refuses a --flagfile that is no plain text file, too large, or names another, before absl reads it."""
     for position, argument in enumerate(arguments):
         key, equals, path = argument.partition("=")

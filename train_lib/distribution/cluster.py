@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 from input_pipeline.common.errors import ExpectedError, SettingError
-from train_lib.shares import check_shares
+from train_lib.config import check_shares
 
 TASK_TYPES = ("chief", "worker")
 EXAMPLE = '{"cluster": {"worker": ["a.example:2222", "b.example:2222"]}, "task": {"type": "worker", "index": 0}}'
@@ -125,9 +125,9 @@ def check_settings(config, cluster):
       SettingError: a setting cannot work on several workers.
     """
     several = f"TF_CONFIG names {len(cluster.tasks)} workers"
-    if config.run.workdir is None:
+    if config.general.workdir is None:
         raise SettingError("workdir", None, f"{several}; give all of them one folder that they all see")
-    if config.run.debug:
+    if config.general.debug:
         raise SettingError("debug", True, f"runs on one device, and {several}; leave one of them out")
     if config.device.virtual_devices > 1:
         remedy = f"splits the CPU of one machine, and {several}; leave one of them out"

@@ -6,7 +6,7 @@ from tensorflow.python.eager import context
 
 from input_pipeline.common.batches import Shard
 from input_pipeline.common.errors import SettingError
-from train_lib.shares import check_shares
+from train_lib.config import check_shares
 
 
 def create_strategy(config, workers=None):
@@ -22,14 +22,14 @@ def create_strategy(config, workers=None):
     Raises:
       SettingError: more devices are asked for than there are, or the global batch does not divide by the replicas.
     """
-    if config.run.debug:
+    if config.general.debug:
         tf.config.run_functions_eagerly(True)
         tf.data.experimental.enable_debug_mode()
-    if config.run.deterministic:
+    if config.general.deterministic:
         tf.config.experimental.enable_op_determinism()
     gpus = [] if config.device.virtual_devices > 1 else tf.config.list_physical_devices("GPU")
     there = len(gpus) or config.device.virtual_devices
-    wanted = config.device.devices or (1 if config.run.debug else there)
+    wanted = config.device.devices or (1 if config.general.debug else there)
     if wanted > there:
         kind = "GPUs" if gpus else "logical CPU devices" if there > 1 else "device (the CPU)"
         raise SettingError("devices", wanted, f"only {there} {kind} can be used; give at most {there}, or 0 for all")

@@ -11,9 +11,8 @@ from input_pipeline.splits import read_like
 from input_pipeline.splits.stream import evaluation_sizes, training_margin
 from train_lib.checkpoints.same_run import FIXED_FOR_USE, kind_before, refuse_other_experiment
 from train_lib.checkpoints.store import Checkpoint, CheckpointStore
-from train_lib.evaluate import describe_network, restore_for_use
+from train_lib.evaluate import describe_network, make_eval_step, restore_for_use
 from train_lib.state import TrainState
-from train_lib.steps import make_eval_step
 
 TOP = 5
 
@@ -35,7 +34,7 @@ class Classifier:
     """What --checkpoint names, ready to classify.
 
     Attributes:
-      eval_step: from `steps.make_eval_step`; takes what `view` gives.
+      eval_step: from `evaluate.make_eval_step`; takes what `view` gives.
       top: how many classes to name of each image.
     """
 
@@ -76,17 +75,17 @@ def open_classifier(config, workdir, strategy):
     Raises:
       ExpectedError: the checkpoint is not there, damaged or of another network, or a flag contradicts it.
     """
-    checkpoint = CheckpointStore(workdir.checkpoints).find(config.judge.checkpoint)
+    checkpoint = CheckpointStore(workdir.checkpoints).find(config.modes.checkpoint)
     class_names, image_shape = describe_network(checkpoint)
     refuse_other_experiment(config, checkpoint, FIXED_FOR_USE)
     state = restore_for_use(config, strategy, checkpoint)
     view = _view(config, checkpoint, *image_shape[:2])
-    return Classifier(checkpoint, strategy, state, class_names, view, make_eval_step(strategy, state, config.judge.test_crops))
+    return Classifier(checkpoint, strategy, state, class_names, view, make_eval_step(strategy, state, config.modes.test_crops))
 
 
 def _view(config, checkpoint, height, width):
     """The View of --mode=evaluate: on images in memory, or on a stream; for --input=auto as the run trained."""
     if read_like(config.data, kind_before(checkpoint)).input != "stream":
         return View((height, width), (height, width))
-    size, covered = evaluation_sizes(height, training_margin(height, config.data.augmentations), config.judge.test_crops)
+    size, covered = evaluation_sizes(height, training_margin(height, config.data.augmentations), config.modes.test_crops)
     return View((size, size), (covered, covered))

@@ -35,7 +35,7 @@ def predict(config, workdir):
 
 
 def _predict(config, workdir):
-    paths = list_images(config.judge.inputs)
+    paths = list_images(config.modes.inputs)
     classifier = open_classifier(config, workdir, create_strategy(config))
     batch_size = min(config.optimization.global_batch_size, len(paths))
     shown, num_bad = [], 0

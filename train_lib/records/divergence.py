@@ -19,7 +19,7 @@ def describe(run, loss, gradient_norm):
         "loss": loss if math.isfinite(loss) else None,
         "gradient_norm": gradient_norm if math.isfinite(gradient_norm) else None,
         "split": run.config.data.train_split,
-        **run.train_split.locate_batch(run.config.run.seed, step, batch_size),
+        **run.train_split.locate_batch(run.config.general.seed, step, batch_size),
     }
 
 

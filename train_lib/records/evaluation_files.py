@@ -13,26 +13,26 @@ from train_lib.records import charts
 EVALUATION, MISTAKES = "evaluation.json", "mistakes.json"
 
 
-def write(workdir, folder, judge, step, split_name, class_names, test_crops=1):
-    """Writes what a SplitJudge has just found out; returns the path of evaluation.json.
+def write(workdir, folder, evaluator, step, split_name, class_names, test_crops=1):
+    """Writes what a SplitEvaluator has just found out; returns the path of evaluation.json.
 
     Args:
       workdir: Workdir.
       folder: name of one in it, "." for itself.
-      judge: SplitJudge.
+      evaluator: SplitEvaluator.
       step: of the weights that were judged.
       split_name: the examples that they were judged on.
       class_names: one per label.
       test_crops: views of an image.
     """
     about = {"checkpoint": f"step-{step:08d}", "step": step, "split": split_name, "test_crops": test_crops}
-    totals = judge.totals
+    totals = evaluator.totals
     mistakes = [{
         "true_class": class_names[mistake.label],
         "predictions": [{"class": class_names[index], "probability": float(probability)}
                         for index, probability in zip(mistake.classes, mistake.probabilities, strict=True)],
         "image": base64.b64encode(tf.io.encode_png(mistake.image).numpy()).decode(),
-    } for mistake in judge.mistakes.worst]
+    } for mistake in evaluator.mistakes.worst]
     workdir.write_json(f"{folder}/{MISTAKES}", about | {"mistakes": mistakes})
     return workdir.write_json(f"{folder}/{EVALUATION}", {
         **about,

@@ -8,8 +8,7 @@ import shutil
 
 import tensorflow as tf
 
-from input_pipeline.common.small_files import UnusableFile
-from train_lib.metrics import is_of
+from input_pipeline.common.small_files import UnusableFile, is_of
 
 KINDS = ("train", "validation")  # the folders of event files
 # Of a record; all else is a curve.

@@ -118,7 +118,7 @@ def _take(path, log):
             if not _is_still(path, descriptor):  # its holder removed it between our opening and locking
                 os.close(descriptor)
                 continue
-            _judge(path, descriptor, kernel_locks, log)
+            _check(path, descriptor, kernel_locks, log)
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(dataclasses.asdict(Holder.myself())).encode() + b"\n", 0)
             return descriptor
@@ -146,7 +146,7 @@ def _is_still(path, descriptor):
     return False
 
 
-def _judge(path, descriptor, kernel_locks, log):
+def _check(path, descriptor, kernel_locks, log):
     """Raises UnusableError where a process that the lock file names lives, though the kernel gave us the lock."""
     content = os.pread(descriptor, 4096, 0)
     if not content.strip():

@@ -17,7 +17,7 @@ import tensorflow as tf
 from alexnet import names
 from input_pipeline.common.batches import Shard
 from train_lib.augment import augment
-from train_lib.records import evaluation_files as judgements
+from train_lib.records import evaluation_files
 from train_lib.steps import scale_pixels
 
 FOLDER = "pictures"
@@ -71,39 +71,39 @@ class Pictures:
             self._add("batch", self._run.state.step, tf.io.encode_png(sheet).numpy())
 
     @_harmless
-    def draw_evaluation(self, judge, is_best):
-        """The kernels; and, if it is the best so far, notes what a SplitJudge found in the validation split, if there is one."""
+    def draw_evaluation(self, evaluator, is_best):
+        """Draws the first layer's kernels. For the best evaluation so far, keeps what a SplitEvaluator found, if there is one."""
         kernels = first_kernels(self._run.state.model)
         if kernels is not None:
             config = self._run.config.network
             towers = names.parse_options(config.model, config.model_options).get("towers", 1)
             self._add("kernels", self._run.state.step, tf.io.encode_png(kernel_grid(kernels, towers)).numpy())
-        if judge and is_best:
-            self._note(judge, self._run.state.step, self._run.config.data.validation_split)
+        if evaluator and is_best:
+            self._note(evaluator, self._run.state.step, self._run.config.data.validation_split)
 
     @_harmless
-    def draw_verdict(self, judge, best_step):
+    def draw_test(self, evaluator, best_step):
         """The confusion matrix and the most confident mistakes of the best checkpoint.
 
         Args:
-          judge: SplitJudge that has just judged the test split; None: there is none, and the validation split's are drawn.
+          evaluator: SplitEvaluator that has just evaluated the test split; None: draw those of the validation split.
           best_step: of the checkpoint.
         """
-        if judge:
-            self._note(judge, best_step, self._run.config.data.test_split, self._run.config.judge.test_crops)
-        if judgements.is_in(self._folder):
-            step = json.loads((self._folder / judgements.EVALUATION).read_text())["step"]
-            for name, png in judgements.draw(self._folder).items():
+        if evaluator:
+            self._note(evaluator, best_step, self._run.config.data.test_split, self._run.config.modes.test_crops)
+        if evaluation_files.is_in(self._folder):
+            step = json.loads((self._folder / evaluation_files.EVALUATION).read_text())["step"]
+            for name, png in evaluation_files.draw(self._folder).items():
                 self._add(name, step, png)
 
-    def _note(self, judge, step, split_name, test_crops=1):
-        judgements.write(self._run.workdir, FOLDER, judge, step, split_name, self._run.source.class_names, test_crops)
+    def _note(self, evaluator, step, split_name, test_crops=1):
+        evaluation_files.write(self._run.workdir, FOLDER, evaluator, step, split_name, self._run.source.class_names, test_crops)
 
     def _open(self):
         self._folder.mkdir(exist_ok=True)
         for path in self._folder.iterdir():
             match = _NAME.fullmatch(path.name)
-            is_note = path.name in (judgements.EVALUATION, judgements.MISTAKES)
+            is_note = path.name in (evaluation_files.EVALUATION, evaluation_files.MISTAKES)
             if (match and int(match[2]) > self._first_step) or (self._first_step == 0 and (match or is_note)):
                 path.unlink()
         folder = self._run.workdir.path / "tensorboard" / FOLDER
@@ -148,7 +148,7 @@ def next_images(run):
     if hasattr(split, "shuffle_buffer"):
         split = dataclasses.replace(split, shuffle_buffer=shown)
     share = Shard(num_replicas=size // shown)
-    batch = next(iter(split.training_batches(config.run.seed, step, size, config.data.augmentations, share)))
+    batch = next(iter(split.training_batches(config.general.seed, step, size, config.data.augmentations, share)))
     images = scale_pixels(batch["image"], pixels, run.state.model.inputs[0].dtype)
     images, _ = augment(config, pixels, images, batch["label"], tf.constant(step, tf.int64), 0)
     return np.clip(np.rint(images.numpy() / pixels.scale + pixels.offset), 0, 255).astype(np.uint8)

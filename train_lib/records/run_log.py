@@ -3,8 +3,8 @@
 import os
 
 from input_pipeline.common.small_files import UnusableFile
-from train_lib.metrics import METRICS_RECORD, TIMING_RECORD, JsonLines
 from train_lib.records.event_files import EventFiles
+from train_lib.records.json_lines import METRICS_RECORD, TIMING_RECORD, JsonLines
 
 
 class RunLog:
@@ -68,7 +68,7 @@ class RunLog:
 
     def result(self, status, state, plan, test_accuracy, stopwatch):
         """The content of result.json, for a TrainState that has come to its end, or as far as it goes."""
-        best_step = state.judgement.best_step
+        best_step = state.validation.best_step
         best = [r.get("accuracy") for r in self.metrics.read() if r["kind"] == "validation" and r["step"] == best_step]
         return {
             "status": status,

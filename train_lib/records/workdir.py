@@ -8,7 +8,7 @@ import re
 import time
 
 from input_pipeline.common.errors import SettingError, UnusableError
-from input_pipeline.common.own_files import judge_own_files
+from input_pipeline.common.own_files import check_own_files
 from input_pipeline.common.small_files import UnusableFile, read_json, replace_file, unusable
 from train_lib import config as config_lib
 from train_lib.cli import flags as flags_lib
@@ -52,7 +52,7 @@ class Workdir:
 
     def export_target(self, config):
         """The folder that --mode=export writes."""
-        return self.path / "export" if config.judge.export_dir is None else pathlib.Path(config.judge.export_dir).expanduser()
+        return self.path / "export" if config.modes.export_dir is None else pathlib.Path(config.modes.export_dir).expanduser()
 
     def write_config(self, config):
         """Writes config.json and run.flags."""
@@ -123,19 +123,19 @@ def open_workdir(config, is_chief=True):
       UnusableError: it cannot be written, or holds no checkpoint where the mode needs one.
       SettingError: --dataset, --init_from or --inputs names nothing, or --export_dir something that is there.
     """
-    workdir = _choose(config) if is_chief else ReadOnlyWorkdir(config.run.workdir)
+    workdir = _choose(config) if is_chief else ReadOnlyWorkdir(config.general.workdir)
     initial, has_checkpoint = config.network.init_from, any(workdir.checkpoints.glob("step-*"))
     if initial and not has_checkpoint and not os.path.exists(os.path.expanduser(initial)):
         raise SettingError("init_from", initial, "there is no such folder; give a run's workdir or a checkpoint folder")
-    if config.run.mode == "report":  # which reads whatever is there
+    if config.general.mode == "report":  # which reads whatever is there
         return workdir
-    if config.run.mode in config_lib.NEED_A_RUN and not has_checkpoint:
+    if config.general.mode in config_lib.NEED_A_RUN and not has_checkpoint:
         raise UnusableError(f"--workdir={workdir.path}: holds no checkpoint; give the folder of a run that has saved one")
-    if config.run.mode in NEED_DATA:
-        judge_own_files(config.data)
-    if config.run.mode == "predict":
-        check_inputs(config.judge.inputs)
-    if config.run.mode == "export" and os.path.lexists(target := workdir.export_target(config)):
+    if config.general.mode in NEED_DATA:
+        check_own_files(config.data)
+    if config.general.mode == "predict":
+        check_inputs(config.modes.inputs)
+    if config.general.mode == "export" and os.path.lexists(target := workdir.export_target(config)):
         raise SettingError("export_dir", target, "is there already; give another, or remove it")
     workdir.create()
     return workdir
@@ -143,12 +143,12 @@ def open_workdir(config, is_chief=True):
 
 def _choose(config):
     """The Workdir of --workdir, or a new one under runs/ named after data, network and time."""
-    if config.run.workdir is not None:
-        return Workdir(config.run.workdir)
+    if config.general.workdir is not None:
+        return Workdir(config.general.workdir)
     data = re.sub(r"[^\w.-]+", "-", config.data.dataset)[-80:]  # a path may be longer than a name of a folder can be
     name = f"{data}-{config.network.model}-{time.strftime('%Y%m%d-%H%M%S')}".lstrip("-.")
-    if config.run.mode != "train":
-        name = f"{config.run.mode}-{name}"
+    if config.general.mode != "train":
+        name = f"{config.general.mode}-{name}"
     path, number = pathlib.Path("runs") / name, 2
     while path.exists():
         path, number = pathlib.Path("runs") / f"{name}-{number}", number + 1

@@ -12,9 +12,8 @@ from input_pipeline.splits import device, open_split
 from input_pipeline.splits.device import DeviceSplit
 from input_pipeline.splits.resident import ResidentSplit
 from tests.input_pipeline.splits.test_resident import take
-from train_lib import steps
 from train_lib.distribution.strategy import distribute
-from train_lib.evaluate import SplitJudge
+from train_lib.evaluate import SplitEvaluator, make_eval_step
 
 
 def pair(num_examples=100, shape=(32, 32)):
@@ -102,15 +101,15 @@ def test_each_device_has_its_table(replicas):
 
 
 @pytest.mark.parametrize("replicas", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_training_and_judging_are_those_from_memory(replicas):
+def test_training_and_evaluation_are_those_from_memory(replicas):
     """A loop that looks up in another order than the iterator goes would train on other examples than it says."""
     values = []
     for split in pair():
         config = make_config(precision="float64")
         driver = Driver(config, split, replicas)
         _, _, reports = driver.run(4)
-        eval_step = steps.make_eval_step(driver.strategy, driver.state)
-        totals = SplitJudge(driver.strategy, eval_step, split, 10, 32).judge()
+        eval_step = make_eval_step(driver.strategy, driver.state)
+        totals = SplitEvaluator(driver.strategy, eval_step, split, 10, 32).evaluate()
         values.append((reports["loss"][:4], driver.weights(), totals.summary()))
     np.testing.assert_array_equal(values[0][0], values[1][0])
     for weight, other in zip(values[0][1], values[1][1], strict=True):

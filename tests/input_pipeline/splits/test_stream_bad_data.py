@@ -155,7 +155,7 @@ def test_where_nothing_is_good_one_line_says_so(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["folder", "tfrecord"])
-def test_a_split_of_nothing_but_bad_examples_is_told_before_anything_is_judged(tmp_path, kind):
+def test_a_split_of_nothing_but_bad_examples_is_told_before_anything_is_evaluated(tmp_path, kind):
     """A mean over no example would be a division by zero, after an epoch of training."""
     if kind == "folder":
         write_folder(tmp_path, count=3)

@@ -13,10 +13,10 @@ from input_pipeline import splits
 from input_pipeline.common.errors import SettingError, UnusableError
 from tests.train_lib.test_edges import VALUES, make_trainer
 from train_lib import config as config_lib
+from train_lib.cadence import Patience, ValidationTracker
 from train_lib.checkpoints.same_run import kind_of
 from train_lib.checkpoints.store import CheckpointStore, find_initial
 from train_lib.distribution.workers import OneWorker
-from train_lib.early_stopping import Judgement, Patience
 from train_lib.records.workdir import open_workdir
 from train_lib.setup import initialize, open_run
 from train_lib.train import train
@@ -62,22 +62,22 @@ def test_another_monitor_begins_anew(folder, data_dir):
     best = max(later, key=lambda record: record["accuracy"])  # of equal ones the first
     result = json.loads((folder / "result.json").read_text())
     assert len(later) == 2 and result["best_step"] == best["step"] > 3
-    judgement = CheckpointStore(folder / "checkpoints").newest().description["progress"]["judgement"]
-    assert judgement["best"]["best"] == judgement["stopping"]["best"] == best["accuracy"]
+    tracker = CheckpointStore(folder / "checkpoints").newest().description["progress"]["judgement"]
+    assert tracker["best"]["best"] == tracker["stopping"]["best"] == best["accuracy"]
 
 
 def test_another_monitor_leaves_the_learning_rate_where_it_is(folder, data_dir):
     path = folder / "checkpoints" / "step-00000003"
     state = make_trainer(folder, data_dir, momentum=0.0, early_stopping_monitor="validation_loss").state
-    assert state.judgement.best_step == 3 and path.is_dir()
-    state.judgement.plateau_drops = 2
+    assert state.validation.best_step == 3 and path.is_dir()
+    state.validation.plateau_drops = 2
     checkpoint = CheckpointStore(folder / "checkpoints").newest()
-    progress = checkpoint.description["progress"] | {"judgement": dataclasses.asdict(state.judgement)}
+    progress = checkpoint.description["progress"] | {"judgement": dataclasses.asdict(state.validation)}
     checkpoint = dataclasses.replace(checkpoint, description=checkpoint.description | {"progress": progress})
     config = config_lib.from_values(VALUES | {"workdir": str(folder), "data_dir": str(data_dir), "momentum": 0.0})
     store = CheckpointStore(folder / "checkpoints")
     run = open_run(config, open_workdir(config), checkpoint, store, log=lambda line: None)
-    assert run.state.judgement == Judgement(plateau_drops=2) and run.state.judgement.best == Patience()
+    assert run.state.validation == ValidationTracker(plateau_drops=2) and run.state.validation.best == Patience()
 
 
 # Momentum where there was none.
@@ -105,7 +105,7 @@ def test_a_run_that_ended_early_on_request_goes_on(folder, data_dir, capsys, les
                        "early_stopping_monitor": "validation_loss"}
     if "early_stopping_patience" in less:  # as if the newest evaluation had gained nothing
         trainer = make_trainer(folder, data_dir, momentum=0.0, early_stopping_monitor="validation_loss")
-        trainer.state.judgement.stopping.waited = 1
+        trainer.state.validation.stopping.waited = 1
         trainer.save(False)
     before = records(folder, "validation")
     config = config_lib.from_values(values | less)
@@ -124,7 +124,7 @@ def test_an_end_that_was_never_evaluated_is(data_dir, tmp_path):
     trainer.start()
     trainer.turn()
     trainer.save(False)
-    assert trainer.state.step == 1 and trainer.state.judgement.step is None
+    assert trainer.state.step == 1 and trainer.state.validation.step is None
     make_trainer(tmp_path / "run", data_dir, max_steps=1).train()
     assert [record["step"] for record in records(tmp_path / "run", "validation")] == [1]
     result = json.loads((tmp_path / "run" / "result.json").read_text())

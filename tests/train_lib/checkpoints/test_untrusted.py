@@ -32,7 +32,7 @@ from input_pipeline.config import DataConfig
 from input_pipeline.images import decoding as augment
 from input_pipeline.images import headers
 from train_lib import config as config_lib
-from train_lib.checkpoints.description import judge_description
+from train_lib.checkpoints.description import check_description
 from train_lib.checkpoints.same_run import is_finished, refuse_other_experiment
 from train_lib.checkpoints.store import CheckpointStore, DamagedCheckpoint, _sha256, verify
 from train_lib.cli import flags as flags_lib
@@ -225,7 +225,7 @@ def test_config_and_result(examples, folder):
             result = Workdir(folder).read_result()
             assert result is None or isinstance(result, dict)
             config = parse("--mode=evaluate", f"--workdir={folder}")
-            assert config.run.workdir == str(folder)
+            assert config.general.workdir == str(folder)
 
     run_rounds(examples, FILE, check)
 
@@ -270,13 +270,13 @@ DESCRIPTION = {
 def use(folder):
     """All that is done with a checkpoint before a network is built."""
     checkpoint = verify(folder)
-    judge_description(checkpoint)
+    check_description(checkpoint)
     config = config_lib.from_values(VALUES)
     refuse_other_experiment(config, checkpoint)
     is_finished(config, checkpoint, {"status": "completed"})
     TrainState(None, None, None).set_progress(checkpoint.description["progress"])
     PixelScaling.from_tensors(checkpoint.tensors("pixels/"), folder)
-    for tensor in checkpoint.judged_weights().values():
+    for tensor in checkpoint.evaluated_weights().values():
         assert isinstance(tensor, np.ndarray) and tensor.dtype != object
 
 

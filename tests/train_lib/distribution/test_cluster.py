@@ -118,15 +118,15 @@ def test_settings_that_cannot_work_on_several_workers(values, words):
         assert word in str(caught.value)
 
 
-def test_tf_config_is_judged_before_tensorflow_is_imported(main):
+def test_tf_config_is_checked_before_tensorflow_is_imported(main):
     """A typing error in TF_CONFIG must not cost an import, and must not leave a traceback."""
     start = time.monotonic()
     done = main("--workdir=unused", env=tf_config({"worker": TWO}, index=5))
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: TF_CONFIG=") and done.stderr.count("\n") == 1
     assert time.monotonic() - start < 5
-    judge = "import sys, os, main, train_lib.distribution.cluster; assert not {'tensorflow', 'keras'} & set(sys.modules)"
-    assert subprocess.run([sys.executable, "-c", judge], cwd=ROOT, timeout=60).returncode == 0
+    code = "import sys, os, main, train_lib.distribution.cluster; assert not {'tensorflow', 'keras'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
 
 
 def test_other_modes_ignore_tf_config(main, tmp_path):

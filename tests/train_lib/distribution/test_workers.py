@@ -146,7 +146,7 @@ def test_a_worker_that_dies_while_tensorflow_connects(tmp_path, data_dir, victim
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["_across_workers", "open_batches", "judge_validation", "save", "conclude"])
+@pytest.mark.parametrize("method", ["_across_workers", "open_batches", "evaluate_validation", "save", "conclude"])
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_hung_worker_ends_the_others(tmp_path, data_dir, victim, method):
     """A stopped process still holds its connections: only its silence gives it away, wherever the others wait."""
@@ -158,7 +158,7 @@ def test_a_hung_worker_ends_the_others(tmp_path, data_dir, victim, method):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["advance", "judge_validation"])
+@pytest.mark.parametrize("method", ["advance", "evaluate_validation"])
 @pytest.mark.parametrize("victim", [0, 1])
 def test_sigterm_on_one_worker_stops_all_at_one_step(one_replica, tmp_path, data_dir, victim, method):
     """A worker that stops alone leaves the others in a reduction; one that stops a step later saves another state."""

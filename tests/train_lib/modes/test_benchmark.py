@@ -15,16 +15,16 @@ from helpers import ROOT
 
 from input_pipeline.common.errors import SettingError
 from input_pipeline.splits.resident import ResidentSplit
-from train_lib import benchmark_names, steps
 from train_lib import config as config_lib
-from train_lib.benchmark_names import RowFailed
+from train_lib import steps
 from train_lib.cli import environment
 from train_lib.distribution.strategy import distribute
 from train_lib.modes import benchmark as benchmark_lib
 from train_lib.modes.benchmark import child as benchmark_child
 from train_lib.modes.benchmark import fit as benchmark_fit
+from train_lib.modes.benchmark import rows
 from train_lib.modes.benchmark import verdict as report
-from train_lib.modes.benchmark.rows import Bench, StepRow
+from train_lib.modes.benchmark.rows import Bench, RowFailed, StepRow
 from train_lib.state import create_state, pixel_scaling
 
 # main.py itself, with rounds of a moment instead of seconds.
@@ -59,8 +59,8 @@ def measured(tmp_path_factory, data_dir):
 def test_every_row_is_measured_in_every_round(measured):
     """A row that is dropped in silence, or measured with other steps than the rest, would make its ratios meaningless."""
     result, done, _ = measured
-    useless = {"one_device", *benchmark_names.OF_A_STREAM}
-    assert [row["name"] for row in result["rows"]] == [name for name in benchmark_names.ROWS if name not in useless]
+    useless = {"one_device", *rows.OF_A_STREAM}
+    assert [row["name"] for row in result["rows"]] == [name for name in config_lib.BENCHMARK_ROWS if name not in useless]
     assert result["notes"] == []
     for row in result["rows"]:
         speeds = row["images_per_second_by_round"]
@@ -125,9 +125,9 @@ def test_several_devices_and_a_folder_of_its_own(tmp_path, data_dir):
 
 
 def test_rows_by_name():
-    assert benchmark_names.parse_rows("") == tuple(benchmark_names.ROWS) == tuple(benchmark_lib.MAKERS)
-    assert benchmark_names.parse_rows("loop, step") == ("step", "loop")
-    assert all(set(ratio) <= set(benchmark_names.ROWS) for ratio in benchmark_names.RATIOS)
+    assert config_lib.parse_rows("") == tuple(config_lib.BENCHMARK_ROWS) == tuple(benchmark_lib.MAKERS)
+    assert config_lib.parse_rows("loop, step") == ("step", "loop")
+    assert all(set(ratio) <= set(config_lib.BENCHMARK_ROWS) for ratio in rows.RATIOS)
 
 
 def config_of(**values):
@@ -260,10 +260,10 @@ def book_of(**shares):
 def test_the_verdict_and_what_to_try(speeds, book, values, verdict, words):
     """A verdict that blames the wrong part sends its reader to the wrong flag."""
     rounds = {name: [speed, speed] for name, speed in zip(("input", "step", "loop"), speeds, strict=True) if speed}
-    actual, advice = report.judge(rounds, book, config_of(**values), on_gpu=False)
+    actual, advice = report.decide(rounds, book, config_of(**values), on_gpu=False)
     assert actual == verdict and all(word in advice for word in words), advice
 
 
 def test_a_gpu_gets_other_advice():
-    advice = report.judge({"step": [1000.0], "loop": [990.0]}, book_of(), config_of(), on_gpu=True)[1]
+    advice = report.decide({"step": [1000.0], "loop": [990.0]}, book_of(), config_of(), on_gpu=True)[1]
     assert "--precision=bfloat16" in advice

@@ -15,12 +15,11 @@ from input_pipeline.sources import open_source
 from input_pipeline.splits import open_split
 from input_pipeline.splits.resident import ResidentSplit
 from tests.train_lib.modes.test_benchmark import bench_of, run_benchmark
-from train_lib import steps
-from train_lib.benchmark_names import INPUTS, OF_A_STREAM, RowFailed
+from train_lib.inner_loop import timed_next
 from train_lib.modes.benchmark import inputs as benchmark_inputs
 from train_lib.modes.benchmark import pipelines as compared
 from train_lib.modes.benchmark import verdict as benchmark_report
-from train_lib.modes.benchmark.rows import REST_INTERVAL, rest
+from train_lib.modes.benchmark.rows import INPUTS, OF_A_STREAM, REST_INTERVAL, RowFailed, rest
 
 COUNT, SIZE = 60, 16
 
@@ -179,7 +178,7 @@ def test_the_seconds_of_waiting_are_those_of_the_data():
 
     @tf.function
     def both(iterator):
-        return steps.timed_next(iterator)
+        return timed_next(iterator)
 
     iterator = iter(without_autotune(tf.data.Dataset.range(3).map(slow)))  # else TensorFlow prefetches on its own
     for number in range(3):

@@ -57,7 +57,7 @@ def train(folder, data_dir, **values):
 def images_of_step(run, step):
     """The images of a batch as training gets them, not augmented."""
     config = run.config
-    batches = run.train_split.training_batches(config.run.seed, step, config.optimization.global_batch_size, ())
+    batches = run.train_split.training_batches(config.general.seed, step, config.optimization.global_batch_size, ())
     return next(iter(batches))["image"].numpy()
 
 

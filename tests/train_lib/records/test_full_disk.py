@@ -16,7 +16,7 @@ from helpers import ROOT
 from input_pipeline.common.errors import UnusableError
 from train_lib import config as config_lib
 from train_lib.checkpoints.store import CheckpointStore, verify
-from train_lib.metrics import JsonLines
+from train_lib.records.json_lines import JsonLines
 from train_lib.records.terminal import Unfailing
 from train_lib.records.workdir import Workdir, open_workdir
 from train_lib.setup import open_run
@@ -135,7 +135,7 @@ def undisturbed(tmp_path_factory, data_dir):
     return folder
 
 
-def judge_repaired(folder, undisturbed, out):
+def assert_repaired(folder, undisturbed, out):
     """What a run leaves whose disk was broken from step 6 to step 14."""
     assert (folder / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
     steps = [json.loads(line)["step"] for line in (folder / "timing.jsonl").read_text().splitlines()]
@@ -167,7 +167,7 @@ def test_a_run_goes_on_without_its_disk_and_catches_up(tmp_path, data_dir, undis
     trainer = make_trainer(folder, data_dir)
     with broken_between(trainer, 6, 14, lambda: BREAKS[how](folder)):
         assert trainer.train() == 0
-    lines = judge_repaired(folder, undisturbed, capsys.readouterr().out)
+    lines = assert_repaired(folder, undisturbed, capsys.readouterr().out)
     assert sum("metrics.jsonl: cannot be written" in line for line in lines) == 1, lines  # once, not at every record
 
 
@@ -181,7 +181,7 @@ def test_the_same_on_a_real_file_system(small_disk, data_dir, undisturbed, capsy
     trainer = make_trainer(folder, data_dir)
     with broken_between(trainer, 6, 14, lambda: break_it(trainer)):
         assert trainer.train() == 0
-    judge_repaired(folder, undisturbed, capsys.readouterr().out)
+    assert_repaired(folder, undisturbed, capsys.readouterr().out)
 
 
 @pytest.mark.slow

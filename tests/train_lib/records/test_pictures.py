@@ -23,8 +23,8 @@ from train_lib import config as config_lib
 from train_lib import state
 from train_lib.augment import augment
 from train_lib.checkpoints.store import CheckpointStore
+from train_lib.metrics import KEPT, Mistakes
 from train_lib.records import charts, pictures
-from train_lib.records.mistakes import KEPT, Mistakes
 from train_lib.records.pictures import Pictures, first_kernels, kernel_grid, next_images, tile
 from train_lib.records.workdir import Workdir, open_workdir
 from train_lib.setup import open_run
@@ -229,7 +229,7 @@ def test_a_run_leaves_its_pictures_once_however_often_it_was_killed(resumed):
         np.testing.assert_array_equal(tf.io.decode_png(png), tf.io.decode_png(file, channels=3))
 
 
-def test_what_was_judged_at_the_end_is_written_down(resumed):
+def test_what_was_evaluated_at_the_end_is_written_down(resumed):
     evaluation, noted = (json.loads((resumed / "pictures" / name).read_text()) for name in ("evaluation.json", "mistakes.json"))
     records = [json.loads(line) for line in (resumed / "metrics.jsonl").read_text().splitlines()]
     test_record = next(record for record in records if record["kind"] == "test")
@@ -313,5 +313,5 @@ def test_only_the_chief_draws(tmp_path):
     drawn = Pictures(types.SimpleNamespace(workdir=ReadOnlyWorkdir(tmp_path), state=types.SimpleNamespace(step=0)))
     drawn.draw_batch()
     drawn.draw_evaluation(None, True)
-    drawn.draw_verdict(None, 1)
+    drawn.draw_test(None, 1)
     assert not list(tmp_path.iterdir())

@@ -30,7 +30,7 @@ def scalars(folder, kind, tag):
     return found
 
 
-def judge(folder, steps, validation_steps):
+def assert_records(folder, steps, validation_steps):
     """Each step once in each file, in its order, and the same values in all."""
     metrics, timing = records(folder / "metrics.jsonl"), records(folder / "timing.jsonl")
     for kind, expected in (("train", steps), ("validation", validation_steps)):
@@ -60,7 +60,7 @@ def test_what_lies_beyond_the_step_that_a_run_goes_on_from_is_dropped(tmp_path):
         with open(tmp_path / ("metrics.jsonl", "timing.jsonl")[life % 2], "a") as file:
             file.write('{"kind": "tr')
     RunLog(Workdir(tmp_path), 24)
-    judge(tmp_path, list(range(2, 25, 2)), list(range(4, 25, 4)))
+    assert_records(tmp_path, list(range(2, 25, 2)), list(range(4, 25, 4)))
     assert "test" not in (tmp_path / "metrics.jsonl").read_text()
 
 
@@ -79,7 +79,7 @@ def test_events_of_before_a_failure_are_not_there_twice(tmp_path):
         log.add_metrics("validation", step, step / 9, {"loss": step / 50})
         log.add_timing(step, {"seconds": 1.0, "train_seconds": 0.5, "images": 64, "images_per_second": 100.0 + step})
         log.flush()
-    judge(tmp_path, list(range(2, 13, 2)), list(range(2, 13, 2)))
+    assert_records(tmp_path, list(range(2, 13, 2)), list(range(2, 13, 2)))
     assert said and all(line.startswith(f"{tmp_path / 'tensorboard'}: cannot be written (") for line in said)
     assert len(said) == len(set(said))  # each reason once, not at every record
 
@@ -104,4 +104,4 @@ def test_each_step_once_after_six_kills(tmp_path, data_dir):
     assert kills == {-signal.SIGKILL: 6}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "resuming at step" in done.stdout, done.stderr
-    judge(tmp_path, list(range(2, 201, 2)), list(range(10, 201, 10)))
+    assert_records(tmp_path, list(range(2, 201, 2)), list(range(10, 201, 10)))

@@ -7,8 +7,7 @@ import tempfile
 import tensorflow as tf
 
 from input_pipeline.common.errors import UnusableError
-from train_lib import benchmark_names
-from train_lib.benchmark_names import RowFailed
+from train_lib import config as config_lib
 from train_lib.cli import environment
 from train_lib.cli.failures import explained
 from train_lib.distribution.strategy import describe
@@ -17,9 +16,9 @@ from train_lib.modes.benchmark import inputs
 from train_lib.modes.benchmark import verdict as report
 from train_lib.modes.benchmark.fit import DefaultFitRow, FitRow
 from train_lib.modes.benchmark.loop import ConstantLoopRow, LoopRow
-from train_lib.modes.benchmark.rows import OneDeviceRow, StepRow, open_bench, rest
+from train_lib.modes.benchmark.rows import INPUTS, OF_A_STREAM, OneDeviceRow, RowFailed, StepRow, open_bench, rest
 
-# {row: what makes it from a Bench}; `benchmark_names.ROWS` says what each is.
+# {row: what makes it from a Bench}; `config_lib.BENCHMARK_ROWS` says what each is.
 MAKERS = {
     "input": inputs.InputRow, "read": inputs.ReadRow, "read_decode": inputs.ReadDecodeRow,
     "decode_crop": inputs.DecodeCropRow,
@@ -35,11 +34,11 @@ def benchmark(config, workdir):
     Raises:
       ExpectedError: nothing can be measured with these settings, data and devices.
     """
-    names = benchmark_names.parse_rows(config.judge.benchmark_rows)
+    names = config_lib.parse_rows(config.modes.benchmark_rows)
     # Beside the result, not in /tmp: the loop's checkpoints are to cost what they cost on the run's own file system.
     with explained(config), tempfile.TemporaryDirectory(dir=workdir.path, prefix="benchmark-") as folder:
         bench = open_bench(config, folder, print)
-        if not config.judge.benchmark_rows:
+        if not config.modes.benchmark_rows:
             names = _of_use(names, bench.run)
         with Measurement(bench, names) as measurement:
             measurement.warm_up()
@@ -56,7 +55,7 @@ def benchmark(config, workdir):
 def _of_use(names, run):
     """All rows but those that mean nothing for a Run's devices and data. Whoever asks for one by name is told why."""
     useless = {"one_device"} if run.strategy.num_replicas_in_sync == 1 else set()
-    useless |= set(benchmark_names.OF_A_STREAM) if hasattr(run.train_split, "images") else set()
+    useless |= set(OF_A_STREAM) if hasattr(run.train_split, "images") else set()
     return [name for name in names if name not in useless]
 
 
@@ -93,7 +92,7 @@ class Measurement:
                 self._bench.log(f"warm: {name}")
         config = self._bench.config
         training = [config.optimization.global_batch_size / speed for name, speed in speeds.items()
-                    if name not in benchmark_names.INPUTS]
+                    if name not in INPUTS]
         self._steps, self._num_rounds = report.choose_length(training, config.device.steps_per_loop)
         seconds = self._num_rounds * (self._steps * sum(training) + inputs.INPUT_SECONDS * (len(speeds) - len(training)))
         self._bench.log(f"measuring {self._num_rounds} rounds of {self._steps} steps, about {seconds:.0f} s in all")
@@ -135,7 +134,8 @@ class Measurement:
 
     def waiting(self):
         """benchmark.json's entries on the time between asking for a batch and having it."""
-        measured = [name for name in ("loop", "loop_constant") if name in self._rows and not self._bench.config.run.deterministic]
+        knows_waits = not self._bench.config.general.deterministic
+        measured = [name for name in ("loop", "loop_constant") if name in self._rows and knows_waits]
         shares = {name: self._rows[name].wait_shares for name in measured}
         medians = {name: statistics.median(values) for name, values in shares.items()}
         return {
@@ -153,7 +153,7 @@ class Measurement:
             seconds_per_step = batch_size / statistics.median(rounds["loop"])
             bookkeeping = report.bookkeeping_figures(loop.costs(), loop.every_steps, seconds_per_step)
         on_gpu = bool(tf.config.list_logical_devices("GPU"))
-        verdict, advice = report.judge(rounds, bookkeeping, self._bench.config, on_gpu)
+        verdict, advice = report.decide(rounds, bookkeeping, self._bench.config, on_gpu)
         return {
             "rows": report.row_figures(rounds),
             "ratios": report.ratio_figures(rounds),

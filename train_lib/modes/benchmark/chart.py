@@ -3,7 +3,7 @@
 import textwrap
 
 from input_pipeline.common.small_files import unusable
-from train_lib.benchmark_names import INPUTS
+from train_lib.modes.benchmark.rows import INPUTS
 
 COLOURS = {True: "#4477aa", False: "#ee7733"}  # whether a row draws batches only; told apart by colour-blind readers too
 CAPTION_WIDTH = 108  # characters

@@ -12,9 +12,8 @@ import tensorflow as tf
 
 from train_lib import config as config_lib
 from train_lib import steps
-from train_lib.benchmark_names import RowFailed
 from train_lib.cli import environment
-from train_lib.modes.benchmark.rows import wait_for_devices
+from train_lib.modes.benchmark.rows import RowFailed, wait_for_devices
 from train_lib.state import create_state
 
 CHILD = "train_lib.modes.benchmark.child"
@@ -87,7 +86,7 @@ class FitRow:
             bench.note("model_fit calls each step from Python: Keras has no steps_per_execution for several replicas")
             steps_per_execution = 1
         self._dataset = run.train_split.on_host.training_batches(
-            config.run.seed, 0, config.optimization.global_batch_size, config.data.augmentations,
+            config.general.seed, 0, config.optimization.global_batch_size, config.data.augmentations,
         ).map(lambda batch: (batch["image"], batch["label"]))
         self._model = make_fit_model(
             config, run.strategy, len(run.source.class_names), run.train_split.image_shape, run.state.pixels,

@@ -5,8 +5,8 @@ import contextlib
 import tensorflow as tf
 
 from input_pipeline.common.batches import without_autotune
-from train_lib.benchmark_names import RowFailed
 from train_lib.modes.benchmark import pipelines as compared
+from train_lib.modes.benchmark.rows import RowFailed
 
 INPUT_SECONDS = 0.3  # a round lasts at least so long, and no longer than its last call takes
 CALL_SECONDS, MOST_PER_CALL = 0.02, 64  # of drawing in one compiled call: much longer than the call itself takes; batches
@@ -14,7 +14,7 @@ FEWEST_BATCHES = 8  # of a round
 # What a pipeline has ready from before would count as infinitely fast. Autotune's buffers grow, so a number alone would not do.
 DRAINED_BATCHES, DRAINED_SECONDS = 8, 0.1
 FIRST_EPOCH_SECONDS = 10.0  # at most, for a stream's first pass over its files
-JUDGED_FORMATS = 16  # of the first images of a stream
+SAMPLED_IMAGES = 16  # of the first images of a stream
 LARGEST_BUFFER = 1e9  # bytes that the tutorial's shuffle may hold; a benchmark must not fill the memory
 
 # Deleting an iterator whose autotune is on waits for a thread of tf.data, up to minutes.
@@ -75,7 +75,7 @@ class InputRow(DrawnRow):
     """Training batches as the loop gets them."""
 
     def _open(self, split, config):
-        return split.training_batches(config.run.seed, 0, config.optimization.global_batch_size, config.data.augmentations)
+        return split.training_batches(config.general.seed, 0, config.optimization.global_batch_size, config.data.augmentations)
 
 
 class NumpyGatherRow(DrawnRow):
@@ -124,7 +124,7 @@ class ReadRow(DrawnRow):
 
     def _open(self, split, config):
         _no_images_in_memory(split)
-        return compared.records(split, config.optimization.global_batch_size, config.run.seed)
+        return compared.records(split, config.optimization.global_batch_size, config.general.seed)
 
     def warm_up(self):
         """Reads an epoch, at most `FIRST_EPOCH_SECONDS`."""
@@ -149,7 +149,7 @@ class ReadDecodeRow(DrawnRow):
 
     def _open(self, split, config):
         _no_images_in_memory(split)
-        return compared.decoded_records(split, config.optimization.global_batch_size, config.run.seed)
+        return compared.decoded_records(split, config.optimization.global_batch_size, config.general.seed)
 
 
 class DecodeCropRow(DrawnRow):
@@ -157,12 +157,12 @@ class DecodeCropRow(DrawnRow):
 
     def _open(self, split, config):
         _no_images_in_memory(split)
-        for record in without_autotune(split.source.records(split.split).take(JUDGED_FORMATS)):
+        for record in without_autotune(split.source.records(split.split).take(SAMPLED_IMAGES)):
             with contextlib.suppress(tf.errors.OpError):  # of a bad example, which the row leaves out or ends with, as the run
                 if not tf.io.is_jpeg(split.source.parse(record)["image"]):
                     raise RowFailed("not all images are JPEGs, the only format of which a part can be decoded")
         return compared.decoded_windows(
-            split, config.optimization.global_batch_size, config.run.seed, config.data.augmentations)
+            split, config.optimization.global_batch_size, config.general.seed, config.data.augmentations)
 
 
 class ReadDecodeAugmentRow(InputRow):

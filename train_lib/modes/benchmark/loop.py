@@ -113,7 +113,7 @@ class ConstantLoopRow:
 
         def one_batch(shard):
             batches = split.training_batches(
-                config.run.seed, 0, config.optimization.global_batch_size, config.data.augmentations, shard)
+                config.general.seed, 0, config.optimization.global_batch_size, config.data.augmentations, shard)
             return batches.take(shard.local_replicas).cache().repeat()
 
         self._iterator = distribute(bench.run.strategy, one_batch)

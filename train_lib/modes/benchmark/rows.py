@@ -14,15 +14,27 @@ import tensorflow as tf
 from input_pipeline.common.errors import SettingError
 from train_lib import config as config_lib
 from train_lib import steps
-from train_lib.benchmark_names import RowFailed
 from train_lib.checkpoints.store import CheckpointStore
 from train_lib.distribution.strategy import distribute
 from train_lib.records.workdir import Workdir
 from train_lib.setup import Run, open_run
 from train_lib.state import create_state
 
+OF_A_STREAM = ("read", "read_decode", "decode_crop", "read_decode_augment")
+# Rows that draw batches and train nothing. Their rounds last a moment.
+INPUTS = ("input", *OF_A_STREAM, "numpy_gather", "canonical", "tutorial")
+# (row, row that it is divided by).
+RATIOS = (
+    ("input", "canonical"), ("input", "tutorial"), ("input", "numpy_gather"), ("input", "decode_crop"),
+    ("read_decode", "read"), ("read_decode_augment", "read_decode"), ("input", "step"), ("step", "one_device"),
+    ("loop", "step"), ("loop", "loop_constant"), ("loop", "model_fit"), ("loop", "model_fit_default"),
+)
 MOST_SKIPPED = 40  # first steps of float16, in which its loss scale falls to where it belongs
 REST_INTERVAL, REST_SHARE, REST_SECONDS = 0.05, 0.2, 5.0  # seconds; cores; seconds at most
+
+
+class RowFailed(Exception):
+    """A row that cannot be measured here; the message says why. The others are measured without it."""
 
 
 def rest(clock=time.monotonic, busy=time.process_time, sleep=time.sleep):
@@ -146,7 +158,7 @@ class OneDeviceRow(StepRow):
 
 def _batch_on_devices(config, strategy, split):
     batch = next(distribute(strategy, lambda shard: split.training_batches(
-        config.run.seed, 0, config.optimization.global_batch_size, config.data.augmentations, shard), split))
+        config.general.seed, 0, config.optimization.global_batch_size, config.data.augmentations, shard), split))
     if strategy.num_replicas_in_sync > 1:  # lies on the replicas' devices already
         return batch
     with tf.device("/gpu:0" if tf.config.list_logical_devices("GPU") else "/cpu:0"):

@@ -3,7 +3,7 @@
 from statistics import mean, median
 
 from alexnet import names
-from train_lib.benchmark_names import OF_A_STREAM, RATIOS, ROWS
+from train_lib.modes.benchmark.rows import OF_A_STREAM, RATIOS, ROWS
 
 SECONDS_PER_ROW = 2.5  # of a round, on average over the rows: shorter ones measure the machine's hiccups
 MOST_SECONDS = 100.0  # of all rounds together
@@ -62,7 +62,7 @@ def bookkeeping_figures(seconds, every_steps, seconds_per_step):
     return {"share": sum(part["share"] for part in parts.values()), "seconds_per_step": seconds_per_step, "parts": parts}
 
 
-def judge(rounds, bookkeeping, config, on_gpu):
+def decide(rounds, bookkeeping, config, on_gpu):
     """The verdict, None where the rows for it were not measured, and a line that says what it rests on and what to try next."""
     if not {"step", "loop"} <= rounds.keys():
         return None, "a verdict needs the rows step and loop, better input too"

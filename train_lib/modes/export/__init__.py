@@ -45,7 +45,7 @@ class Served(tf.Module):
         return self._answer(tf.map_fn(self._view_of, encoded, fn_output_signature=shape))
 
     def _view_of(self, encoded):
-        return self._classifier.view(augment.decode_unjudged(encoded))
+        return self._classifier.view(augment.decode_unchecked(encoded))
 
     def _answer(self, views):
         logits = self._classifier.eval_step({"image": views})
@@ -117,7 +117,7 @@ def describe(config, classifier):
         "model_options": config.network.model_options,
         "precision": config.network.precision,
         "image_shape": list(classifier.state.model.inputs[0].shape[1:]),
-        "test_crops": config.judge.test_crops,
+        "test_crops": config.modes.test_crops,
         "class_names": list(classifier.class_names),
     }
 

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline.common.errors import UnusableError
-from train_lib.steps import make_eval_step
+from train_lib.evaluate import make_eval_step
 
 CHILD = pathlib.Path(__file__).with_name("child.py")
 # Of probabilities that one machine computes twice; the graph that was saved may be fused, and so rounded, in another way.

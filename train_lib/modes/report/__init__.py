@@ -12,8 +12,8 @@ import string
 import time
 
 from input_pipeline.common.errors import UnusableError
-from train_lib.metrics import METRICS_RECORD, TIMING_RECORD, JsonLines
 from train_lib.modes.report import sections
+from train_lib.records.json_lines import METRICS_RECORD, TIMING_RECORD, JsonLines
 
 REPORT = "report.html"
 TEMPLATE = pathlib.Path(__file__).with_name(REPORT)

@@ -119,7 +119,7 @@ def epochs(files):
 
 
 def classes(files):
-    """Accuracy per class and the confusion matrix of the newest judgement."""
+    """Accuracy per class and the confusion matrix of the newest tracker."""
     found = files.evaluation
     if not found:
         return missing(f"Nothing was judged class by class yet{_how(files)}")
@@ -134,7 +134,7 @@ def classes(files):
     text = f"Taken for another most often: {', '.join(pairs)}." if pairs else "Nothing was taken for another class."
     inches = 4.6 + 0.3 * max(0, min(len(names), 25) - 10)
     matrix = charts.to_svg(charts.confusion_matrix(names, confusion, inches=inches), "confusion", f"Confusion matrix. {text}")
-    return (f'<p>{_judged(found)}: accuracy {percent(found["accuracy"])}, top-5 {percent(found["top_5_accuracy"])}, '
+    return (f'<p>{_evaluation_image(found)}: accuracy {percent(found["accuracy"])}, top-5 {percent(found["top_5_accuracy"])}, '
             f'loss {number(found["loss"])}.</p><div class="halves"><div>{table(("Class, worst first", "Accuracy"), rows)}</div>'
             f'<figure class="card">{matrix}<figcaption>{escape(text)}</figcaption></figure></div>')
 
@@ -157,7 +157,7 @@ def mistakes(files):
         shown += (f'<figure><img alt="{escape(alt)}" src="data:image/png;base64,{escape(entry["image"])}">'
                   f'<figcaption>{escape(entry["true_class"])}<ol>{items}</ol></figcaption></figure>')
     text = "The true class stands below each image, and in orange where it is among the five most probable."
-    return f'<p>{_judged(files.evaluation)}. {text}</p><div class="mistakes">{shown}</div>'
+    return f'<p>{_evaluation_image(files.evaluation)}. {text}</p><div class="mistakes">{shown}</div>'
 
 
 def kernels(files):
@@ -219,7 +219,7 @@ def environment(files):
     return f'<div class="scroll"><table class="text"><tbody>{rows}</tbody></table></div>'
 
 
-def _judged(evaluation):
+def _evaluation_image(evaluation):
     """What the newest judgement was made on, as HTML."""
     crops = evaluation.get("test_crops", 1)
     views = f", mean of {crops} views" if crops > 1 else ""
