@@ -1,30 +1,44 @@
-"""The failures that a user can mend. Each is one line that names the flag or file, the value and the remedy."""
+"""Errors that a user can fix. Each is one line that names the flag or file, the value and the remedy."""
 
+import re
 import unicodedata
 
 LONGEST_LINE = 2000  # characters
+LONGEST_REASON = 300  # characters
+_TENSORFLOW_NODES = re.compile(r"\[\[\{\{.*?\}\}\]\]|\{\{.*?\}\}| \[Op:.*", re.DOTALL)
 
 
 class ExpectedError(Exception):
-    """A failure that is not a defect of this project: `main.py` prints its line and exits with `exit_code`."""
+    """An error that is not a defect of this project: `main.py` prints its line and exits with `exit_code`."""
 
     exit_code = 1
 
 
 def one_line(text):
-    """A text for a terminal: what comes out of a foreign file may hold line feeds, colours or a megabyte."""
-    if len(text) > LONGEST_LINE:  # the remedy stands at the end
+    """Makes a text safe to print: escapes line feeds and control characters, and cuts the middle out of a very long one.
+
+    A text from somebody else's file may contain any of these.
+    """
+    if len(text) > LONGEST_LINE:  # keep the end, where the remedy is
         text = f"{text[: LONGEST_LINE // 2]} ... {text[-LONGEST_LINE // 2 :]}"
     return "".join(c if is_plain(c) else c.encode("unicode_escape").decode() for c in text)
 
 
+def one_line_of(error):
+    """The text of an exception on one line of at most 300 characters, without TensorFlow's node names.
+
+    If the exception has no text, this is the name of its type.
+    """
+    return " ".join(_TENSORFLOW_NODES.sub("", str(error)).split())[:LONGEST_REASON] or type(error).__name__
+
+
 def is_plain(character):
-    """Whether it is no control character, no line separator and no half of a surrogate pair."""
+    """Whether a character is neither a control character nor a line separator nor half of a surrogate pair."""
     return unicodedata.category(character) not in ("Cc", "Cs", "Zl", "Zp")
 
 
 class SettingError(ExpectedError):
-    """A flag has a value that cannot work, by itself, with another flag or with a checkpoint."""
+    """A flag has a value that is wrong by itself or does not fit another flag or the checkpoint."""
 
     exit_code = 2
 
@@ -33,12 +47,12 @@ class SettingError(ExpectedError):
 
 
 class UnusableError(ExpectedError):
-    """Data, a checkpoint or the file system cannot be used."""
+    """Data, a checkpoint or a part of the file system cannot be used."""
 
     exit_code = 3
 
 
 class LostWorkerError(ExpectedError):
-    """Another worker of the run died, hangs, never came or ended with an error."""
+    """Another worker of this run died, hangs, never started or ended with an error."""
 
     exit_code = 75

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline.common.batches import CORES, without_autotune
-from input_pipeline.common.errors import UnusableError
+from input_pipeline.common.errors import UnusableError, one_line_of
 from input_pipeline.images import decoding as augment
 from input_pipeline.images import headers
 
@@ -60,7 +60,7 @@ def decode_split(source, split, num_examples, image_size, decode_threads=0):
     except tf.errors.OpError as error:
         explain(source, split, image_size, filled)
         source.skip_damaged(split)
-        text = f"{source.name}: {split} cannot be read after {filled} examples ({short(error)}); prepare the data again"
+        text = f"{source.name}: {split} cannot be read after {filled} examples ({one_line_of(error)}); prepare the data again"
         raise UnusableError(text) from None
     if filled < num_examples:
         explain(source, split, image_size, 0, set(np.flatnonzero(~whole[: int(position[-1]) + 1])))
@@ -173,7 +173,7 @@ def why_not(source, record, image_size):
     try:
         example = source.parse(record)
     except tf.errors.OpError as error:
-        return f"cannot be read ({short(error)})"
+        return f"cannot be read ({one_line_of(error)})"
     label = int(example["label"])
     if label < 0:
         return f"is without a label ({label})"
@@ -192,16 +192,9 @@ def why_undecodable(encoded, view=lambda image: image):
     try:
         image = augment.decode(encoded)
     except tf.errors.OpError as error:
-        return headers.check(encoded) or f"is damaged or cut off ({short(error)})"
+        return headers.check(encoded) or f"is damaged or cut off ({one_line_of(error)})"
     try:
         view(image)
     except tf.errors.OpError:
         return f"is {image.shape[0]} x {image.shape[1]} pixels, too long and narrow to be scaled"
     return ""
-
-
-def short(error):
-    """A TensorFlow error on one short line, without the names of its nodes."""
-    text = " ".join(error.message.split())
-    text = text.split("}} ", 1)[-1] if text.startswith("{{") else text
-    return text.split(" [Op:")[0][:150]

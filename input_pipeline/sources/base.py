@@ -11,9 +11,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from input_pipeline.common.batches import without_autotune
-from input_pipeline.common.errors import SettingError, UnusableError
+from input_pipeline.common.errors import SettingError, UnusableError, one_line_of
 from input_pipeline.images.bad_examples import BadExamples
-from input_pipeline.images.loading import short
 
 # Encoded images are small; more readers than this only compete for the same disk.
 PARALLEL_READS = 4
@@ -42,7 +41,7 @@ class Source(abc.ABC):
             takes = self._takes(split)
         except (KeyError, ValueError, AssertionError, AttributeError, NotImplementedError) as error:
             there = ", ".join(f"{name} ({count})" for name, count in self.split_sizes().items())
-            remedy = f"{self.name} has no such split ({one_line(error)}); it has {there}; slices look like train[:90%]"
+            remedy = f"{self.name} has no such split ({one_line_of(error)}); it has {there}; slices look like train[:90%]"
             raise SettingError(flag, split, remedy) from None
         if not takes or min(takes) < 1:  # TFDS counts train[90%:10%] as a negative number of examples
             raise SettingError(flag, split, f"holds no example of {self.name}, or ends before it begins; give a larger slice")
@@ -126,11 +125,6 @@ def shuffle_seeds(seed, epoch, count):
     return tf.random.stateless_uniform([count], key, minval=None, maxval=None, dtype=tf.int64)
 
 
-def one_line(error):
-    """An exception's text on one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
 class Stretch(NamedTuple):
     """`take` records of a TFRecord file, after the first `skip`."""
 
@@ -195,7 +189,7 @@ class RecordFiles(Source):
                     for _ in without_autotune(tf.data.TFRecordDataset(name).skip(skip).take(take)):
                         read += 1
                 except tf.errors.OpError as error:
-                    where, why = f"{name} record {skip + read}", f"is damaged ({short(error)})"
+                    where, why = f"{name} record {skip + read}", f"is damaged ({one_line_of(error)})"
                     if why == before:  # at the same byte: its length is wrong, so that nothing behind it can be reached
                         remedy = "what follows cannot be read; prepare or copy this file again"
                         raise UnusableError(f"{name} record {skip - 1}: is damaged in its length, and {remedy}") from None

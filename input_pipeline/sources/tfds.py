@@ -16,10 +16,10 @@ import urllib.request
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from input_pipeline.common.errors import ExpectedError, SettingError, UnusableError
+from input_pipeline.common.errors import ExpectedError, SettingError, UnusableError, one_line_of
 from input_pipeline.images.bad_examples import BadExamples
 from input_pipeline.sources import shapes
-from input_pipeline.sources.base import RecordFiles, Stretch, one_line
+from input_pipeline.sources.base import RecordFiles, Stretch
 
 CONNECT_SECONDS = 5
 
@@ -90,12 +90,12 @@ def _find_builder(config):
             return shapes.Shapes(data_dir=directory)
         return tfds.builder(config.dataset, data_dir=directory, try_gcs=False)
     except OSError as error:
-        raise UnusableError(f"--data_dir={config.data_dir}: {one_line(error)}; give a folder that can be read") from None
+        raise UnusableError(f"--data_dir={config.data_dir}: {one_line_of(error)}; give a folder that can be read") from None
     except Exception as error:  # TFDS raises whatever its parsers, importers and readers raise
         known = ["shapes", *tfds.list_builders()]
         name = re.split("[:/]", config.dataset)[0].lower()
         if name in known or isinstance(error, ImportError):
-            raise SettingError("dataset", config.dataset, f"TFDS cannot open it: {one_line(error)}") from None
+            raise SettingError("dataset", config.dataset, f"TFDS cannot open it: {one_line_of(error)}") from None
         close = difflib.get_close_matches(name, known, n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "give shapes or a name from the TFDS catalogue"
         raise SettingError("dataset", config.dataset, f"no such data set; {hint}") from None
@@ -123,7 +123,7 @@ def _prepare(builder, config):
         if archives or builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
             named = " and ".join(archives) if 0 < len(archives) <= 3 else "the archives that TFDS wants"
             remedy += f", or put {named} into {manual}"
-        reason = f"{type(error).__name__}: {one_line(error)}"
+        reason = f"{type(error).__name__}: {one_line_of(error)}"
         raise UnusableError(f"--dataset={config.dataset}: cannot be prepared in {folder} ({reason}); {remedy}") from None
 
 

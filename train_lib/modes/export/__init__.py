@@ -9,9 +9,8 @@ import shutil
 import keras
 import tensorflow as tf
 
-from input_pipeline.common.errors import UnusableError
+from input_pipeline.common.errors import UnusableError, one_line_of
 from input_pipeline.images import decoding as augment
-from input_pipeline.images.loading import short
 from train_lib.cli.failures import explained
 from train_lib.modes.classifier import open_classifier
 from train_lib.modes.export.check import check
@@ -91,7 +90,7 @@ def _write(classifier, config, folder):
     try:
         tf.saved_model.save(served, folder / "saved_model", signatures)
     except tf.errors.OpError as error:  # how TensorFlow says that the disk is full
-        raise OSError(errno.EIO, short(error)) from None
+        raise OSError(errno.EIO, one_line_of(error)) from None
     keras_model(classifier).save(folder / "model.keras")
     (folder / "export.json").write_text(json.dumps(describe(config, classifier), indent=1) + "\n")
 
