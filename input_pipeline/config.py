@@ -20,22 +20,29 @@ class DataConfig(Settings):
         "shapes", "shapes (embedded, drawn on first use), the name of any TFDS image-classification set, or your own files: "
         "folder:PATH (PATH/<split>/<class>/*.png or .jpg, or PATH/<class>/*, which is one split, train), npz:PATH (x_train, "
         "y_train, x_test, y_test), csv:PATH (columns image,label[,split]), tfrecord:PATTERN (features image, label)",
+        on_resume="refuse",
     )
-    data_dir: str | None = setting(None, "folder of prepared TFDS data; not given: ~/tensorflow_datasets")
+    data_dir: str | None = setting(None, "folder of prepared TFDS data; not given: ~/tensorflow_datasets", on_resume="ignore")
     cache_dir: str | None = setting(
         None, "folder for decoded images, so that the next start need not decode; not given: $XDG_CACHE_HOME/alexnet, which is "
-        "~/.cache/alexnet; empty: none"
+        "~/.cache/alexnet; empty: none", on_resume="ignore",
     )
-    train_split: str = setting("train[:90%]", "TFDS slicing syntax: the examples to train on")
+    train_split: str = setting("train[:90%]", "TFDS slicing syntax: the examples to train on", on_resume="refuse")
     validation_split: str = setting(
-        "train[90%:]", "the examples that early stopping and the best checkpoint look at; empty: none"
+        "train[90%:]", "the examples that early stopping and the best checkpoint look at; empty: none", on_resume="refuse",
     )
-    test_split: str = setting("test", "the examples judged once, by the best checkpoint, at the end; empty: none")
-    image_size: int = setting(0, "height and width in pixels that the network sees; 0: the data's own", low=0, high=4096)
+    test_split: str = setting(
+        "test", "the examples judged once, by the best checkpoint, at the end; empty: none",
+        on_resume="refuse",
+    )
+    image_size: int = setting(
+        0, "height and width in pixels that the network sees; 0: the data's own", low=0, high=4096,
+        on_resume="refuse",
+    )
     pixels: str = setting(
         "standardized",
         "range of the network's input; standardized: per channel, measured on the training data",
-        choices=("zero_one", "minus_one_one", "standardized"),
+        choices=("zero_one", "minus_one_one", "standardized"), on_resume="refuse",
     )
     augment: str = setting(
         "none",
@@ -43,16 +50,20 @@ class DataConfig(Settings):
         "whose short side is 8/7 of --image_size) or random_resized_crop (8 to 100 % of the area, sides 3:4 to 4:3), flip "
         "(left-right, every second image), and in the compiled step pca_color (AlexNet's colour noise, sigma 0.1), cutout (a "
         "square of half the short side becomes the mean) and mixup (Beta(0.2, 0.2), of examples 2 i and 2 i + 1 of a batch)",
+        on_resume="refuse",
     )
     input: str = setting(
         "auto", "memory: all images decoded once; device: these on each device, which then cuts and mirrors them, the host says "
         "where; stream: read again in each epoch; auto: memory if they fit in a fifth of it",
-        choices=("auto", "memory", "device", "stream"),
+        choices=("auto", "memory", "device", "stream"), on_resume="ignore",
     )
-    decode_threads: int = setting(0, "threads of their own that images are decoded in; 0: one per core", low=0, high=1024)
+    decode_threads: int = setting(
+        0, "threads of their own that images are decoded in; 0: one per core", low=0, high=1024,
+        on_resume="ignore",
+    )
     max_bad_examples: int = setting(
         0, "how many examples that cannot be read or decoded are skipped, and listed in bad_examples.txt, before the run stops; "
-        "with any, a stream reads its TFRecord files once at the start", low=0,
+        "with any, a stream reads its TFRecord files once at the start", low=0, on_resume="ignore",
     )
 
     def __post_init__(self):

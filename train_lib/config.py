@@ -44,30 +44,49 @@ def is_step(text):
 class GeneralConfig(Settings):
     """Run: what to do, and where it is kept."""
 
-    mode: str = setting("train", "what to do", choices=MODES)
-    preset: str = setting("quickstart", "named defaults, a file in train_lib/cli/presets; a flag on the command line wins")
-    workdir: str | None = setting(
-        None, "the run's folder; one that holds a checkpoint is resumed; not given: a new one under runs/"
+    mode: str = setting("train", "what to do", choices=MODES, on_resume="ignore")
+    preset: str = setting(
+        "quickstart", "named defaults, a file in train_lib/cli/presets; a flag on the command line wins",
+        on_resume="ignore",
     )
-    seed: int = setting(0, "of initial weights, order of examples, augmentation and dropout", low=0, high=2**31 - 1)
+    workdir: str | None = setting(
+        None, "the run's folder; one that holds a checkpoint is resumed; not given: a new one under runs/", on_resume="ignore",
+    )
+    seed: int = setting(
+        0, "of initial weights, order of examples, augmentation and dropout", low=0, high=2**31 - 1,
+        on_resume="refuse",
+    )
     deterministic: bool = setting(False, "bit-reproducible on one machine; costs speed on GPUs")
-    debug: bool = setting(False, "one device, eager, no threads around your code: a breakpoint() in the step stops there")
+    debug: bool = setting(
+        False, "one device, eager, no threads around your code: a breakpoint() in the step stops there",
+        on_resume="ignore",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Settings):
     """Network."""
 
-    model: str = setting("alexnet_mini", f"{', '.join(names.OWN)}, or a network of keras.applications such as VGG16")
-    model_options: str = setting("", "comma list of switches of the network, such as lrn=false,dense_units=256")
-    dropout_rate: float | None = setting(
-        None, "of the dense layers of the networks in alexnet/; not given: the network's own", low=0.0, below=1.0
+    model: str = setting(
+        "alexnet_mini", f"{', '.join(names.OWN)}, or a network of keras.applications such as VGG16",
+        on_resume="refuse",
     )
-    init_from: str | None = setting(None, "weights to start from: a workdir (its best checkpoint) or a checkpoint folder")
+    model_options: str = setting(
+        "", "comma list of switches of the network, such as lrn=false,dense_units=256",
+        on_resume="refuse",
+    )
+    dropout_rate: float | None = setting(
+        None, "of the dense layers of the networks in alexnet/; not given: the network's own", low=0.0, below=1.0,
+        on_resume="refuse",
+    )
+    init_from: str | None = setting(
+        None, "weights to start from: a workdir (its best checkpoint) or a checkpoint folder",
+        on_resume="ignore",
+    )
     precision: str = setting(
         "float32", "of the computation; under bfloat16 and float16 the weights, response normalization, softmax and loss stay "
         "float32; float16 scales the loss by a factor that it adapts; float64 is for proofs on CPU",
-        choices=("float32", "bfloat16", "float16", "float64"),
+        choices=("float32", "bfloat16", "float16", "float64"), on_resume="refuse",
     )
 
     def __post_init__(self):
@@ -89,7 +108,7 @@ class ModelConfig(Settings):
 class OptimizerConfig(Settings):
     """Optimization: the update of the weights."""
 
-    optimizer: str = setting("sgd", "update rule", choices=("sgd", "adam", "adamw"))
+    optimizer: str = setting("sgd", "update rule", choices=("sgd", "adam", "adamw"), on_resume="refuse")
     learning_rate: float = setting(0.01, "the schedule's highest", above=0.0)
     momentum: float = setting(0.9, "of sgd", low=0.0, below=1.0)
     nesterov: bool = setting(False, "Nesterov's form of sgd's momentum")
@@ -99,7 +118,10 @@ class OptimizerConfig(Settings):
     )
     clip_global_norm: float = setting(0.0, "largest norm of the whole batch's gradient, 0: off", low=0.0)
     label_smoothing: float = setting(0.0, "probability spread over all classes", low=0.0, below=1.0)
-    global_batch_size: int = setting(128, "images per step over all replicas together, never per replica", low=1)
+    global_batch_size: int = setting(
+        128, "images per step over all replicas together, never per replica", low=1,
+        on_resume="refuse",
+    )
     accumulate_steps: int = setting(
         1, "parts that each replica works through its share of the batch in, one after the other, to save memory; the update "
         "stays that of the whole batch", low=1,
@@ -157,7 +179,10 @@ class DeviceConfig(Settings):
         "oneDNN a step of alexnet_mini took 1.17 times as long with it; GPUs not measured yet",
         choices=("auto", "on", "off"),
     )
-    profile_steps: str = setting("", "START:STOP writes a TensorBoard trace of the steps from START up to STOP; empty: none")
+    profile_steps: str = setting(
+        "", "START:STOP writes a TensorBoard trace of the steps from START up to STOP; empty: none",
+        on_resume="ignore",
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -177,15 +202,24 @@ class DeviceConfig(Settings):
 class ModesConfig(Settings):
     """The other modes."""
 
-    split: str = setting("", "the examples to evaluate on, TFDS slicing syntax; empty: --test_split")
-    checkpoint: str = setting("best", "best, latest or a step")
-    inputs: str = setting("", "comma list of what to predict: image files, globs, or folders, which are searched with all below")
-    export_dir: str | None = setting(None, "where --mode=export writes; must not exist; not given: export/ in the workdir")
+    split: str = setting("", "the examples to evaluate on, TFDS slicing syntax; empty: --test_split", on_resume="ignore")
+    checkpoint: str = setting("best", "best, latest or a step", on_resume="ignore")
+    inputs: str = setting(
+        "", "comma list of what to predict: image files, globs, or folders, which are searched with all below",
+        on_resume="ignore",
+    )
+    export_dir: str | None = setting(
+        None, "where --mode=export writes; must not exist; not given: export/ in the workdir",
+        on_resume="ignore",
+    )
     test_crops: int = setting(
         1, "views of an image to judge the test split by; 10: the four corners and the middle of a larger image, and their "
         "mirror images, predictions averaged (AlexNet's test), at the end of training and by evaluate, predict and export"
     )
-    benchmark_rows: str = setting("", f"comma list of what to measure: {', '.join(BENCHMARK_ROWS)}; empty: all")
+    benchmark_rows: str = setting(
+        "", f"comma list of what to measure: {', '.join(BENCHMARK_ROWS)}; empty: all",
+        on_resume="ignore",
+    )
 
     def __post_init__(self):
         super().__post_init__()

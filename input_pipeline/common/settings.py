@@ -14,10 +14,24 @@ from input_pipeline.common.errors import SettingError, is_plain
 LARGEST = 2**63 - 1
 
 
-def setting(default, help, *, low=None, above=None, high=None, below=None, choices=None):  # noqa: A002
-    """Declares one field. `low`/`high` are inclusive bounds, `above`/`below` exclusive ones; all may be None."""
-    metadata = {"help": help, "low": low, "above": above, "high": high, "below": below, "choices": choices}
-    return dataclasses.field(default=default, metadata=metadata)
+ON_RESUME = ("refuse", "tell", "ignore")
+
+
+def setting(default, help, *, low=None, above=None, high=None, below=None, choices=None, on_resume="tell"):  # noqa: A002
+    """Declares one field of a configuration.
+
+    Args:
+      default: the value when none is given.
+      help: the text that `--helpshort` shows.
+      low, high: inclusive bounds, or None.
+      above, below: exclusive bounds, or None.
+      choices: the only values that are allowed, or None.
+      on_resume: what happens if a run that has a checkpoint is started with another value. "refuse": exit with code 2.
+        "tell": go on with the new value and print a line. "ignore": go on with the new value.
+    """
+    assert on_resume in ON_RESUME, on_resume
+    bounds = {"low": low, "above": above, "high": high, "below": below, "choices": choices}
+    return dataclasses.field(default=default, metadata={"help": help, "on_resume": on_resume, **bounds})
 
 
 def value_type(field):

@@ -31,7 +31,7 @@ def read_tensors(path, prefix=""):
         entries = dict(_table(read_file(f"{path}.index")))
         if BundleHeaderProto.FromString(entries.pop(b"")).endianness != BundleHeaderProto.LITTLE:
             raise ValueError("is not little-endian")
-        found = {name.decode(): _evaluation_image(name, BundleEntryProto.FromString(entry)) for name, entry in entries.items()}
+        found = {name.decode(): _checked_entry(name, BundleEntryProto.FromString(entry)) for name, entry in entries.items()}
         claimed, there = sum(entry.size for entry in found.values()), os.path.getsize(data)
         if claimed > there:
             raise ValueError(f"its index claims {claimed} bytes, the data file has {there}")
@@ -41,7 +41,7 @@ def read_tensors(path, prefix=""):
         raise UnusableError(f"{path}: is no checkpoint of TensorFlow, or damaged ({reason}); copy it again") from None
 
 
-def _evaluation_image(name, entry):
+def _checked_entry(name, entry):
     dtype = tf.as_dtype(entry.dtype)
     shape = [dimension.size for dimension in entry.shape.dim]
     plain = (dtype.is_floating or dtype.is_integer or dtype.is_bool) and dtype == dtype.base_dtype
