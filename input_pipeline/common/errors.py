@@ -25,11 +25,14 @@ def one_line(text):
 
 
 def one_line_of(error):
-    """The text of an exception on one line of at most 300 characters, without TensorFlow's node names.
+    """The text of an exception on one line of at most 300 characters, without TensorFlow's node names and stack traces.
 
     If the exception has no text, this is the name of its type.
     """
-    return " ".join(_TENSORFLOW_NODES.sub("", str(error)).split())[:LONGEST_REASON] or type(error).__name__
+    text = _TENSORFLOW_NODES.sub("", str(error))
+    if text.startswith("Graph execution error:"):  # TensorFlow puts the reason last, after the lines that created the node
+        text = text.strip().rsplit("\n\n", 1)[-1]
+    return " ".join(text.split())[:LONGEST_REASON] or type(error).__name__
 
 
 def is_plain(character):
