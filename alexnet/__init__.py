@@ -4,14 +4,14 @@
     model = alexnet.build("alexnet_tower", num_classes=10, image_shape=(32, 32, 3))
     logits = model(images, training=True)              # [batch, 32, 32, 3] -> [batch, 10]
 
-    names.py          the names of the networks and of their options; imports without TensorFlow
-    alexnet.py        the paper's network and its two small forms for 32x32 images
+    names.py          the names of the networks and of their options; does not import TensorFlow
+    alexnet.py        the paper's network and two smaller versions of it for 32x32 images
     resnet.py         a residual network for 32x32 images
-    layers.py         local response normalization, towers, and dropout with reproducible masks
+    layers.py         local response normalization, grouped convolutions, dropout with reproducible masks, seeds of layers
     applications.py   the classification networks of keras.applications
 
-The paper, wherever a docstring says so, is Krizhevsky, Sutskever, Hinton: ImageNet Classification with Deep
-Convolutional Neural Networks, NIPS 2012.
+"The paper" in a docstring means Krizhevsky, Sutskever, Hinton: ImageNet Classification with Deep Convolutional Neural
+Networks, NIPS 2012.
 
 Importing the package imports neither TensorFlow nor Keras; `build` does.
 """
@@ -19,47 +19,44 @@ Importing the package imports neither TensorFlow nor Keras; `build` does.
 from alexnet import names
 
 # {precision: Keras dtype policy}. With bfloat16 and float16 the weights stay float32.
-POLICIES = {
-    "float32": "float32",
-    "bfloat16": "mixed_bfloat16",
-    "float16": "mixed_float16",
-    "float64": "float64",
-}
+POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16", "float64": "float64"}
 
 
 def build(name, num_classes, image_shape, *, options=None, dropout_rate=None, precision="float32", seed=0):
-    """Builds one network, with initial weights that are a pure function of the arguments.
+    """Builds one network. Its initial weights are a pure function of the arguments.
 
-    Neither the global dtype policy nor any global random state is changed.
+    The global dtype policy and the global random states stay as they are.
 
     Args:
       name: one of `names.ALL`.
       num_classes: int, at least 1.
       image_shape: (height, width, channels), ints, at least 1.
-      options: a text such as "lrn=false,towers=1", or the same as a dict; see `names.OPTIONS`.
-      dropout_rate: 0 <= rate < 1, of the hidden dense layers; None: the network's own. Not for
-        keras.applications.
-      precision: "float32", "bfloat16", "float16" or "float64"; of the computation.
-      seed: int, 0 <= seed < 2**63, of the initial weights.
+      options: a string such as "lrn=false,towers=1", or a dict with the same content; see `names.OPTIONS`.
+      dropout_rate: dropout rate of the hidden dense layers, 0 <= rate < 1. None keeps the network's own rate. Must be None
+        for the networks of keras.applications.
+      precision: dtype of the computation: "float32", "bfloat16", "float16" or "float64".
+      seed: seed of the initial weights, int, 0 <= seed < 2**63.
 
     Returns:
-      A `keras.Model` from images [batch, height, width, channels], floating, already normalized, to logits
-      [batch, num_classes], float32 (float64 where that is the precision).
+      A `keras.Model` from normalized floating-point images [batch, height, width, channels] to logits
+      [batch, num_classes]. The logits are float64 if `precision` is "float64", else float32.
 
     Raises:
-      ValueError: an argument that cannot be, or an image too small for the network; one line that names it.
+      ValueError: an argument is out of range, or the image is too small for the network. The message is one line.
     """
     options = names.parse_options(name, options)
-    image_shape = _check_shape(num_classes, image_shape)
+    if num_classes < 1:
+        raise ValueError(f"num_classes {num_classes}: give 1 or more")
+    image_shape = tuple(image_shape)
+    if len(image_shape) != 3 or any(not isinstance(size, int) or size < 1 for size in image_shape):
+        raise ValueError(f"image_shape {image_shape}: give (height, width, channels), three whole numbers above 0")
     if precision not in POLICIES:
         raise ValueError(f"precision {precision!r}: give one of {', '.join(POLICIES)}")
     if dropout_rate is not None and not 0 <= dropout_rate < 1:
         raise ValueError(f"dropout_rate {dropout_rate}: give a number that is at least 0 and below 1")
     if name in names.APPLICATIONS:
         if dropout_rate is not None:
-            raise ValueError(
-                f"dropout_rate {dropout_rate} does not reach {name}, which keeps its own; leave it out"
-            )
+            raise ValueError(f"dropout_rate {dropout_rate} has no effect on {name}, which has its own; leave it out")
         from alexnet import applications
 
         return applications.build(name, num_classes, image_shape, POLICIES[precision], seed)
@@ -68,15 +65,3 @@ def build(name, num_classes, image_shape, *, options=None, dropout_rate=None, pr
     else:
         from alexnet import alexnet as networks
     return networks.build(name, num_classes, image_shape, options, dropout_rate, POLICIES[precision], seed)
-
-
-def _check_shape(num_classes, image_shape):
-    """`image_shape` as a tuple, where the two can be."""
-    if num_classes < 1:
-        raise ValueError(f"num_classes {num_classes}: give 1 or more")
-    image_shape = tuple(image_shape)
-    if len(image_shape) != 3 or any(not isinstance(size, int) or size < 1 for size in image_shape):
-        raise ValueError(
-            f"image_shape {image_shape}: give (height, width, channels), three whole numbers above 0"
-        )
-    return image_shape

@@ -1,16 +1,15 @@
-"""The network of the paper (section 3), and two small forms of it for 32x32 images.
+"""The network of the paper (section 3), and two smaller versions of it for 32x32 images.
 
-Each network is a function that returns its layers, in order; `build` joins them to a functional or to a
-Sequential model. The number in a layer's name is that of the paper's layer. All take images of any size that
-their pooling can take; the shapes in the comments hold for the size that the network was made for, and B is
-the batch.
+Each network is a function that returns a list of layers. `build` chains them into a functional or a Sequential model.
+Layers have the numbers that they have in the paper. The networks accept any image that is large enough for their pooling.
+The comment after each layer is its output shape at the image size that the network was designed for; B is the batch size.
 
 Departures from the paper:
-- all three: dropout scales in training and not at test time (see `layers.Dropout`);
-- all three: pixels come scaled (`--pixels`), where the paper takes raw ones less their mean (section 2);
-- `alexnet`: an 11x11 convolution with stride 4 cannot make the 55x55 map of section 3.5 from 224x224 pixels,
-  so images are padded with zeros, by 1 pixel above and to the left and by 2 below and to the right;
-- the two small forms: all sizes, no response normalization unless asked for, and initial weights.
+- all three: dropout scales activations in training instead of at test time (see `layers.Dropout`);
+- all three: images arrive scaled (`--pixels`). The paper only subtracts the mean from raw pixels (section 2);
+- `alexnet`: an 11x11 convolution with stride 4 does not turn 224x224 pixels into the 55x55 map of section 3.5. So images
+  are padded with zeros: 1 pixel above and on the left, 2 pixels below and on the right;
+- the two smaller versions: filter sizes and counts, initial weights, and no response normalization by default.
 """
 
 import dataclasses
@@ -20,22 +19,21 @@ from collections.abc import Callable
 
 import keras
 
-from alexnet.draws import layer_seed
-from alexnet.layers import Dropout, GroupedConv2D, LocalResponseNormalization
+from alexnet.layers import Dropout, GroupedConv2D, LocalResponseNormalization, layer_seed
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerMaker:
-    """Makes the layers of one network, with what they have in common.
+    """Makes the layers of one network, with the settings that they share.
 
     Attributes:
-      policy: Keras dtype policy of all layers but the last.
-      seed: of the network's initial weights; each layer derives its own from it.
-      initializer: makes a Keras initializer of kernels from `seed=...`.
-      lrn: whether `norm` makes a layer.
-      overlapping_pooling: pools of 3x3, stride 2 (paper, section 3.4), or of 2x2, stride 2.
-      pool_padding: "valid" or "same", of the 3x3 pools.
-      width: what every convolution's number of filters is multiplied by.
+      policy: Keras dtype policy of all layers except the last.
+      seed: seed of the network's initial weights. Each layer derives its own seed from it.
+      initializer: function that makes the initializer of a kernel; it takes `seed=...`.
+      lrn: whether the network has response normalization.
+      overlapping_pooling: True pools 3x3 windows with stride 2 (paper, section 3.4), False 2x2 windows with stride 2.
+      pool_padding: padding of the 3x3 pools, "valid" or "same".
+      width: factor on the number of filters of every convolution.
     """
 
     policy: str
@@ -51,18 +49,18 @@ class LayerMaker:
         return {"kernel_initializer": kernel, "bias_initializer": keras.initializers.Constant(bias)}
 
     def conv(self, number, filters, size, *, strides=1, padding="same", groups=1, bias=0.0):
-        """A convolution and its ReLU."""
+        """A convolution followed by ReLU."""
         kind = keras.layers.Conv2D if groups == 1 else functools.partial(GroupedConv2D, groups=groups)
         filters = max(1, round(self.width * filters))
         common = {"activation": "relu", "dtype": self.policy, "name": f"conv{number}"}
         return kind(filters, size, strides, padding, **common, **self._weights(number, bias))
 
     def norm(self, number):
-        """A list: the response normalization, or nothing where the network has none."""
+        """A list with the response normalization, empty if the network has none."""
         return [LocalResponseNormalization(dtype=self.policy, name=f"norm{number}")] if self.lrn else []
 
     def pool(self, number):
-        """A max pooling that halves height and width; at the sizes in the comments both kinds agree."""
+        """Max pooling that halves height and width. Both kinds have the output shapes in the comments below."""
         size, padding = (3, self.pool_padding) if self.overlapping_pooling else (2, "valid")
         return keras.layers.MaxPooling2D(size, 2, padding, dtype=self.policy, name=f"pool{number}")
 
@@ -76,12 +74,11 @@ class LayerMaker:
         return keras.layers.Dense(units, **common, **self._weights(number, bias))
 
     def dropout(self, number, rate):
-        """Dropout of the dense layer of the same number."""
-        seed = layer_seed(self.seed, number)
-        return Dropout(rate, number, seed=seed, dtype=self.policy, name=f"dropout{number}")
+        """Dropout after the dense layer with the same number."""
+        return Dropout(rate, number, seed=layer_seed(self.seed, number), dtype=self.policy, name=f"dropout{number}")
 
     def logits(self, number, num_classes):
-        """The last dense layer, at least float32: the loss would suffer from logits of 8 bits."""
+        """The last dense layer. It computes in float32 or better, because bfloat16 logits have only 8 significant bits."""
         dtype = keras.dtype_policies.get(self.policy).variable_dtype
         return keras.layers.Dense(num_classes, dtype=dtype, name="logits", **self._weights(number, 0.0))
 
@@ -92,10 +89,11 @@ def alexnet(
 ):
     """The paper's network for 224x224 images: 60,965,224 parameters with two towers and 1000 classes.
 
-    `towers=1` connects every convolution to all maps before it (section 3.2 gives 1.7 points of top-1 error
-    to the two towers, over one with half as many kernels). `cross_connection=False` leaves conv 3 to its own
-    tower, as conv 4 and 5. Weights start from N(0, 0.01), biases from 1 in conv 2, 4, 5 and the hidden dense
-    layers and from 0 elsewhere (section 5); without `paper_init` and `paper_biases`, from `he_uniform` and 0.
+    `towers=1` connects every convolution to all maps of the layer before it. (Section 3.2 reports that two towers have
+    1.7 points less top-1 error than one tower with half as many kernels.) `cross_connection=False` keeps the towers apart
+    in conv 3 too, as in conv 4 and 5. Weights start from N(0, 0.01), or from `he_uniform` without `paper_init`. Biases
+    start from 1 in conv 2, 4, 5 and the hidden dense layers, else from 0 (section 5); without `paper_biases` all start
+    from 0.
     """
     normal = functools.partial(keras.initializers.RandomNormal, stddev=0.01)
     initializer = normal if paper_init else keras.initializers.HeUniform
@@ -123,10 +121,10 @@ def alexnet(
 
 
 def alexnet_tower(num_classes, *, policy, seed, lrn, overlapping_pooling, dense_units, width, dropout_rate=0.5):
-    """One of the paper's two towers for 32x32 images: as many filters, but of 5x5 and 3x3, all with stride 1.
+    """One of the paper's two towers, for 32x32 images: the same numbers of filters, of size 5x5 and 3x3, with stride 1.
 
-    3,991,754 parameters with 10 classes. Weights start from `he_uniform`, biases from 0. `width` multiplies the
-    filters of every convolution.
+    3,991,754 parameters with 10 classes. Weights start from `he_uniform`, biases from 0. `width` multiplies the number
+    of filters of every convolution.
     """
     make = LayerMaker(policy, seed, keras.initializers.HeUniform, lrn, overlapping_pooling, "same", width)
     return [
@@ -149,15 +147,13 @@ def alexnet_tower(num_classes, *, policy, seed, lrn, overlapping_pooling, dense_
     ]
 
 
-def alexnet_mini(
-    num_classes, *, policy, seed, lrn, overlapping_pooling, dense_units, dense7_relu, width, dropout_rate=0.0
-):
-    """A common tutorial's reduced form for 32x32 images: 18,075,242 parameters with 10 classes.
+def alexnet_mini(num_classes, *, policy, seed, lrn, overlapping_pooling, dense_units, dense7_relu, width, dropout_rate=0.0):
+    """The reduced network of a common tutorial, for 32x32 images: 18,075,242 parameters with 10 classes.
 
-    As printed there, the second dense layer has no activation (`dense7_relu` gives it one) and nothing is
-    dropped. Weights start from `he_uniform`, biases from 0. `width` multiplies the filters of every convolution:
-    with `width=0.1` and `dense_units=256` there are 76,781 parameters, and 350,528 multiply-adds an image where
-    the whole network has 33,275,904 (95 times as many).
+    As in the tutorial, the second dense layer has no activation (`dense7_relu` adds a ReLU) and there is no dropout by
+    default. Weights start from `he_uniform`, biases from 0. `width` multiplies the number of filters of every convolution.
+    With `width=0.1` and `dense_units=256` the network has 76,781 parameters and 350,528 multiply-adds per image; the whole
+    network has 33,275,904 multiply-adds, 95 times as many.
     """
     make = LayerMaker(policy, seed, keras.initializers.HeUniform, lrn, overlapping_pooling, "same", width)
     return [
@@ -185,10 +181,10 @@ _NETWORKS = {"alexnet": alexnet, "alexnet_tower": alexnet_tower, "alexnet_mini":
 
 
 def build(name, num_classes, image_shape, options, dropout_rate, policy, seed):
-    """Builds one of `names.ALEXNETS`; `alexnet.build` has judged the arguments.
+    """Builds one of `names.ALEXNETS`. `alexnet.build` has checked the arguments.
 
     Raises:
-      ValueError: images too small for the network's pooling.
+      ValueError: the images are too small for the network's pooling.
     """
     dropout = {} if dropout_rate is None else {"dropout_rate": dropout_rate}
     network = _NETWORKS[name.removesuffix("_sequential")]
@@ -202,16 +198,14 @@ def build(name, num_classes, image_shape, options, dropout_rate, policy, seed):
 
 
 def _check_image_size(name, layers, height, width):
-    if _maps_are_left(layers, height, width):
+    if _fits(layers, height, width):
         return
-    smallest = next(size for size in itertools.count(1) if _maps_are_left(layers, size, size))
-    raise ValueError(
-        f"{name} cannot take images of {height}x{width}: it needs at least {smallest}x{smallest} pixels"
-    )
+    smallest = next(size for size in itertools.count(1) if _fits(layers, size, size))
+    raise ValueError(f"{name} cannot take images of {height}x{width}: it needs at least {smallest}x{smallest} pixels")
 
 
-def _maps_are_left(layers, height, width):
-    """Whether an image of this size still has a pixel when it arrives at the dense layers."""
+def _fits(layers, height, width):
+    """Whether an image of this size leaves at least one pixel for the dense layers."""
     shape = (None, height, width, 3)
     try:
         for layer in itertools.takewhile(lambda layer: not isinstance(layer, keras.layers.Flatten), layers):

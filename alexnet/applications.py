@@ -1,11 +1,11 @@
 """The classification networks of keras.applications, under their own names and without pretrained weights.
 
-They keep to the rules of our own networks, so they depart from what their constructors return:
-- images come in normalized, and what a network would do to pixels first is left out;
-- initial weights depend on a seed;
-- the statistics of batch normalization span all replicas;
-- dropout masks can be drawn again (see `layers.Dropout`);
-- logits are at least float32.
+They follow the rules of our own networks, so they differ from the models that Keras's constructors return:
+- images arrive normalized, so the network's own preprocessing is removed;
+- initial weights are a function of a seed;
+- batch normalization uses the statistics of all replicas;
+- dropout masks are reproducible (see `layers.Dropout`);
+- logits are float32 or float64.
 """
 
 import contextlib
@@ -19,14 +19,14 @@ from alexnet.layers import Dropout
 
 
 def build(name, num_classes, image_shape, policy, seed):
-    """Builds one of `names.APPLICATIONS`; `alexnet.build` has judged the arguments.
+    """Builds one of `names.APPLICATIONS`. `alexnet.build` has checked the arguments.
 
     Raises:
       ValueError: the network cannot be built for images of this shape.
     """
     constructor = getattr(keras.applications, name)
     dtype = keras.dtype_policies.get(policy).variable_dtype
-    takes_raw_pixels = "include_preprocessing" in inspect.signature(constructor).parameters
+    has_preprocessing = "include_preprocessing" in inspect.signature(constructor).parameters
     with _global_policy(policy), _seeded_initializers(seed):
         try:
             model = constructor(
@@ -35,13 +35,13 @@ def build(name, num_classes, image_shape, policy, seed):
                 classifier_activation=None,
                 input_shape=image_shape,
                 input_tensor=keras.Input(image_shape, dtype=dtype, name="images"),
-                **({"include_preprocessing": False} if takes_raw_pixels else {}),
+                **({"include_preprocessing": False} if has_preprocessing else {}),
             )
         except ValueError as error:
             size = "x".join(map(str, image_shape))
             raise ValueError(f"{name} cannot take images of {size}: {str(error).splitlines()[0]}") from error
         model = adapt(model)
-    # The network's own last layer, which may be named "logits", computes in the policy's dtype.
+    # The last layer computes in the policy's dtype. Some networks name it "logits", so the cast needs another name.
     logits = keras.layers.Activation("linear", dtype=dtype, name="logits_cast")(model.outputs[0])
     return keras.Model(model.inputs[0], logits, name=name)
 
@@ -49,15 +49,15 @@ def build(name, num_classes, image_shape, policy, seed):
 def adapt(model):
     """Rebuilds a functional model for training on any number of replicas, with new initial weights.
 
-    Batch normalization becomes synchronized, `keras.layers.Dropout` becomes `layers.Dropout`, and a
-    `Rescaling` of pixels becomes the identity (EfficientNetB0 to B7 divide by 255 and have no switch for
-    it). All else, and all names, stay.
+    Batch normalization becomes synchronized, `keras.layers.Dropout` becomes `layers.Dropout`, and `Rescaling` becomes the
+    identity (EfficientNetB0 to B7 divide pixels by 255 and have no argument to turn that off). All other layers and all
+    names stay the same.
     """
     dropout_numbers = itertools.count()
 
     def rebuild(layer):
         config = layer.get_config()
-        # Exact types: a subclass may have other arguments.
+        # Compare exact types, because a subclass may have other arguments.
         if type(layer) is keras.layers.BatchNormalization:
             return keras.layers.BatchNormalization.from_config({**config, "synchronized": True})
         if type(layer) is keras.layers.Dropout:
@@ -72,7 +72,7 @@ def adapt(model):
 
 @contextlib.contextmanager
 def _global_policy(policy):
-    """Sets Keras's global dtype policy, since the constructors take none, and puts the caller's back."""
+    """Sets Keras's global dtype policy, because the constructors do not take one, and restores it at the end."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
@@ -83,7 +83,7 @@ def _global_policy(policy):
 
 @contextlib.contextmanager
 def _seeded_initializers(seed):
-    """Seeds Python's `random`, from which Keras draws missing seeds, and puts the caller's state back."""
+    """Seeds Python's `random`, from which Keras draws the seeds of initializers, and restores its state at the end."""
     before = random.getstate()
     random.seed(seed)
     try:

@@ -1,5 +1,6 @@
-"""The names of the networks and of their options. Imports nothing heavy: a command line is complete at once."""
+"""Names of the networks and of their options. Does not import TensorFlow, so that flags are checked without a delay."""
 
+import contextlib
 import difflib
 import math
 import typing
@@ -28,19 +29,18 @@ ALL = OWN + APPLICATIONS
 
 
 class Option(typing.NamedTuple):
-    """One switch of a network: type and default.
+    """One option of a network: its type and its default.
 
-    An int is one of `choices`, if any, else `low` or more; a float lies above 0 and is at most `high`.
+    An int must be one of `choices`, or at least 1 if there are none. A float must be above 0 and at most `high`.
     """
 
     kind: type
     default: bool | int | float
     choices: tuple = ()
-    low: int = 1
     high: float = math.inf
 
 
-_WIDTH = Option(float, 1.0, high=4.0)  # what the filters of every convolution are multiplied by, rounded, at least one
+_WIDTH = Option(float, 1.0, high=4.0)  # factor on the number of filters of every convolution; the result is rounded, at least 1
 _TOWER = {
     "lrn": Option(bool, False),
     "overlapping_pooling": Option(bool, True),
@@ -54,7 +54,7 @@ _MINI = {
     "dense7_relu": Option(bool, False),
     "width": _WIDTH,
 }
-# {network: {option: Option}}. The networks take their defaults from here and have none of their own.
+# {network: {option: Option}}. All defaults are here; the functions that build networks have no defaults of their own.
 OPTIONS = {
     "alexnet": {
         "lrn": Option(bool, True),
@@ -75,7 +75,7 @@ OPTIONS = {
 
 
 def check_name(name):
-    """Raises ValueError, with the names that come close, where no network has this name."""
+    """Raises ValueError if no network has this name. The message suggests similar names."""
     if name in ALL:
         return
     by_lower_case = {known.lower(): known for known in ALL}
@@ -89,14 +89,14 @@ def parse_options(name, options):
     """Completes and checks the options of a network.
 
     Args:
-      name: of a network, one of ALL.
-      options: a text such as "lrn=false,towers=1", a dict such as {"lrn": False, "towers": 1}, or None.
+      name: name of a network, one of ALL.
+      options: a string such as "lrn=false,towers=1", a dict such as {"lrn": False, "towers": 1}, or None.
 
     Returns:
-      {option: value}, bools, ints and floats, of every option that the network has; defaults where none was given.
+      {option: value} for all options of the network: bools, ints and floats. Options that were not given have their defaults.
 
     Raises:
-      ValueError: no such network, option or value; one line that names them and what is allowed.
+      ValueError: the network, an option or a value does not exist. The message is one line and lists what is allowed.
     """
     check_name(name)
     given = dict(options) if isinstance(options, dict) else _split(options or "")
@@ -109,55 +109,36 @@ def parse_options(name, options):
     defaults = {key: option.default for key, option in known.items()}
     complete = {**defaults, **{key: _check(key, value, known[key]) for key, value in given.items()}}
     if complete.get("towers") == 1 and not complete["cross_connection"]:
-        raise ValueError("cross_connection=false needs towers=2; one tower has nothing to cut")
+        raise ValueError("cross_connection=false needs towers=2, because a single tower has no connection to cut")
     return complete
 
 
 def _split(text):
-    """{key: text of the value} of a comma list."""
+    """Splits a comma list into {key: value as text}."""
     pairs = {}
     for item in text.split(",") if text.strip() else ():
         key, equals, value = (part.strip() for part in item.partition("="))
         if not (key and equals and value):
-            raise ValueError(
-                f"{item!r} is not an option; write a comma list of key=value, such as dense_units=256"
-            )
+            raise ValueError(f"{item!r} is not an option; write a comma list of key=value, such as dense_units=256")
         if key in pairs:
-            raise ValueError(f"{key} is given twice, as {pairs[key]} and {value}")
+            raise ValueError(f"{key} is given twice: {pairs[key]} and {value}; give it once")
         pairs[key] = value
     return pairs
 
 
 def _check(key, value, option):
-    """The typed value of one option, from its text or from a value of the right type."""
+    """The typed value of one option, from a string or from a value that already has the right type."""
+    text, typed = str(value).lower(), None
     if option.kind is bool:
-        typed = {"true": True, "false": False}.get(str(value).lower())
-        allowed, fits = "true or false", typed is not None
-    elif option.kind is float:
-        typed = _to_float(value)
-        allowed = f"a number above 0 and at most {option.high:g}"
-        fits = typed is not None and 0 < typed <= option.high
+        typed, allowed = {"true": True, "false": False}.get(text), "true or false"
+    elif option.kind is int:
+        number = int(text) if text.isascii() and text.isdecimal() else 0
+        typed = number if number >= 1 and number in (option.choices or (number,)) else None
+        allowed = " or ".join(map(str, option.choices)) or "a whole number, 1 or more"
     else:
-        typed = _to_int(value)
-        allowed = " or ".join(map(str, option.choices)) or f"a whole number, {option.low} or more"
-        fits = typed is not None and (typed in option.choices if option.choices else typed >= option.low)
-    if not fits:
-        raise ValueError(f"{key}={value} cannot be; give {allowed}")
+        allowed = f"a number above 0 and at most {option.high:g}"
+        with contextlib.suppress(ValueError):
+            typed = float(text) if 0 < float(text) <= option.high else None
+    if typed is None:
+        raise ValueError(f"{key}={value} is not allowed; give {allowed}")
     return typed
-
-
-def _to_int(value):
-    """`value` as an int if it is one, or the text of one; else None."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    return int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else None
-
-
-def _to_float(value):
-    """`value` as a float if it is a number, or the text of one; else None."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    try:
-        return float(value)
-    except (ValueError, OverflowError):
-        return None

@@ -1,27 +1,25 @@
 """A residual network for 32x32 images: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition" (2015), section 4.2.
 
 Departures from that paper:
-- the statistics of batch normalization span all replicas; their moving averages keep 0.9 a step and epsilon is 1e-5, of which the
-  paper says nothing;
-- a dropout layer stands before the last layer, because `--dropout_rate` reaches every network here; its own rate is 0.
+- batch normalization uses the statistics of all replicas. Its momentum is 0.9 and its epsilon 1e-5; the paper does not give them;
+- there is a dropout layer before the last layer, because `--dropout_rate` works for every network here. Its default rate is 0.
 """
 
 import itertools
 
 import keras
 
-from alexnet.draws import layer_seed
-from alexnet.layers import Dropout, PaddedShortcut
+from alexnet.layers import Dropout, PaddedShortcut, layer_seed
 
-BLOCKS_PER_SIZE = 3  # n of the paper: 6 n + 2 layers with weights
+BLOCKS_PER_SIZE = 3  # the paper's n; the network has 6 n + 2 layers with weights
 
 
 class LayerMaker:
-    """Makes the layers of one network and joins them to a tensor.
+    """Makes layers and applies them to a tensor.
 
     Args:
-      policy: Keras dtype policy of all layers but the last.
-      seed: of the initial weights; each layer derives its own from it.
+      policy: Keras dtype policy of all layers except the last.
+      seed: seed of the initial weights. Each layer derives its own seed from it.
     """
 
     def __init__(self, policy, seed):
@@ -29,12 +27,12 @@ class LayerMaker:
         self._seeds = (layer_seed(seed, number) for number in itertools.count(1))
 
     def weights(self):
-        """Keyword of a layer: kernels from N(0, 2 / inputs of a unit), as in He et al., "Delving Deep into Rectifiers"."""
+        """Keyword arguments of a layer. Kernels start from N(0, 2 / fan-in) (He et al., "Delving Deep into Rectifiers")."""
         return {"kernel_initializer": keras.initializers.VarianceScaling(2.0, "fan_in", "untruncated_normal", next(self._seeds))}
 
     def conv(self, x, name, filters, size=3, strides=1):
-        """A convolution without bias, and its batch normalization, which has one."""
-        if size > 1 and strides > 1:  # TensorFlow's "same" pads below and to the right alone, half a pixel off the shortcut
+        """A convolution without bias, followed by batch normalization, which has a bias."""
+        if size > 1 and strides > 1:  # Padding "same" would pad only below and on the right: half a pixel off the shortcut.
             x = keras.layers.ZeroPadding2D(size // 2, dtype=self.policy, name=f"{name}_pad")(x)
         x = keras.layers.Conv2D(
             filters, size, strides, "valid" if strides > 1 else "same", use_bias=False, dtype=self.policy, name=name,
@@ -43,11 +41,11 @@ class LayerMaker:
             momentum=0.9, epsilon=1e-5, synchronized=True, dtype=self.policy, name=f"{name}_norm")(x)
 
     def relu(self, x, name):
-        """The activation."""
+        """The activation, as a layer with a name."""
         return keras.layers.ReLU(dtype=self.policy, name=name)(x)
 
     def block(self, x, name, filters, projection):
-        """Two 3x3 convolutions and a shortcut around them. Where the filters become more, height and width are halved."""
+        """Two 3x3 convolutions and a shortcut around them. If the number of filters grows, height and width are halved."""
         shortcut, halves = x, filters != x.shape[-1]
         x = self.relu(self.conv(x, f"{name}_conv1", filters, strides=2 if halves else 1), f"{name}_relu1")
         x = self.conv(x, f"{name}_conv2", filters)
@@ -59,10 +57,10 @@ class LayerMaker:
 
 
 def resnet20(images, num_classes, *, policy, seed, projection, dropout_rate=0.0):
-    """20 layers with weights; with 10 classes 269,722 trainable parameters, the paper's 0.27 million.
+    """20 layers with weights. With 10 classes it has 269,722 trainable parameters, the paper's 0.27 million.
 
-    Shortcuts are the paper's option A on CIFAR-10, zeros for new channels (`PaddedShortcut`); with `projection` its option B,
-    1x1 convolutions there, 272,474 trainable parameters.
+    By default, shortcuts fill new channels with zeros (`PaddedShortcut`, the paper's option A, which it uses on CIFAR-10).
+    With `projection` they are 1x1 convolutions (option B), and there are 272,474 trainable parameters.
     """
     make = LayerMaker(policy, seed)
     x = make.relu(make.conv(images, "conv", 16), "relu")  # [B, 32, 32, 16]
@@ -76,7 +74,7 @@ def resnet20(images, num_classes, *, policy, seed, projection, dropout_rate=0.0)
 
 
 def build(name, num_classes, image_shape, options, dropout_rate, policy, seed):
-    """Builds one of `names.RESNETS`; `alexnet.build` has judged the arguments."""
+    """Builds one of `names.RESNETS`. `alexnet.build` has checked the arguments."""
     dropout = {} if dropout_rate is None else {"dropout_rate": dropout_rate}
     images = keras.Input(image_shape, dtype=keras.dtype_policies.get(policy).variable_dtype, name="images")
     logits = resnet20(images, num_classes, policy=policy, seed=seed, **options, **dropout)

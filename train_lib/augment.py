@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from alexnet.draws import example_integers
+from alexnet.layers import example_integers
 
 COLOR_SIGMA = 0.1  # paper, section 4.1
 CUTOUT_SHARE = 2  # the square's side is the short side over this: the 16 pixels of 32 that its paper takes for CIFAR-10

@@ -97,7 +97,7 @@ def test_images_too_small(name, size, smallest):
 
 
 def test_dropout_rate_is_refused():
-    with pytest.raises(ValueError, match="dropout_rate 0.5 does not reach VGG16"):
+    with pytest.raises(ValueError, match="dropout_rate 0.5 has no effect on VGG16"):
         alexnet.build("VGG16", 10, (32, 32, 3), dropout_rate=0.5)
 
 
