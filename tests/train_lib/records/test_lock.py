@@ -189,7 +189,7 @@ def test_a_writer_on_another_machine_is_known_by_its_heartbeat(tmp_path, quick, 
     assert json.loads(path.read_text()) == ELSEWHERE
     with locked(tmp_path, lines.append):
         assert holder_of(tmp_path) == Holder.myself()
-    assert [("looking for" in line, "which is dead" in line) for line in lines] == [(True, False), (True, False), (False, True)]
+    assert [("watching" in line, "which is dead" in line) for line in lines] == [(True, False), (True, False), (False, True)]
 
 
 def test_the_writer_beats(tmp_path, quick):
