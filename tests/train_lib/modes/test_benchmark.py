@@ -19,9 +19,9 @@ from train_lib import config as config_lib
 from train_lib import steps
 from train_lib.cli import environment
 from train_lib.distribution.strategy import distribute
-from train_lib.modes import benchmark as benchmark_lib
 from train_lib.modes.benchmark import child as benchmark_child
 from train_lib.modes.benchmark import fit as benchmark_fit
+from train_lib.modes.benchmark import measure as benchmark_lib
 from train_lib.modes.benchmark import rows
 from train_lib.modes.benchmark import verdict as report
 from train_lib.modes.benchmark.rows import Bench, RowFailed, StepRow

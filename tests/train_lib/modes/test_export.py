@@ -17,10 +17,10 @@ from PIL import Image
 from source_files import encoded
 
 from input_pipeline.common.errors import SettingError, UnusableError
-from train_lib.modes import export as export_room
 from train_lib.modes.classifier import open_classifier
 from train_lib.modes.export import check as export_check
-from train_lib.modes.export import export
+from train_lib.modes.export import saved_model as export_room
+from train_lib.modes.export.saved_model import export
 from train_lib.modes.predict import predict
 from train_lib.records.workdir import Workdir
 

@@ -18,7 +18,7 @@ from PIL import Image
 from input_pipeline.common.errors import UnusableError
 from train_lib import config as config_lib
 from train_lib.cli import flags as flags_lib
-from train_lib.modes import report
+from train_lib.modes.report import page as report
 from train_lib.modes.report import parts as report_parts
 from train_lib.records.workdir import Workdir
 
@@ -319,7 +319,7 @@ def test_an_empty_run_has_no_report(tmp_path, main, kind):
 
 
 def test_a_report_needs_neither_tensorflow_nor_global_state_of_matplotlib(workdir):
-    lines = ["import sys, pathlib", "from train_lib import report, workdir, config, flags",
+    lines = ["import sys, pathlib", "from train_lib.modes.report import page as report", "from train_lib.records import workdir",
              f"assert report.report(None, workdir.Workdir(pathlib.Path({str(workdir.path)!r}))) == 0",
              "assert not {'tensorflow', 'keras', 'tensorflow_datasets', 'matplotlib.pyplot'} & set(sys.modules)"]
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -3,7 +3,8 @@
 from statistics import mean, median
 
 from alexnet import names
-from train_lib.modes.benchmark.rows import OF_A_STREAM, RATIOS, ROWS
+from train_lib.config import BENCHMARK_ROWS
+from train_lib.modes.benchmark.rows import OF_A_STREAM, RATIOS
 
 SECONDS_PER_ROW = 2.5  # of a round, on average over the rows: shorter ones measure the machine's hiccups
 MOST_SECONDS = 100.0  # of all rounds together
@@ -108,7 +109,7 @@ def table(result):
     lines = [f"{'row':<19} {'images/s':>10} {'low':>10} {'high':>10} {'rounds':>7}"]
     for row in result["rows"]:
         figures = "".join(f" {row[name]:>10,.0f}" for name in ("images_per_second", "low", "high"))
-        lines.append(f"{row['name']:<19}{figures} {row['rounds']:>7}   {ROWS[row['name']]}")
+        lines.append(f"{row['name']:<19}{figures} {row['rounds']:>7}   {BENCHMARK_ROWS[row['name']]}")
     lines += ["", *(f"{name:<31} {value:.3f}" for name, value in ratios.items())] if ratios else []
     if result["data_wait_share"] is not None:
         line = f"data_wait_share, of the compiled loop's time: {100 * result['data_wait_share']:.2f} %"
