@@ -4,7 +4,7 @@ import tensorflow as tf
 
 
 class Profile:
-    """Traces steps [START, STOP) of a run; as a context manager it ends a trace however the loop ends.
+    """Traces the steps from START up to STOP of a run. Call `close` however the loop ends.
 
     Args:
       steps: (START, STOP) as `DeviceConfig.profile_range` gives it, or None.
@@ -30,12 +30,6 @@ class Profile:
             first, stop = max(self._start, first_step), min(self._stop, last_step)
             self._log(f"{asked}: the run goes from step {first_step} to {last_step}; profiled is {first}:{stop}")
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._end()
-
     def begin_before(self, step):
         """To be called before a stretch of steps that begins at `step`."""
         if self._begun or not self._start <= step < self._stop:
@@ -50,9 +44,10 @@ class Profile:
     def end_after(self, step):
         """To be called after a stretch of steps that ended with `step` steps done."""
         if step >= self._stop:
-            self._end()
+            self.close()
 
-    def _end(self):
+    def close(self):
+        """Ends the trace if it is still on, however the loop has ended."""
         if not self._on:
             return
         self._on = False

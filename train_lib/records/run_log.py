@@ -1,44 +1,55 @@
-"""Records of a run: metrics.jsonl, timing.jsonl and TensorBoard, each step once however often the run was killed."""
+"""Records of a run: metrics.jsonl, timing.jsonl and TensorBoard. They hold each step once, however often the run was killed."""
 
+import contextlib
+import math
 import os
+import shutil
 
-from input_pipeline.common.small_files import UnusableFile
-from train_lib.records.event_files import EventFiles
+import tensorflow as tf
+
+from input_pipeline.common.errors import one_line_of
+from input_pipeline.common.small_files import UnusableFile, is_of
 from train_lib.records.json_lines import METRICS_RECORD, TIMING_RECORD, JsonLines
+
+KINDS = ("train", "validation")  # of TensorBoard's event files, each in a folder of its own
+# TensorBoard draws a curve for every number of a record except these.
+NOT_DRAWN = ("kind", "step", "epoch", "examples", "images", "seconds", "train_seconds")
 
 
 class RunLog:
-    """Writes the records of one run; those of a workdir that is not ours to write go nowhere.
+    """Writes the records of one run. On a worker other than the chief it writes nothing.
 
-    A record that cannot be written is said, kept, and tried again with the next one: a full disk does not end the run.
+    A full disk does not end the run: if a record cannot be written, the log says so once, keeps it, and retries with the next.
 
     Args:
       workdir: Workdir.
-      step: where the run starts or resumes; result.json and records beyond it are dropped, TensorBoard is written anew.
-      log: called with a line about what cannot be written.
-      evaluation_owed: whether that of this step is still to be done; a record of it is one that was written before a kill.
+      step: the step at which the run starts or resumes. Records after it and result.json are removed, and TensorBoard's files
+        are rewritten from the rest.
+      log: called with a line if a file cannot be written.
+      evaluation_owed: whether the run still has to evaluate at this step. A killed process may have written that record already,
+        so it is removed too.
 
     Raises:
-      UnusableError: the records that are there cannot be read, or the files not be written even now.
+      UnusableError: the existing records cannot be read or replaced.
     """
 
     def __init__(self, workdir, step, log=print, evaluation_owed=False):
-        self._is_ours, self._log, self._said = workdir.is_ours, log, {}
+        self._is_ours, self._log, self._reported = workdir.is_ours, log, {}
         if not self._is_ours:
             self.metrics = self.timing = JsonLines(os.devnull)
             return
         self.metrics = JsonLines(workdir.path / "metrics.jsonl", METRICS_RECORD)
         self.timing = JsonLines(workdir.path / "timing.jsonl", TIMING_RECORD)
-        self.metrics.read(), self.timing.read()  # which refuses damaged ones before anything is replaced
+        self.metrics.read(), self.timing.read()  # so that a damaged file is an error before anything is replaced
         workdir.remove_result()
-        # A test record belongs to the end of a run, so a run that goes on drops it too.
+        # Test records have no entry here, because they belong to the end of a run, and this run goes on.
         last = {"train": step, "validation": step - evaluation_owed}
         self.metrics.keep(lambda record: record["step"] <= last.get(record["kind"], -1))
         self.timing.keep(lambda record: record["step"] <= step)
-        self._events = EventFiles(workdir.path / "tensorboard", self._records)
-        self._try(self._events.path, self._events.rewrite)
+        self._events = _EventFiles(workdir.path / "tensorboard", self._all_records)
+        self._try(self._events.path, self._events.flush)
 
-    def _records(self):
+    def _all_records(self):
         yield from ((record["kind"], record) for record in self.metrics.read())
         yield from (("train", record) for record in self.timing.read())
 
@@ -47,27 +58,27 @@ class RunLog:
         self._add(self.metrics, kind, {"kind": kind, "step": step, "epoch": epoch, **values})
 
     def add_timing(self, step, values):
-        """Appends one record of wall-clock values, which metrics.jsonl must not hold."""
+        """Appends one record of wall-clock values. They are not in metrics.jsonl, which is the same for equal runs."""
         self._add(self.timing, "train", {"step": step, **values})
 
     def _add(self, lines, kind, record):
         if self._is_ours:
             self._try(lines.path, lambda: lines.append(record))
-            if self._events.is_open:
+            if self._events.writers:  # after a failure, the next `flush` writes this record too
                 self._try(self._events.path, lambda: self._events.add(kind, record))
 
     def _try(self, path, write):
-        """Calls `write`. Says once why it fails, until it does not."""
+        """Calls `write`. Logs the reason of a failure once, until writing works again."""
         try:
             write()
-            self._said.pop(path, None)
+            self._reported.pop(path, None)
         except UnusableFile as error:
-            if self._said.get(path) != error.reason:
+            if self._reported.get(path) != error.reason:
                 self._log(f"{path}: cannot be written ({error.reason}); going on, and trying again")
-            self._said[path] = error.reason
+            self._reported[path] = error.reason
 
     def result(self, status, state, plan, test_accuracy, stopwatch):
-        """The content of result.json, for a TrainState that has come to its end, or as far as it goes."""
+        """Returns the content of result.json for a TrainState at the end of its run, or where the run stopped."""
         best_step = state.validation.best_step
         best = [r.get("accuracy") for r in self.metrics.read() if r["kind"] == "validation" and r["step"] == best_step]
         return {
@@ -81,10 +92,10 @@ class RunLog:
         }
 
     def flush(self):
-        """Makes everything written so far visible to TensorBoard, and safe on the disk, TensorBoard's files apart.
+        """Flushes the records to the disk, and makes them visible to TensorBoard.
 
         Raises:
-          UnusableFile: a record cannot be written.
+          UnusableFile: metrics.jsonl or timing.jsonl cannot be written. A failure of TensorBoard's files is only logged.
         """
         if self._is_ours:
             self.metrics.flush()
@@ -92,16 +103,83 @@ class RunLog:
             self._try(self._events.path, self._events.flush)
 
 
-class Stopwatch:
-    """Seconds of training and of everything, since the last record and in all. The clock is passed in.
+class _EventFiles:
+    """TensorBoard's event files: a copy of the records. After a failure, the next `flush` writes all of them anew.
 
-    The first call of the compiled loop traces and compiles; it counts as time, not as throughput, unless there is no other.
+    Args:
+      path: the folder of `train/` and `validation/`. Anything else in it, such as a profile, is left alone.
+      records: called without arguments, yields (kind, record) for all records so far.
+
+    Both methods raise UnusableFile if the file system refuses.
+
+    Attributes:
+      writers: {kind: TensorFlow's writer}, None from a failure to the next `flush`.
+    """
+
+    def __init__(self, path, records):
+        self.path, self._records, self.writers = path, records, None
+
+    def add(self, kind, record):
+        """Adds one record."""
+        with self._closing_on_failure():
+            self._write(kind, record)
+
+    def flush(self):
+        """Makes all records visible to TensorBoard."""
+        with self._closing_on_failure():
+            # A writer whose folder was removed reports no error.
+            if not self.writers or not all((self.path / kind).is_dir() for kind in KINDS):
+                self._rewrite()
+            for writer in self.writers.values():
+                writer.flush()
+
+    def _rewrite(self):
+        self._close()
+        for kind in KINDS:
+            shutil.rmtree(self.path / kind, ignore_errors=True)
+        self.writers = {kind: tf.summary.create_file_writer(str(self.path / kind)) for kind in KINDS}
+        for kind, record in self._records():
+            self._write(kind, record)
+
+    def _write(self, kind, record):
+        if kind not in self.writers:
+            return
+        with self.writers[kind].as_default(step=record["step"]):
+            for name, value in record.items():
+                # Files hold null for a value that is not finite, so a rewrite could not draw it either.
+                if name not in NOT_DRAWN and is_of(value, (int, float)) and math.isfinite(value):
+                    tf.summary.scalar(name, value)
+
+    @contextlib.contextmanager
+    def _closing_on_failure(self):
+        try:
+            yield
+        except (OSError, tf.errors.OpError) as error:
+            self._close()
+            raise UnusableFile(self.path, one_line_of(error)) from None
+
+    def _close(self):
+        # Not left to the garbage collector: a writer whose file is gone creates a new one when it is closed.
+        for writer in (self.writers or {}).values():
+            with contextlib.suppress(OSError, tf.errors.OpError):
+                writer.close()
+        self.writers = None
+
+
+class Stopwatch:
+    """Measures the seconds of training and of everything, since the last record and in total.
+
+    The first call of the compiled loop traces and compiles. Its seconds count, but not for the throughput, unless there is no
+    other call yet.
+
+    Args:
+      clock: returns seconds, monotonic.
     """
 
     def __init__(self, clock):
         self._clock = clock
-        self._warm = False
-        self._first = None
+        self._is_warm = False
+        self._rate_before = None  # images/s until a call of this lap is measured
         self._restart()
 
     def _restart(self):
@@ -109,10 +187,9 @@ class Stopwatch:
         self._train_seconds, self._waited, self._images = 0.0, 0.0, 0
 
     def add_training(self, seconds, images, waited=0.0):
-        """Counts one call of the compiled loop, and the seconds of it that passed between asking for a batch and having it."""
-        if not self._warm:
-            self._warm = True
-            self._first = images / seconds
+        """Counts one call of the compiled loop. `waited` is how many of its seconds it waited for batches."""
+        if not self._is_warm:
+            self._is_warm, self._rate_before = True, images / seconds
             return
         self._train_seconds += seconds
         self._waited += waited
@@ -121,10 +198,10 @@ class Stopwatch:
     @property
     def images_per_second(self):
         """Throughput of the training steps since the last record."""
-        return self._images / self._train_seconds if self._train_seconds else self._first
+        return self._images / self._train_seconds if self._train_seconds else self._rate_before
 
     def lap(self):
-        """The values of a timing record; starts the next."""
+        """Returns the values of a timing record and starts the next one."""
         values = {
             "seconds": self._clock() - self._start,
             "train_seconds": self._train_seconds,
@@ -132,7 +209,7 @@ class Stopwatch:
             "images_per_second": self.images_per_second,
             "data_wait_share": self._waited / self._train_seconds if self._train_seconds else None,
         }
-        self._first = self.images_per_second
+        self._rate_before = self.images_per_second
         self._restart()
         return values
 
