@@ -1,4 +1,4 @@
-"""The paper's network against NumPy, each of its parts switched off, and README's table of the paper's details."""
+"""The paper's network against NumPy, with each part on and off, and the table of the paper's details in docs/networks.md."""
 
 import ast
 import re
@@ -20,7 +20,7 @@ def build(size=64, precision="float64", **options):
 
 
 def drawn_weights(model):
-    """{layer: (kernel, bias)}, large enough for every part of the network to matter."""
+    """{layer: (kernel, bias)}, with values so large that every part of the network affects the logits."""
     generator = np.random.default_rng(0)
     layers = {layer.name: layer.get_weights() for layer in model.layers if layer.weights}
     return {
@@ -60,7 +60,7 @@ OFF = [{}, {"lrn": False}, {"overlapping_pooling": False}, {"towers": 1}, {"cros
 
 @pytest.mark.parametrize("off", OFF, ids=lambda off: ",".join(off) or "paper")
 def test_the_network_is_that_of_numpy_with_each_part_on_or_off(off):
-    """A part at the wrong place, a switch that switches nothing, or another part than it says, gives other logits."""
+    """Logits differ if a part is at the wrong place, or if an option does nothing or switches another part."""
     model = build(**off)
     weights = drawn_weights(model)
     for name, values in weights.items():
@@ -73,7 +73,7 @@ def test_the_network_is_that_of_numpy_with_each_part_on_or_off(off):
 
 
 def test_conv_3_alone_joins_the_towers():
-    """What it costs by hand: half of conv 3's kernels. With all three cut, half the maps never see the other half."""
+    """Count by hand: cutting the connection removes half of conv 3's weights. Then the two towers never see each other."""
     paper, cut = build(precision="float32"), build(precision="float32", cross_connection=False)
     assert paper.count_params() - cut.count_params() == 9 * 128 * 384
 
@@ -102,17 +102,18 @@ def test_the_preset_has_the_papers_hyperparameters():
                                                                       "paper_biases": True}
 
 
-# README's table.
+# The table in docs/networks.md.
 
 
 def rows():
-    """The cells of each row of README's table of the paper's details."""
-    table = re.search(r"<!-- paper -->\n(.*?)\n<!-- /paper -->", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    """The cells of each row of the table of the paper's details."""
+    page = (ROOT / "docs" / "networks.md").read_text()
+    table = re.search(r"<!-- paper -->\n(.*?)\n<!-- /paper -->", page, re.DOTALL)[1]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
 
 
 def defined(path):
-    """Names of the functions, classes and constants of a file, those of classes too."""
+    """Names of the functions, classes and constants in a file, including those inside classes."""
     found = set()
     for node in ast.walk(ast.parse((ROOT / path).read_text())):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
@@ -124,7 +125,7 @@ def defined(path):
 
 @pytest.mark.parametrize("cells", rows(), ids=lambda cells: cells[0])
 def test_what_the_table_names_is_there(cells):
-    """A row without a test is a claim."""
+    """A row without a test would be only a claim."""
     _, section, where, tests = cells
     assert re.fullmatch(r"[2-5](\.\d)?", section)
     places = re.findall(r"`([\w/.]+)`(?:: ((?:`\w+`(?:, )?)+))?", where)
@@ -132,7 +133,7 @@ def test_what_the_table_names_is_there(cells):
     for path, members in places:
         assert set(re.findall(r"\w+", members)) <= (defined(path) if members else set()), path
         assert (ROOT / path).is_file()
-    named = re.findall(r"`(\w+)::(\w+)`", tests)
+    named = re.findall(r"`([\w/]+)::(\w+)`", tests)
     assert named and len(named) == tests.count("`") / 2
     for file, test in named:
         assert test.startswith("test_") and test in defined(f"tests/{file}.py"), (file, test)
