@@ -1,10 +1,11 @@
-"""report.html, read by an HTML parser: whole, safe, true to the files of the workdir, and made without TensorFlow."""
+"""report.html, read by an HTML parser: complete, safe, consistent with the files of the workdir, made without TensorFlow."""
 
 import base64
 import html
 import html.parser
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,10 +20,10 @@ from input_pipeline.common.errors import UnusableError
 from train_lib import config as config_lib
 from train_lib.cli import flags as flags_lib
 from train_lib.modes.report import page as report
-from train_lib.modes.report import parts as report_parts
+from train_lib.modes.report import sections
 from train_lib.records.workdir import Workdir
 
-HOSTILE = "<script>alert('1')</script>&\"$title"
+HOSTILE = "<script>alert('1')</script>&\"$title{{ title }}{% if %}"
 CLASSES = ["cat", HOSTILE, "dog"]
 SECTIONS = ("curves", "epochs", "classes", "mistakes", "kernels", "batch", "speed", "repeat", "configuration", "environment")
 VOID = {"meta", "img", "br", "link", "input"}
@@ -41,7 +42,7 @@ def write(folder, name, value):
 
 
 def write_run(folder):
-    """The workdir of a run of two epochs that ended, by hand."""
+    """Writes by hand the workdir of a finished run of two epochs."""
     pictures = folder / "pictures"
     pictures.mkdir(parents=True)
     values = config_lib.to_values(config_lib.from_values({
@@ -72,7 +73,7 @@ def write_run(folder):
 
 
 class Page(html.parser.HTMLParser):
-    """What a browser would make of a page: elements with the ids around them, and the text of each section."""
+    """A page as a browser reads it: its elements, and the text of each section."""
 
     def __init__(self, text):
         super().__init__()
@@ -113,7 +114,7 @@ def page_of(workdir):
 
 
 def assert_self_contained(text):
-    """Nothing that a browser would fetch, and nothing that it would run."""
+    """The page contains nothing that a browser would fetch or run."""
     page = Page(text)
     assert "://" not in text and "@import" not in text and not re.search(r"url\((?!#)", text)
     for tag, attributes in page.elements:
@@ -130,7 +131,7 @@ def assert_self_contained(text):
     return page
 
 
-def test_the_page_is_whole_and_needs_nothing_else(workdir):
+def test_the_page_is_complete_and_needs_no_other_file(workdir):
     text = page_of(workdir)
     page = assert_self_contained(text)
     assert [section["id"] for section in page.all("section")] == list(SECTIONS)
@@ -142,7 +143,7 @@ def test_the_page_is_whole_and_needs_nothing_else(workdir):
     assert "No record" not in text and 'class="missing"' not in text
 
 
-def test_the_page_says_what_the_files_say(workdir):
+def test_the_page_shows_the_values_of_the_files(workdir):
     text = page_of(workdir)
     page = Page(text)
     flat = {name: " ".join(words.split()) for name, words in page.text.items()}
@@ -161,7 +162,7 @@ def test_the_page_says_what_the_files_say(workdir):
     assert HOSTILE in flat["environment"] and "4 x 4 x 3" in flat["environment"] and "--augment flip" in flat["configuration"]
 
 
-def test_a_name_stays_text_wherever_it_stands(workdir):
+def test_a_name_stays_text_everywhere(workdir):
     text = page_of(workdir)
     assert "<script" not in text and "alert('1')</script" not in text
     page = Page(text)
@@ -171,12 +172,20 @@ def test_a_name_stays_text_wherever_it_stands(workdir):
     assert any(HOSTILE in svg["aria-label"] for svg in page.all("svg"))
 
 
+def test_a_class_name_may_contain_any_bytes(workdir):
+    """It is the name of a folder. Bytes that are not UTF-8 come as lone surrogates, which no file can hold."""
+    path = workdir.path / "pictures" / "evaluation.json"
+    path.write_text(path.read_text().replace('"cat"', json.dumps(os.fsdecode(b"c\xe9"))))
+    assert "c\\udce9" in page_of(workdir)
+
+
 @pytest.mark.parametrize(("missing", "words"), [
-    ("result.json", "No result yet: under way, or killed. Step 20"), ("timing.jsonl", "No record in timing.jsonl"),
-    ("environment.json", "Not noted"), ("config.json", "There is no config.json"), ("pictures/mistakes.json", "None was noted"),
+    ("result.json", "No result yet: still running, or killed. Step 20"), ("timing.jsonl", "No record in timing.jsonl"),
+    ("environment.json", "There is no environment.json"), ("config.json", "There is no config.json"),
+    ("pictures/mistakes.json", "None was recorded"),
     ("pictures/evaluation.json", "--mode=evaluate"), ("pictures", "Drawn at the first evaluation"),
-    ("validation", "No validation"), ("everything", "--mode=evaluate")])
-def test_what_is_not_there_is_said(workdir, missing, words):
+    ("validation", "There is no validation record"), ("everything", "--mode=evaluate")])
+def test_the_page_names_what_is_missing(workdir, missing, words):
     records = [json.loads(line) for line in (workdir.path / "metrics.jsonl").read_text().splitlines()]
     if missing in ("validation", "everything"):
         write(workdir.path, "metrics.jsonl", [record for record in records if record["kind"] == "train"][:3])
@@ -190,8 +199,8 @@ def test_what_is_not_there_is_said(workdir, missing, words):
     assert words in " ".join(page.text.values())
 
 
-def test_values_that_are_not_there_leave_gaps(workdir):
-    """A run that diverges has steps without a loss, and its first record may have no throughput."""
+def test_missing_values_leave_gaps(workdir):
+    """A diverging run has steps without a loss, and its first record may have no throughput."""
     write(workdir.path, "metrics.jsonl", [
         {"kind": "train", "step": 2, "epoch": 0.2, "loss": None, "accuracy": None, "learning_rate": 0.1, "skipped_steps": 2},
         {"kind": "validation", "step": 2, "epoch": 0.2, "loss": None, "accuracy": 0.0, "top_5_accuracy": None}])
@@ -201,19 +210,19 @@ def test_values_that_are_not_there_leave_gaps(workdir):
     assert "0.2 2 - - - 0.00 % - 0.1" in " ".join(page.text["epochs"].split())
 
 
-def test_the_newest_judgement_counts_and_at_one_step_the_one_that_was_asked_for(workdir):
+def test_the_newest_evaluation_counts_and_at_equal_steps_the_one_of_mode_evaluate(workdir):
     found = json.loads((workdir.path / "pictures" / "evaluation.json").read_text())
     for step, wins in ((9, False), (10, True), (20, True)):
         write(workdir.path, "evaluation.json", found | {"step": step, "split": "another"})
         text = page_of(workdir)
         assert ("<code>another</code>" in text) == wins
-        assert ("None was noted" in text) == wins
-    shutil.copy(workdir.path / "pictures" / "mistakes.json", workdir.path)  # of step 10, beside an evaluation of step 20
-    assert "None was noted" in page_of(workdir)
+        assert ("None was recorded" in text) == wins
+    shutil.copy(workdir.path / "pictures" / "mistakes.json", workdir.path)  # of step 10; the evaluation is of step 20
+    assert "None was recorded" in page_of(workdir)
 
 
-def test_a_long_run_makes_no_long_page(workdir):
-    """A hundred thousand records: the table and the lines are thinned, the best row stays."""
+def test_a_long_run_does_not_make_a_long_page(workdir):
+    """With thousands of records, the table and the lines are thinned, but the best row stays."""
     records = [{"kind": "train", "step": step, "epoch": step / 100, "loss": 1.0, "accuracy": 0.5, "learning_rate": 0.1}
                for step in range(1, 20001)]
     records += [{"kind": "validation", "step": step, "epoch": step / 100, "loss": 1.0, "accuracy": 0.9 if step == 777 else 0.5,
@@ -224,7 +233,7 @@ def test_a_long_run_makes_no_long_page(workdir):
     assert len(text) < 600_000
     assert text.count('<th scope="row">') < 350 and "200 of 1000 rows" in text
     assert "7.77 (best) 777 " in " ".join(Page(text).text["epochs"].split())
-    x, y = report_parts.line(records[:20000], "step")
+    x, y = sections.line(records[:20000], "step")
     assert len(x) == 400 and y[0] == np.mean(range(1, 51)) and x[-1] == pytest.approx(np.mean(range(19951, 20001)) / 100)
 
 
@@ -248,12 +257,12 @@ def test_the_command_repeats_the_run(arguments):
 
 @pytest.mark.parametrize("values", [
     {}, {"preset": "of another version"}, {"a_setting_of_another_version": 1}, {"preset": "cifar10", "model": "alexnet_tower"}])
-def test_no_command_is_better_than_a_wrong_one(values):
-    """The last: no flag takes back the dropout rate that the preset gives."""
+def test_no_command_is_shown_rather_than_a_wrong_one(values):
+    """The last case: no flag can undo the dropout rate that the preset sets."""
     assert flags_lib.repeat_arguments(values) is None
 
 
-def test_the_command_as_the_page_shows_it_is_one_for_a_shell(workdir):
+def test_the_command_on_the_page_works_in_a_shell(workdir):
     shown = next(part for part in Page(page_of(workdir)).text["repeat"].split("python main.py")[1:])
     words = subprocess.run(["bash", "-c", f"printf '%s\\n' {shown.split('With this')[0]}"], capture_output=True, text=True).stdout
     assert "--preset=tutorial" in words.splitlines() and f"--dataset=folder:{HOSTILE}" in words.splitlines()
@@ -273,14 +282,14 @@ def test_a_damaged_file_is_named(workdir, name, content):
     ("result.json", '{"status": []}'), ("result.json", '{"status": "completed", "steps": "x"}'),
     ("pictures/mistakes.json", '{"step": 10, "mistakes": [{}]}'),
     ("metrics.jsonl", '{"kind": "train", "step": 1, "epoch": 0.1, "loss": "x", "accuracy": 1}\n')])
-def test_values_of_another_type_end_in_one_line(workdir, name, content):
+def test_values_of_a_wrong_type_are_one_clear_line(workdir, name, content):
     (workdir.path / name).write_text(content)
-    with pytest.raises(UnusableError, match="not what a run leaves there") as error:
+    with pytest.raises(UnusableError, match="not what a run writes") as error:
         report.report(None, workdir)
     assert "\n" not in str(error.value)
 
 
-def test_a_command_is_shown_only_where_it_is_known(workdir):
+def test_a_command_is_shown_only_if_it_is_known(workdir):
     for name in ("config.json", "run.flags"):
         (workdir.path / name).unlink(missing_ok=True)
     text = Page(page_of(workdir)).text["repeat"]
@@ -294,8 +303,8 @@ def snapshot(folder):
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_report_leaves_everything_else_as_it_was(workdir, main):
-    """Nor does a half-written last line, of a run that goes on meanwhile, disturb it."""
+def test_a_report_changes_no_other_file(workdir, main):
+    """The workdir may belong to a run that still goes on, so the last line of a file may be half written."""
     with open(workdir.path / "metrics.jsonl", "a") as file:
         file.write('{"kind": "tr')
     before = snapshot(workdir.path)
@@ -328,11 +337,11 @@ def test_a_report_needs_neither_tensorflow_nor_global_state_of_matplotlib(workdi
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
-def test_a_browser_shows_it_without_a_complaint(workdir, tmp_path, width):
+def test_a_browser_shows_the_page_without_an_error(workdir, tmp_path, width):
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if not browser:
         pytest.skip("no chromium")
-    # In a frame, since a window of a browser cannot be as narrow as a phone.
+    # Put the page in a frame, because a browser window cannot be as narrow as a phone.
     frame = f'<iframe width="{width}" height="2000" style="border: 0" srcdoc="{html.escape(page_of(workdir))}"></iframe>'
     script = "onload = () => document.title = frames[0].document.documentElement.scrollWidth"
     (tmp_path / "page.html").write_text(f"<!DOCTYPE html><title></title><script>{script}</script>{frame}")
@@ -341,4 +350,4 @@ def test_a_browser_shows_it_without_a_complaint(workdir, tmp_path, width):
                "--hide-scrollbars", "--enable-logging=stderr", "--dump-dom"]
     done = subprocess.run([browser, *options, f"file://{tmp_path / 'page.html'}"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "CONSOLE" not in done.stderr, done.stderr
-    assert int(re.search(r"<title>(\d+)</title>", done.stdout)[1]) == width  # nothing sticks out of the page
+    assert int(re.search(r"<title>(\d+)</title>", done.stdout)[1]) == width  # nothing is wider than the page

@@ -1,19 +1,22 @@
-"""The mode `report`: one page, report.html, about a run that is under way or has ended.
+"""The mode `report`: writes report.html, one page about a training run that is still going on or has ended.
 
-It reads what lies in the workdir and nothing else, so that it needs neither TensorFlow nor the data set, and disturbs no run.
+It reads files of the workdir and nothing else. So it needs neither TensorFlow nor the data set, and it does not disturb the run.
 """
 
+import base64
 import contextlib
 import dataclasses
-import json
 import pathlib
 import re
-import string
 import time
 
+import jinja2
+
 from input_pipeline.common.errors import UnusableError
-from train_lib.modes.report import sections
+from input_pipeline.common.small_files import parse_json
+from train_lib.modes.report.sections import contents
 from train_lib.records.json_lines import METRICS_RECORD, TIMING_RECORD, JsonLines
+from train_lib.records.terminal import number, percent
 
 REPORT = "report.html"
 TEMPLATE = pathlib.Path(__file__).with_name(REPORT)
@@ -24,17 +27,17 @@ _PICTURE = re.compile(r"(\w+)-([0-9]{8,})\.png")
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:
-    """What a workdir says of its run. What is not there is empty, {} or [].
+    """The files of a workdir. If one does not exist, its attribute is {} or [].
 
     Attributes:
       path: the workdir.
       values: config.json, {setting name: value}.
       metrics, timing: the records.
       result, environment: the JSON files of these names.
-      evaluation, mistakes: of the newest weights that were judged, by `--mode=evaluate` or by the run.
+      evaluation, mistakes: of the newest weights that `--mode=evaluate` or the training run itself evaluated.
       read_at: the time of day.
-      pictures: {name: [(step, bytes of a PNG file)]}, of each name the first and the last.
-      has_flagfile: whether run.flags is there.
+      pictures: {name: [(step, PNG file in base64)]}, the first and the last picture of each name.
+      has_flagfile: whether run.flags exists.
     """
 
     path: pathlib.Path
@@ -50,12 +53,12 @@ class RunFiles:
     read_at: str
 
     def records(self, kind):
-        """The records of one kind."""
+        """The records of one kind: train, validation or test."""
         return [record for record in self.metrics if record["kind"] == kind]
 
 
 def report(config, workdir):
-    """Writes report.html into a Workdir, by one rename, and returns 0.
+    """Writes report.html into a Workdir with one rename and returns 0.
 
     Raises:
       UnusableError: the run has no record yet, or a file cannot be read or written.
@@ -63,33 +66,34 @@ def report(config, workdir):
     files = read_run(workdir.path)
     try:
         page = render(files)
-    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:  # values of other types than a run writes
-        remedy = "look at the newest of them, or copy the folder without what was edited"
-        reason = f"a record or JSON file is not what a run leaves there ({error!r})"
-        raise UnusableError(f"{workdir.path}: {reason}; {remedy}") from None
-    print(f"written: {workdir.write_file(REPORT, page)}")
+    except (TypeError, ValueError, LookupError, AttributeError, jinja2.UndefinedError) as error:  # somebody edited the files
+        remedy = "look at the newest of them, or copy the folder without the edited files"
+        raise UnusableError(f"{workdir.path}: a record or JSON file is not what a run writes ({error!r}); {remedy}") from None
+    # A class is named after a folder, whose name may contain any bytes.
+    print(f"written: {workdir.write_file(REPORT, page.encode(errors='backslashreplace'))}")
     return 0
 
 
 def render(files):
-    """The page, as text, from RunFiles."""
-    title, body = sections.page(files)
-    return string.Template(TEMPLATE.read_text()).substitute(title=title, body=body)
+    """The page as text, from RunFiles."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"number": number, "percent": percent}
+    return environment.from_string(TEMPLATE.read_text()).render(contents(files))
 
 
 def read_run(path):
-    """The RunFiles of a workdir, as far as they are there.
+    """Reads the RunFiles of a workdir.
 
     Raises:
-      UnusableError: no record is there, or a file is not what it should be.
+      UnusableError: there is no record, or a file does not contain what it should.
     """
     metrics = JsonLines(path / "metrics.jsonl", METRICS_RECORD).read()
     if not metrics:
         remedy = "a run writes its first after --log_every_steps steps; wait for it, or give another folder"
         raise UnusableError(f"--workdir={path}: holds no run with a record; {remedy}")
-    judged = [folder for folder in (path, path / "pictures") if (folder / "evaluation.json").exists()]
-    # Of the same step, what the user asked for last: `--mode=evaluate` writes into the workdir itself.
-    evaluations = [(folder, _read_json(folder / "evaluation.json", EVALUATION_NAMES)) for folder in judged]
+    folders = [folder for folder in (path, path / "pictures") if (folder / "evaluation.json").exists()]
+    evaluations = [(folder, _read_json(folder / "evaluation.json", EVALUATION_NAMES)) for folder in folders]
+    # If both are of one step, take the one the user asked for: `--mode=evaluate` writes into the workdir itself.
     folder, evaluation = max(evaluations, key=lambda found: found[1]["step"], default=(path, {}))
     mistakes = _read_json(folder / "mistakes.json")
     return RunFiles(
@@ -108,17 +112,17 @@ def read_run(path):
 
 
 def _read_json(path, names=()):
-    """The object in a JSON file, which holds `names`; {} where there is no file."""
+    """The object in a JSON file, which must contain `names`; {} if the file does not exist."""
     try:
-        value = json.loads(path.read_bytes())
+        value = parse_json(path.read_bytes())
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise UnusableError(f"{path}: cannot be read ({error.strerror}); mend its permissions") from None
-    except (ValueError, RecursionError):
+        raise UnusableError(f"{path}: cannot be read ({error.strerror}); repair its permissions") from None
+    except ValueError:
         value = None
     if not isinstance(value, dict) or not value.keys() >= set(names):
-        raise UnusableError(f"{path}: is not what a run leaves there; remove it, or let what wrote it write it again")
+        raise UnusableError(f"{path}: is not what a run writes; remove it, or let the program that wrote it write it again")
     return value
 
 
@@ -128,8 +132,8 @@ def _read_pictures(folder):
         if match := _PICTURE.fullmatch(path.name):
             steps.setdefault(match[1], []).append((int(match[2]), path))
     for name, pictures in steps.items():
-        # A hundred evaluations have left a hundred pictures; the page shows the first and the last.
+        # A run of a hundred evaluations leaves a hundred pictures. The page shows the first and the last.
         for step, path in sorted({min(pictures), max(pictures)}):
             with contextlib.suppress(FileNotFoundError):  # a run that went back to a checkpoint has just removed it
-                found.setdefault(name, []).append((step, path.read_bytes()))
+                found.setdefault(name, []).append((step, base64.b64encode(path.read_bytes()).decode()))
     return found
