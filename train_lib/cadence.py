@@ -1,4 +1,8 @@
-"""When something is due: one rule for logs, evaluations and checkpoints, and one for how far to go before looking again."""
+"""When something is due, and when to stop early.
+
+`Every` is the one rule for logs, evaluations and checkpoints. `Plan` says how far one call of the compiled loop may go before the
+host has something to do. `ValidationTracker` keeps the best metric, early stopping's patience and the plateau schedule.
+"""
 
 import dataclasses
 import math
@@ -25,15 +29,15 @@ class Every:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All events of a run, in steps done. Nothing is left to chance: the same plan fires at the same steps after a resume.
+    """All events of a run, counted in steps done. A resumed run has the same plan, so everything fires at the same steps.
 
     Attributes:
       epoch_steps: steps in an epoch, a Fraction.
-      schedule_steps: steps that --epochs takes; the learning rate's schedule spans them.
-      last_step: where training ends at the latest.
-      log, evaluate, checkpoints: when a train record, an evaluation and a checkpoint are due.
-      steps_per_loop: the longest stretch between two looks.
-      profile: where a profile starts and stops; empty: there is none.
+      schedule_steps: the number of steps in --epochs; the learning rate schedule spans them.
+      last_step: the step after which training ends at the latest.
+      log, evaluate, checkpoints: when a train record, an evaluation and a checkpoint are due; `checkpoints` is a tuple of rules.
+      steps_per_loop: the largest number of steps in one call of the compiled loop.
+      profile: the steps at which a profile starts and stops; empty if there is none.
     """
 
     epoch_steps: Fraction
@@ -46,7 +50,7 @@ class Plan:
     profile: tuple = ()
 
     def next_stop(self, step):
-        """How far one call of the compiled loop may go from `step`: to the next event, at most steps_per_loop steps."""
+        """The step at which the next call of the compiled loop, from `step` on, has to return."""
         events = (self.log, self.evaluate, *self.checkpoints)
         profile = (border for border in self.profile if border > step)
         return min(step + self.steps_per_loop, self.last_step, *(event.next_due(step) for event in events), *profile)
@@ -56,20 +60,20 @@ class Plan:
         return self.log.is_due(step) or step == self.last_step
 
     def evaluation_due(self, step):
-        """Whether the validation split is judged after `step`."""
+        """Whether the validation split is evaluated after `step`."""
         return self.evaluate.is_due(step) or step == self.last_step
 
     def checkpoint_due(self, step):
-        """Whether the state after `step` is saved: where asked for, and after each evaluation, which may be the best."""
+        """Whether the state after `step` is saved: at the chosen steps, and after each evaluation, since it may be the best."""
         return self.evaluation_due(step) or any(every.is_due(step) for every in self.checkpoints)
 
     def epoch(self, step):
-        """How many epochs `step` steps are, a float."""
+        """The number of epochs in `step` steps, a float."""
         return float(step / self.epoch_steps)
 
 
 def make_plan(config, num_examples):
-    """Turns the epochs and steps of an ExperimentConfig into a Plan, for a training split of `num_examples`."""
+    """The Plan for the epochs and steps of an ExperimentConfig, on a training split of `num_examples`."""
     epoch_steps = Fraction(num_examples, config.optimization.global_batch_size)
     schedule_steps = _whole_steps(config.schedule.epochs, epoch_steps)
     last_step = min(schedule_steps, config.schedule.max_steps or schedule_steps)
@@ -87,21 +91,21 @@ def make_plan(config, num_examples):
 
 
 def _whole_steps(epochs, epoch_steps):
-    """The steps after which `epochs` passes over the examples are complete, rounded up."""
+    """The number of steps that complete `epochs` passes over the examples, rounded up."""
     return max(1, math.ceil(_decimal(epochs) * epoch_steps))
 
 
 def _decimal(number):
-    """The number as it was typed: 0.1 means 1/10, not the float next to it, which would add a step to many epochs."""
+    """The number as it was typed. 0.1 means 1/10: the nearest float is a little larger and would add a step to many epochs."""
     return Fraction(str(number))
 
 
 @dataclasses.dataclass
 class Patience:
-    """Counts evaluations without gain.
+    """Counts the evaluations without an improvement.
 
     Attributes:
-      best: the value that the next one must beat; None before the first.
+      best: the value that the next one must beat; None before the first evaluation.
       waited: evaluations since `best` was reached.
     """
 
@@ -109,7 +113,7 @@ class Patience:
     waited: int = 0
 
     def observe(self, value, lower_is_better, min_delta=0.0):
-        """Takes one value and returns whether it gained more than `min_delta`. NaN never gains."""
+        """Takes one value and returns whether it improved by more than `min_delta`. NaN never does."""
         gain = math.inf if self.best is None else (self.best - value if lower_is_better else value - self.best)
         if gain > min_delta and not math.isnan(value):
             self.best, self.waited = value, 0
@@ -120,15 +124,16 @@ class Patience:
 
 @dataclasses.dataclass
 class ValidationTracker:
-    """What a run knows about its validation values; survives a crash inside the checkpoint.
+    """The history of the validation metric as far as a run needs it. It is saved with every checkpoint.
 
     Attributes:
-      best: the best value so far, by any gain; its step names the best checkpoint.
-      best_step: the step of the best value, of the first where none is a number; None before the first evaluation.
-      step: the step of the newest value, None before the first evaluation.
-      stopping: for early stopping, with its min_delta.
-      plateau: for the plateau schedule.
-      plateau_drops: how often the learning rate was divided by 10.
+      best: the best value so far; any improvement counts, however small.
+      best_step: the step of the best value, which names the best checkpoint; None before the first evaluation. If no value is a
+        number, the first evaluation is the best.
+      step: the step of the newest value; None before the first evaluation.
+      stopping: the patience of early stopping, which ignores improvements up to its min_delta.
+      plateau: the patience of the plateau schedule.
+      plateau_drops: how often the plateau schedule has divided the learning rate by 10.
     """
 
     best: Patience = dataclasses.field(default_factory=Patience)
@@ -139,9 +144,9 @@ class ValidationTracker:
     step: int | None = None
 
     def observe(self, values, step, config):
-        """Takes the evaluation after `step`, {"accuracy": float, "loss": float}; returns whether it is the best so far.
+        """Takes the evaluation after `step`, {"accuracy": float, "loss": float}, and returns whether it is the best so far.
 
-        One that was taken before, which a run evaluates again that goes on at its end, counts once.
+        A finished run that goes on evaluates its last step again; that counts once.
         """
         if step == self.step:
             return step == self.best_step
@@ -159,8 +164,16 @@ class ValidationTracker:
             self.plateau_drops, self.plateau.waited = self.plateau_drops + 1, 0
         return is_best
 
+    def copy_of_best(self):
+        """What `restore_best` takes to undo an evaluation whose checkpoint could not be saved."""
+        return dataclasses.replace(self.best), self.best_step
+
+    def restore_best(self, copy):
+        """Goes back to an earlier best value: `best` can only name a checkpoint that exists."""
+        self.best, self.best_step = copy
+
     def out_of_patience(self, config):
-        """Whether early stopping ends the run."""
+        """Whether early stopping ends the run now."""
         patience = config.cadence.early_stopping_patience
         return patience > 0 and self.stopping.waited >= patience
 

@@ -1,5 +1,6 @@
-"""Judges a split with a checkpoint: accuracy, top-5, loss, accuracy per class and confusion matrix."""
+"""Evaluation: the eval step, test views, the evaluation of a split, and the mode `evaluate`."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -9,9 +10,9 @@ from input_pipeline.common.batches import num_evaluation_steps
 from input_pipeline.common.errors import SettingError
 from input_pipeline.sources import open_source
 from input_pipeline.splits import open_split, read_like
-from train_lib.checkpoints import store as checkpointing
 from train_lib.checkpoints.description import check_description
-from train_lib.checkpoints.same_run import FIXED_FOR_USE, kind_before, refuse_other_experiment
+from train_lib.checkpoints.resume import FIXED_FOR_USE, kind_before, refuse_other_experiment
+from train_lib.checkpoints.store import CheckpointStore
 from train_lib.cli.failures import explained
 from train_lib.distribution.strategy import create_strategy, distribute
 from train_lib.distribution.workers import OneWorker
@@ -25,9 +26,9 @@ MOST_CLASSES_IN_TABLE = 20
 
 
 def make_eval_step(strategy, state, test_crops=1):
-    """Compiles the forward pass for evaluation: per-replica images in, a list of logits [b, classes] out, one a replica.
+    """Compiles the forward pass for evaluation: it takes per-replica images and returns per-replica logits [b, classes].
 
-    With test_crops=10, the logits are the logarithm of the mean prediction for ten views of each image.
+    With test_crops=10, the logits are the logarithm of the mean prediction over ten views of each image.
     """
 
     def logits_of(images):
@@ -95,12 +96,27 @@ def mean_prediction(logits_of, views):
     return tf.reduce_logsumexp(tf.concat([first[tf.newaxis], others], axis=0), axis=0) - math.log(len(views))
 
 
-class Interrupted(Exception):
-    """A split is not judged to its end: the process was asked to stop."""
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of a split, as the hooks of a run see it.
+
+    Attributes:
+      kind: "validation" or "test".
+      step: of the weights that were evaluated.
+      values: {metric: value}, None without a split.
+      is_best: whether it is the best validation so far.
+      evaluator: the SplitEvaluator, with totals and mistakes; None without a split.
+    """
+
+    kind: str
+    step: int
+    values: dict | None
+    is_best: bool
+    evaluator: "SplitEvaluator | None"
 
 
 class SplitEvaluator:
-    """Judges a split as often as asked for, with the weights as they then are. Keeps one iterator alive.
+    """Evaluates a split as often as you ask, with the weights of that moment. It keeps one iterator alive.
 
     Args:
       strategy: tf.distribute strategy.
@@ -108,12 +124,12 @@ class SplitEvaluator:
       split: ResidentSplit, DeviceSplit or StreamingSplit.
       num_classes: of the network.
       global_batch_size: images per step over all replicas.
-      workers: those that judge a share each; every one gets the same totals.
-      test_crops: views of an image, 1 or 10.
+      workers: the Workers that evaluate a share each; all of them get the same totals. None: this machine alone.
+      test_crops: views per image, 1 or 10.
 
     Attributes:
-      totals: SplitTotals of the newest judgement, None before the first.
-      mistakes: its Mistakes, among the examples that this worker judged.
+      totals: SplitTotals of the newest evaluation, None before the first.
+      mistakes: its Mistakes, among the examples that this worker evaluated.
     """
 
     def __init__(self, strategy, eval_step, split, num_classes, global_batch_size, workers=None, test_crops=1):
@@ -126,16 +142,19 @@ class SplitEvaluator:
         self._iterator = distribute(
             strategy, lambda shard: split.evaluation_batches(global_batch_size, shard, test_crops), split)
 
-    def evaluate(self, asked_to_stop=lambda: False):
-        """Goes through the split once, every example counted once; returns SplitTotals.
+    def evaluate(self, stop_requested=lambda: False):
+        """Goes through the split once and counts every example once.
 
-        Raises:
-          Interrupted: `asked_to_stop()`, asked before each batch, said so. Nothing more can be judged then.
+        Args:
+          stop_requested: asked before each batch; if it returns True, the evaluation ends there, and no other can follow.
+
+        Returns:
+          SplitTotals, or None if it was asked to stop.
         """
         totals, mistakes = SplitTotals(self._num_classes), Mistakes()
         for _ in range(self._steps):
-            if asked_to_stop():
-                raise Interrupted
+            if stop_requested():
+                return None
             batch = next(self._iterator)
             logits = self._eval_step(batch)
             outputs = [self._host(values) for values in (logits, batch["label"], batch["weight"])]
@@ -149,28 +168,32 @@ class SplitEvaluator:
         return np.concatenate([value.numpy() for value in self._strategy.experimental_local_results(per_replica)])
 
 
-def evaluate_weights(evaluator, state, asked_to_stop):
-    """A SplitEvaluator's values. With --ema_decay: those of the averages, and the weights' own as "raw_..."."""
-    raw = evaluator.evaluate(asked_to_stop).summary()
-    if not state.averages:
-        return raw
+def evaluate_weights(evaluator, state, stop_requested):
+    """The values of a SplitEvaluator for a TrainState, or None if it was asked to stop.
+
+    With --ema_decay they are those of the averages; loss and accuracy of the weights themselves get the prefix "raw_".
+    """
+    raw = evaluator.evaluate(stop_requested)
+    if raw is None or not state.averages:
+        return raw and raw.summary()
+    raw = raw.summary()
     with state.averages_in_place():
-        averaged = evaluator.evaluate(asked_to_stop).summary()
-    return averaged | {f"raw_{name}": raw[name] for name in ("loss", "accuracy")}
+        averaged = evaluator.evaluate(stop_requested)
+    return averaged and averaged.summary() | {f"raw_{name}": raw[name] for name in ("loss", "accuracy")}
 
 
 def describe_network(checkpoint):
-    """(class names, image shape) of a checkpoint's network, tuples.
+    """(class names, image shape) of the network in a checkpoint, two tuples.
 
     Raises:
-      UnusableError: it does not describe a run.
+      UnusableError: the checkpoint does not describe a run.
     """
     check_description(checkpoint)
     return tuple(checkpoint.description["class_names"]), tuple(checkpoint.description["image_shape"])
 
 
 def restore_for_use(config, strategy, checkpoint):
-    """Builds the network of a checkpoint, gives it its weights, and returns a TrainState without a past."""
+    """Builds the network of a checkpoint with its evaluated weights, as a TrainState without optimizer slots or counters."""
     about = checkpoint.description
     pixels = PixelScaling.from_tensors(checkpoint.tensors("pixels/"), checkpoint.folder)
     state = create_state(config, strategy, len(about["class_names"]), about["image_shape"], pixels)
@@ -179,13 +202,13 @@ def restore_for_use(config, strategy, checkpoint):
 
 
 def evaluate(config, workdir):
-    """The mode `evaluate`: judges --split with --checkpoint of a Workdir, prints it and writes it down; returns 0."""
+    """The mode `evaluate`: evaluates --split with the --checkpoint of a Workdir, prints and writes the result; returns 0."""
     with explained(config):
         return _evaluate(config, workdir)
 
 
 def _evaluate(config, workdir):
-    checkpoint = checkpointing.CheckpointStore(workdir.checkpoints).find(config.modes.checkpoint)
+    checkpoint = CheckpointStore(workdir.checkpoints).find(config.modes.checkpoint)
     class_names, image_shape = describe_network(checkpoint)
     refuse_other_experiment(config, checkpoint, FIXED_FOR_USE)
     strategy = create_strategy(config)
@@ -197,19 +220,19 @@ def _evaluate(config, workdir):
     flag, split_name = ("split", config.modes.split) if config.modes.split else ("test_split", config.data.test_split)
     try:
         split = open_split(read_like(config.data, kind_before(checkpoint)), source, split_name, flag)
-    finally:  # also where there is one too many
+    finally:  # also if there is one bad example too many
         workdir.write_bad_examples(source.bad.lines())
     if tuple(split.image_shape) != image_shape:
         size = f"{image_shape[0]} x {image_shape[1]}"
         raise SettingError("image_size", config.data.image_size, f"the checkpoint's network takes {size}; give data of that size")
-    state = restore_for_use(config, strategy, checkpoint)  # not before: its shapes are now known to be those of the data
+    state = restore_for_use(config, strategy, checkpoint)  # only now are its shapes known to be those of the data
     test_crops, batch_size = config.modes.test_crops, config.optimization.global_batch_size
     eval_step = make_eval_step(strategy, state, test_crops)
     evaluator = SplitEvaluator(strategy, eval_step, split, len(class_names), batch_size, test_crops=test_crops)
     totals = evaluator.evaluate()
     workdir.write_bad_examples(source.bad.lines())  # a stream's
     written = [evaluation_files.write(workdir, ".", evaluator, checkpoint.step, split_name, class_names, test_crops)]
-    (workdir.path / "mistakes.png").unlink(missing_ok=True)  # drawn only where there are mistakes
+    (workdir.path / "mistakes.png").unlink(missing_ok=True)  # only drawn if there are mistakes
     written += [workdir.write_file(f"{name}.png", png) for name, png in evaluation_files.draw(workdir.path).items()]
     print_evaluation(checkpoint, split_name, class_names, totals, test_crops)
     print(f"written: {', '.join(str(path) for path in written)}")
@@ -217,7 +240,7 @@ def _evaluate(config, workdir):
 
 
 def print_evaluation(checkpoint, split_name, class_names, totals, test_crops=1):
-    """Prints the figures, the accuracy per class and, where it is readable, the confusion matrix as a table."""
+    """Prints the figures, the accuracy per class and, if it is not too large, the confusion matrix as a table."""
     figures = totals.summary()
     views = f", mean of {test_crops} views" if test_crops > 1 else ""
     print(f"{split_name}, {figures['examples']} examples, checkpoint {checkpoint.folder.name}{views}: "

@@ -1,13 +1,19 @@
-"""Many train steps in one call of a compiled function."""
+"""Many train steps in one call from Python, so that the host does not hold up the devices between steps."""
 
+import dataclasses
+
+import numpy as np
 import tensorflow as tf
 
 from train_lib.steps import METRICS, train_step
 
 
 def timed_next(iterator, deterministic=False):
-    """The next batch, and the seconds from asking for it to having it, a float64 scalar; NaN where the clock may not be read."""
-    if deterministic:  # TensorFlow then refuses tf.timestamp
+    """The next batch, and the seconds between asking for it and having it: a float64 scalar.
+
+    The seconds are NaN under --deterministic, because TensorFlow then refuses to read the clock.
+    """
+    if deterministic:
         return next(iterator), tf.constant(float("nan"), tf.float64)
     asked = tf.timestamp()
     with tf.control_dependencies([asked]):
@@ -17,20 +23,21 @@ def timed_next(iterator, deterministic=False):
 
 
 def make_train_loop(strategy, state, config):
-    """Compiles the inner loop: several steps in one call from the host.
+    """Compiles the inner loop.
 
     Returns:
       loop(iterator, first_step, num_steps, learning_rates, skipped_in_a_row, stop_requested) -> (steps done,
-      skipped_in_a_row, stopping, {name: [steps_per_loop]}). It ends early at the first step that goes beyond
-      max_nonfinite_steps and, stopping, at the first where any process asks to. `learning_rates` and the reports always have
-      steps_per_loop entries, so that a shorter last stretch does not compile again; "data_wait" are the seconds of `timed_next`.
+      skipped_in_a_row, stopping, {name: [steps_per_loop]}). It ends early at the step that exceeds --max_nonfinite_steps, and
+      at the first step at which any process was asked to stop. `learning_rates` and the reports always have steps_per_loop
+      entries, so that a shorter call does not compile again. "data_wait" holds the seconds of `timed_next`.
     """
     size = config.device.steps_per_loop
+    names = [name for name, reduction in METRICS.items() if not callable(reduction)]
 
     @tf.function
     def train_loop(iterator, first_step, num_steps, learning_rates, skipped_in_a_row, stop_requested):
         wide = tf.float64 if config.network.precision == "float64" else tf.float32
-        metrics = {name: tf.TensorArray(wide, size, element_shape=()) for name in METRICS}
+        metrics = {name: tf.TensorArray(wide, size, element_shape=()) for name in names}
         finite = tf.TensorArray(tf.bool, size, element_shape=())
         waits = tf.TensorArray(tf.float64, size, element_shape=())
         done, stopping = 0, False
@@ -51,3 +58,61 @@ def make_train_loop(strategy, state, config):
         return done, skipped_in_a_row, stopping, {name: values.stack() for name, values in reports.items()}
 
     return train_loop
+
+
+@dataclasses.dataclass(frozen=True)
+class StepsReport:
+    """What one call of the inner loop did, on the host.
+
+    Attributes:
+      first_step: the step at which it began.
+      num_steps: n, how many steps it did.
+      metrics: {name: float [n]}, one value per step.
+      finite: bool [n]; whether the update of each step was made.
+      learning_rates: float64 [n].
+      data_wait: float64 [n], seconds spent waiting for each batch.
+      skipped_in_a_row: how many updates in a row have been skipped by now.
+      stopping: whether a process was asked to stop.
+      seconds: wall-clock time of the call.
+      images_per_second: throughput since the last train record, None if it is not known.
+    """
+
+    first_step: int
+    num_steps: int
+    metrics: dict
+    finite: np.ndarray
+    learning_rates: np.ndarray
+    data_wait: np.ndarray
+    skipped_in_a_row: int
+    stopping: bool
+    seconds: float
+    images_per_second: float | None = None
+
+
+def run_steps(train_loop, batches, state, rates, size, stop_requested, clock):
+    """Calls the compiled loop for len(rates) steps from state.step on. The host waits for the devices here.
+
+    Args:
+      train_loop: from `make_train_loop`.
+      batches: iterator over per-replica batches.
+      state: TrainState.
+      rates: the learning rate of each step.
+      size: steps_per_loop.
+      stop_requested: whether this process was asked to stop.
+      clock: returns seconds.
+
+    Returns:
+      StepsReport.
+    """
+    padded = np.zeros(size)
+    padded[: len(rates)] = rates
+    start = clock()
+    done, skipped, stopping, reports = train_loop(
+        batches, tf.constant(state.step, tf.int64), tf.constant(len(rates)), tf.constant(padded),
+        tf.constant(state.skipped_in_a_row), tf.constant(stop_requested))
+    done = int(done)
+    values = {name: reports[name].numpy()[:done] for name in reports}
+    seconds = clock() - start
+    finite, data_wait = values.pop("finite"), values.pop("data_wait")
+    return StepsReport(
+        state.step, done, values, finite, padded[:done], data_wait, int(skipped), bool(stopping), seconds)

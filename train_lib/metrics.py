@@ -1,46 +1,75 @@
-"""Numbers about a run: means over training steps, exact judgement of a split, and the files they are kept in."""
+"""Numbers about a run: the metrics of a train record, the exact evaluation of a split, and the most confident mistakes."""
 
 import dataclasses
 from typing import NamedTuple
 
 import numpy as np
 
-KEPT = 8  # as many as figure 4 of the paper shows
+KEPT = 8  # mistakes, as many as figure 4 of the paper shows
 SHOWN_CLASSES = 5
+
+# {how the steps of a train record are reduced: (adds the value of one more step, computes the metric)}.
+REDUCTIONS = {
+    "mean": (lambda total, value: total + value, lambda total, steps: total / steps),
+    "sum": (lambda total, value: total + value, lambda total, steps: total),
+    "max": (max, lambda total, steps: total),
+    "last": (lambda total, value: value, lambda total, steps: total),
+}
 
 
 @dataclasses.dataclass
 class TrainTotals:
-    """Sums over the steps of the train record under way, in Python floats: their order never depends on the host calls."""
+    """The train record that is being collected. It is part of a checkpoint, so that a resumed run completes the same record.
+
+    Python floats are added one step at a time, so that the result does not depend on how many steps a call does.
+
+    Attributes:
+      steps: how many steps were made.
+      sums: {metric: its reduction so far}.
+      skipped_steps: how many steps were skipped.
+    """
 
     steps: int = 0
     sums: dict = dataclasses.field(default_factory=lambda: {"loss": 0.0, "accuracy": 0.0})
     skipped_steps: int = 0
 
-    def add(self, metrics, finite):
-        """Adds consecutive steps: arrays of one value a step. Skipped steps are counted and leave the means alone.
+    def add(self, metrics, finite, reductions=None):
+        """Adds consecutive steps. Skipped steps are counted and otherwise left out.
 
         Args:
-          metrics: {name: array}.
-          finite: bool, whether the step was done.
+          metrics: {name: array of one value per step}.
+          finite: bool array, whether each step was made.
+          reductions: {name: one of REDUCTIONS}; "mean" for a name that is missing.
         """
         for name, values in metrics.items():
+            reduction = (reductions or {}).get(name, "mean")
+            accumulate = REDUCTIONS[reduction][0]
+            for index, value in enumerate(values[finite].tolist()):  # sum() would depend on how the steps are cut
+                is_first = self.steps + index == 0 and reduction in ("max", "last")
+                self.sums[name] = value if is_first else accumulate(self.sums.get(name, 0.0), value)
             self.sums.setdefault(name, 0.0)
-            for value in values[finite].tolist():  # not sum(): from Python 3.12 on it depends on where the steps are cut
-                self.sums[name] += value
         self.steps += int(finite.sum())
         self.skipped_steps += int((~finite).sum())
 
-    def means(self):
-        """{metric: mean over the steps}, None where every step was skipped, and "skipped_steps" where any was."""
-        values = {name: total / self.steps if self.steps else None for name, total in self.sums.items()}
+    def values(self, reductions=None):
+        """{metric: value} of the record; None if every step was skipped. Adds "skipped_steps" if any was.
+
+        `reductions` is as in `add`; a function in it gets the other metrics and returns its own.
+        """
+        reductions = reductions or {}
+        values = {}
+        for name, total in self.sums.items():
+            values[name] = REDUCTIONS[reductions.get(name, "mean")][1](total, self.steps) if self.steps else None
+        for name, function in reductions.items():
+            if callable(function):
+                values[name] = function(values) if self.steps else None
         return values | ({"skipped_steps": self.skipped_steps} if self.skipped_steps else {})
 
 
 class SplitTotals:
-    """Judges logits, batch after batch, in float64 on the host; padding has weight 0 and counts nowhere.
+    """Evaluates logits, batch after batch, in float64 on the host. Padding has weight 0 and counts nowhere.
 
-    Logits with a NaN or +infinity predict no class: their example is judged wrong and stands nowhere in `confusion`.
+    Logits with a NaN or +infinity predict no class: their example counts as wrong and does not appear in `confusion`.
     """
 
     def __init__(self, num_classes):
@@ -55,8 +84,8 @@ class SplitTotals:
         logits, labels = logits[real].astype(np.float64), labels[real]
         of_label = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
         highest = logits.max(axis=1, keepdims=True)
-        with np.errstate(invalid="ignore"):  # infinity - infinity is the NaN that it should be
-            log_sum = np.log(np.exp(logits - highest).sum(axis=1))  # less `highest`
+        with np.errstate(invalid="ignore"):  # infinity - infinity is NaN, which is what we want
+            log_sum = np.log(np.exp(logits - highest).sum(axis=1))  # of exp(logits - highest)
             self._loss += float((log_sum + (highest[:, 0] - of_label)).sum())
         predicts = np.isfinite(log_sum)
         self._top_5 += int(((logits > of_label[:, None]).sum(axis=1) < 5)[predicts].sum())
@@ -64,14 +93,14 @@ class SplitTotals:
         np.add.at(self.confusion, (labels[predicts], logits[predicts].argmax(axis=1)), 1)
 
     def add_up(self, add):
-        """Replaces every total by its sum over several judges: `add` takes a list of numbers and returns the sums, in order."""
+        """Replaces every total by its sum over several workers: `add` takes a list of numbers and returns their sums in order."""
         counts = self._examples_per_class
         self._loss, self._top_5, *sums = add([self._loss, self._top_5, *counts.tolist(), *self.confusion.ravel().tolist()])
         self._examples_per_class = np.array(sums[: len(counts)], np.int64)
         self.confusion = np.array(sums[len(counts) :], np.int64).reshape(self.confusion.shape)
 
     def summary(self):
-        """{"examples", "loss" (mean cross-entropy, no smoothing), "accuracy", "top_5_accuracy"}."""
+        """{"examples", "loss" (mean cross-entropy without label smoothing), "accuracy", "top_5_accuracy"}."""
         examples = int(self._examples_per_class.sum())
         return {
             "examples": examples,
@@ -81,19 +110,19 @@ class SplitTotals:
         }
 
     def accuracy_per_class(self):
-        """One accuracy a class, None for a class without example."""
+        """A list with the accuracy of each class; None for a class without examples."""
         right = np.diagonal(self.confusion)
         return [int(r) / int(n) if n else None for r, n in zip(right, self._examples_per_class, strict=True)]
 
 
 class Mistake(NamedTuple):
-    """An example that was taken for another class.
+    """An example that the network took for another class.
 
     Attributes:
-      image: uint8 [height, width, 3], as the evaluation gave it to the network.
+      image: uint8 [height, width, 3], as the network saw it.
       label: its class.
-      classes: the five most probable classes (or all, where there are fewer), the predicted one first.
-      probabilities: float64, theirs.
+      classes: the five most probable classes (or all, if there are fewer), the predicted one first.
+      probabilities: float64, of these classes.
     """
 
     image: np.ndarray
@@ -103,7 +132,7 @@ class Mistake(NamedTuple):
 
 
 class Mistakes:
-    """Collects Mistakes over the batches of a judgement; `worst` are the most confident so far, the worst first."""
+    """Collects the most confident mistakes over the batches of an evaluation. `worst` holds them, the worst first."""
 
     def __init__(self):
         self.worst = []
@@ -115,11 +144,11 @@ class Mistakes:
           logits: [b, classes].
           labels: int [b].
           weights: [b] of 0 or 1; padding has 0.
-          images: returns uint8 [b, height, width, 3]; called only where an example of the batch is kept, since the images may
-            have to come back from a GPU.
+          images: a function that returns uint8 [b, height, width, 3]. It is only called if an example of the batch is kept,
+            since the images may have to be copied back from a GPU.
         """
         logits = logits.astype(np.float64)
-        with np.errstate(invalid="ignore"):  # infinity - infinity is the NaN that it should be
+        with np.errstate(invalid="ignore"):  # infinity - infinity is NaN, which is what we want
             exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
         confidence = 1 / exponentials.sum(axis=1)
         least = self.worst[-1].probabilities[0] if len(self.worst) == KEPT else 0.0

@@ -1,29 +1,49 @@
-"""Opens a run: data, network, optimizer, records, and the checkpoint that it goes on from."""
+"""Opens a run: data, strategy, network, optimizer, and the checkpoint that it goes on from."""
 
 import dataclasses
 
-import numpy as np
 import tensorflow as tf
 
-from input_pipeline.common.errors import SettingError, UnusableError
+from input_pipeline.common.batches import ONE_REPLICA
+from input_pipeline.common.errors import SettingError, UnusableError, one_line_of
 from input_pipeline.common.small_files import UnusableFile
-from input_pipeline.sources import Source, open_source
+from input_pipeline.sources import open_source
+from input_pipeline.sources.base import Source
 from input_pipeline.splits import decide_input, open_split, read_like
 from train_lib import config as config_lib
-from train_lib.cadence import Patience, Plan, ValidationTracker, make_plan
-from train_lib.checkpoints import store as checkpointing
-from train_lib.checkpoints.same_run import describe_data, kind_before, kind_of, refuse_other_data, say_what_changed
+from train_lib.cadence import Plan, make_plan
+from train_lib.checkpoints.resume import (
+    describe_data,
+    kind_before,
+    kind_of,
+    refuse_other_data,
+    repair_pointers,
+    report_changes,
+    restore,
+)
+from train_lib.checkpoints.store import CheckpointStore, find_initial
 from train_lib.cli import environment
-from train_lib.distribution.strategy import create_strategy, describe
+from train_lib.distribution.strategy import create_strategy, describe, distribute
 from train_lib.distribution.workers import OneWorker
-from train_lib.records.event_files import first_line
 from train_lib.records.workdir import BAD_EXAMPLES, Workdir
 from train_lib.state import PixelScaling, TrainState, assign, create_state, first_not_finite, pixel_scaling, tensors_of
 
 
 @dataclasses.dataclass
 class Run:
-    """An open run."""
+    """An open run: its data, and its state so far.
+
+    Attributes:
+      config: ExperimentConfig.
+      workdir: Workdir.
+      strategy: tf.distribute strategy.
+      source: Source.
+      train_split, validation_split: ResidentSplit, DeviceSplit or StreamingSplit; validation_split is None without one.
+      state: TrainState.
+      plan: Plan.
+      store: CheckpointStore.
+      workers: the Workers that train together; OneWorker on this machine alone.
+    """
 
     config: config_lib.ExperimentConfig
     workdir: Workdir
@@ -33,51 +53,66 @@ class Run:
     validation_split: object
     state: TrainState
     plan: Plan
-    store: checkpointing.CheckpointStore
+    store: CheckpointStore
     workers: OneWorker = dataclasses.field(default_factory=OneWorker)
 
+    def training_batches(self, first_step=0, strategy=None):
+        """An endless iterator over per-replica training batches, from `first_step` on, on the devices of a strategy."""
+        return distribute(
+            strategy or self.strategy, lambda shard: self.training_dataset(first_step, shard), self.train_split)
+
+    def training_dataset(self, first_step=0, shard=ONE_REPLICA, split=None):
+        """The training batches of the replicas of a Shard, from `first_step` on, as an endless tf.data.Dataset.
+
+        `split` may stand for the training split, such as a copy of it with a smaller shuffle buffer.
+        """
+        config, split = self.config, split or self.train_split
+        return split.training_batches(
+            config.general.seed, first_step, config.optimization.global_batch_size, config.data.augmentations, shard)
+
     def open_test_split(self):
-        """The test split."""
+        """Opens the test split, in the way in which the training split is read."""
         data = read_like(self.config.data, kind_of(self.train_split))
         split = open_split(data, self.source, data.test_split, "test_split", log=lambda line: None)
         self.list_bad_examples()
         return split
 
     def list_bad_examples(self):
-        """Adds to bad_examples.txt what was skipped since."""
+        """Adds the examples that were skipped since the last call to bad_examples.txt."""
         self.workdir.write_bad_examples(self.source.bad.lines())
 
     def write_down(self):
-        """Writes the configuration, and the environment that it is computed in."""
+        """Writes the configuration and the environment into the workdir."""
         self.workdir.write_config(self.config)
         about = {"devices": describe(self.strategy), "replicas": self.strategy.num_replicas_in_sync}
         about |= {"parameters": self.state.model.count_params(), "image_shape": list(self.train_split.image_shape)}
         self.workdir.write_json("environment.json", about | environment.describe_machine())
 
-    def save(self, is_best, flush_records=lambda: None):
-        """Saves the state as a checkpoint. Returns why that failed, None where it did not; the same on every worker.
+    def save(self, is_best, log=None):
+        """Saves the state as a checkpoint. Returns None, or the reason why it failed; the same on every worker.
 
-        `flush_records` comes first: a checkpoint promises that all records up to its step are in their files.
+        `log` is the RunLog, which is flushed first: a checkpoint promises that all records up to its step are in their files.
         """
-        tensors = tensors_of(self.state)  # by all: to read a moving statistic is a reduction over the replicas
+        tensors = tensors_of(self.state)  # every worker does this: to read a moving statistic is a reduction over the replicas
 
         def write():
             self.list_bad_examples()
-            if spoiled := first_not_finite(tensors):
-                return f"{spoiled} is not finite"
+            if name := first_not_finite(tensors):
+                return f"{name} is not finite"
             try:
-                flush_records()
+                if log:
+                    log.flush()
                 self.store.save(self.state.step, tensors, self.describe(), is_best)
             except UnusableFile as error:
                 return f"{error.path}: {error.reason}"
             except (OSError, tf.errors.OpError) as error:
-                return first_line(error)
+                return one_line_of(error)
             return None
 
         return self.workers.from_chief(write)
 
     def describe(self):
-        """What a checkpoint says of itself besides its tensors; no wall-clock value."""
+        """What a checkpoint says about itself besides its tensors. Equal runs write equal files: there is no wall-clock value."""
         return {
             "config": config_lib.to_values(self.config) | {"workdir": None},
             "class_names": list(self.source.class_names),
@@ -89,29 +124,27 @@ class Run:
 
 
 def open_run(config, workdir, checkpoint, store, log=print, workers=None):
-    """Builds everything that training needs, from `checkpoint` where there is one.
+    """Opens everything that training needs.
+
+    Args:
+      config: ExperimentConfig.
+      workdir: Workdir.
+      checkpoint: the Checkpoint to go on from; None for a new run.
+      store: CheckpointStore of the workdir.
+      log: called with each line for the user.
+      workers: Workers that train together; None for this machine alone.
+
+    Returns:
+      Run.
 
     Raises:
-      ExpectedError: settings, data, devices, network or checkpoint do not fit together.
+      ExpectedError: settings, data, devices, network and checkpoint do not fit together.
     """
     if checkpoint is not None:
-        say_what_changed(config, checkpoint, log)
+        report_changes(config, checkpoint, log)
     workers = workers or OneWorker()
     strategy = create_strategy(config, workers)
-    source = workers.chief_first(lambda: open_source(config.data))  # which prepares it where that is not done
-    validation_split = None
-    try:
-        data = decide_input(read_like(config.data, kind_before(checkpoint)), source, config.data.train_split, "train_split")
-        data = read_like(config.data, workers.gather(data.input)[0])  # of the chief: workers need not have the same memory
-        train_split = open_split(data, source, data.train_split, "train_split", log)
-        if data.validation_split:
-            validation_split = open_split(data, source, data.validation_split, "validation_split", log)
-        if data.test_split:
-            source.num_examples(data.test_split, "test_split")  # a wrong name shall not surface after the last epoch
-    finally:  # also where there is one too many
-        workdir.write_bad_examples(source.bad.lines())
-    if source.bad.found:
-        log(f"{len(source.bad.found)} examples that cannot be used are skipped, listed in {workdir.path / BAD_EXAMPLES}")
+    source, train_split, validation_split = _open_data(config.data, workdir, checkpoint, workers, log)
     plan = make_plan(config, train_split.num_examples)
     refuse_other_data(config, checkpoint, describe_data(source, train_split, validation_split))
     if checkpoint is None:
@@ -121,56 +154,41 @@ def open_run(config, workdir, checkpoint, store, log=print, workers=None):
     state = create_state(config, strategy, len(source.class_names), train_split.image_shape, pixels)
     if checkpoint is not None:
         restore(state, checkpoint, plan, config)
-        point_again(state, store, workers, log)
-        if state.step >= plan.last_step or state.validation.out_of_patience(config):
-            # No turn would follow: nothing be the best where nothing was evaluated, and no checkpoint know what was asked for.
-            state.evaluation_owed = True
+        repair_pointers(state, store, plan, config, workers, log)
     elif config.network.init_from:
         initialize(state, config.network.init_from, log)
     return Run(config, workdir, strategy, source, train_split, validation_split, state, plan, store, workers)
 
 
-def point_again(state, store, workers, log):
-    """Lets `latest` and `best` name what a restored state says, which a kill after the rename of its folder forestalled.
-
-    Where the best checkpoint is gone or damaged, the next evaluation is the best: the best is what `best` can name.
-    """
-    tracker = state.validation
-    if not workers.from_chief(lambda: store.point_again(state.step, tracker.best_step)) and tracker.best_step is not None:
-        log(f"the best checkpoint, of step {tracker.best_step}, is gone or damaged; the next evaluation counts as the best")
-        tracker.best, tracker.best_step, tracker.step = Patience(), None, None
-
-
-def restore(state, checkpoint, plan, config):
-    """Gives a new TrainState the tensors and the progress of a checkpoint.
-
-    A run that has diverged goes on after the batch that ended it, and counts anew; so does one that looks at another value of
-    the validation split from here on.
-    """
-    tensors, stored = checkpoint.tensors(), checkpoint.description["config"]
-    for name in state.averaged_weights():  # averaging begins here where the run so far had none
-        if (weight := name.replace("ema/", "model/", 1)) in tensors:
-            tensors.setdefault(name, tensors[weight])
-    if stored.get("momentum") == 0:  # without which there were no slots for it; it begins at rest
-        slots = {name: slot for name, slot in state.slots().items() if name.endswith("momentum")}
-        tensors = {name: np.zeros(slot.shape, slot.dtype) for name, slot in slots.items()} | tensors
-    assign({**state.weights(), **state.slots(), **state.averaged_weights()}, tensors, checkpoint.folder)
-    state.set_progress(checkpoint.description["progress"])
-    if state.skipped_in_a_row > config.optimization.max_nonfinite_steps:
-        state.skipped_in_a_row = 0
-    if stored.get("early_stopping_monitor") != config.cadence.early_stopping_monitor:
-        state.validation = ValidationTracker(plateau_drops=state.validation.plateau_drops)
-    if plan.last_step > checkpoint.description["last_step"]:
-        state.validation.stopping.waited = 0  # a longer run was asked for, so an early stop is no reason to end at once
+def _open_data(config, workdir, checkpoint, workers, log):
+    """Opens the source, the training split and the validation split (None without one) of a DataConfig."""
+    source = workers.chief_first(lambda: open_source(config))  # the chief prepares the data if need be
+    validation_split = None
+    try:
+        ours = decide_input(read_like(config, kind_before(checkpoint)), source, config.train_split, "train_split")
+        config = read_like(config, workers.gather(ours.input)[0])  # the chief decides: the workers' memory may differ
+        train_split = open_split(config, source, config.train_split, "train_split", log)
+        if config.validation_split:
+            validation_split = open_split(config, source, config.validation_split, "validation_split", log)
+        if config.test_split:  # report a wrong name now, not after the last epoch
+            source.num_examples(config.test_split, "test_split")
+    finally:  # also if there is one bad example too many
+        workdir.write_bad_examples(source.bad.lines())
+    if source.bad.found:
+        log(f"{len(source.bad.found)} examples that cannot be used are skipped, listed in {workdir.path / BAD_EXAMPLES}")
+    return source, train_split, validation_split
 
 
 def initialize(state, path, log):
-    """Starts from another run's weights, of --init_from; the last layer stays as initialised where its number of classes differs.
+    """Starts from the weights of another run, --init_from.
+
+    The last layer keeps its initial weights if the number of classes differs.
 
     Raises:
-      SettingError: the weights are those of another network; UnusableError: they are damaged.
+      SettingError: the weights belong to another network.
+      UnusableError: they are damaged.
     """
-    checkpoint = checkpointing.find_initial(path)
+    checkpoint = find_initial(path)
     tensors = checkpoint.evaluated_weights()
     variables = state.weights()
     last_layer = [name for name in variables if name.startswith("model/logits/")] or list(variables)[-2:]
@@ -188,10 +206,10 @@ def initialize(state, path, log):
 
 
 def restore_best(run):
-    """Puts the best checkpoint's weights into the network; returns its step.
+    """Puts the weights of the best checkpoint into the network and returns its step.
 
     Raises:
-      UnusableError: it is damaged.
+      UnusableError: the checkpoint is damaged.
     """
     best = run.store.find("best")
     assign(run.state.weights(), best.evaluated_weights(), best.folder)

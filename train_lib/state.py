@@ -13,22 +13,27 @@ from input_pipeline.common.errors import SettingError, UnusableError
 from train_lib.cadence import ValidationTracker
 from train_lib.metrics import TrainTotals
 from train_lib.optimizers import LossScale, make_optimizers
+from train_lib.steps import METRICS
 
 
 @dataclasses.dataclass
 class TrainState:
-    """A run at one step. The position in the data and all randomness are functions of (seed, step), so they need no place.
+    """A run at one step.
+
+    The position in the data, the augmentation and the dropout masks are functions of (seed, step), so nothing about them needs
+    saving.
 
     Attributes:
-      model: images to logits.
-      optimizers: a built Keras optimizer for each of model.trainable_variables, which may share it; only its slots and
+      model: keras.Model from images to logits.
+      optimizers: one built Keras optimizer per entry of model.trainable_variables; they may share one. Only the slots and
         `update_step` are used.
-      pixels: PixelScaling measured on the training data.
-      averages: --ema_decay's averages, variables in the order of model.trainable_variables; empty where it is off.
-      loss_scale: of float16, else None.
+      pixels: PixelScaling, measured on the training data.
+      averages: the averages of --ema_decay, variables in the order of model.trainable_variables; empty if it is off.
+      loss_scale: LossScale under float16, else None.
+      batch_statistics: the variables that a forward pass in training changes, such as those of batch normalization.
       step: updates done, skipped ones included.
-      validation: what is known about the validation values.
-      totals: of the train record under way.
+      validation: ValidationTracker: the best value so far, patience, and the plateau schedule.
+      totals: TrainTotals of the train record that is being collected.
       skipped_in_a_row: updates skipped since the last finite one.
       evaluation_owed: whether the evaluation after `step` is still to be done.
     """
@@ -38,14 +43,29 @@ class TrainState:
     pixels: "PixelScaling"
     averages: list = dataclasses.field(default_factory=list)
     loss_scale: LossScale | None = None
+    batch_statistics: list = dataclasses.field(default_factory=list)
     step: int = 0
     validation: ValidationTracker = dataclasses.field(default_factory=ValidationTracker)
     totals: TrainTotals = dataclasses.field(default_factory=TrainTotals)
     skipped_in_a_row: int = 0
     evaluation_owed: bool = False
 
+    def advance(self, report):
+        """Counts the steps of a StepsReport."""
+        self.totals.add(report.metrics, report.finite, METRICS)
+        self.step += report.num_steps
+        self.skipped_in_a_row = report.skipped_in_a_row
+
+    def record_values(self):
+        """The metrics of the train record that is being collected."""
+        return self.totals.values(METRICS)
+
+    def start_record(self):
+        """Begins the next train record."""
+        self.totals = TrainTotals()
+
     def progress(self):
-        """What is not a tensor, as JSON."""
+        """Everything that is not a tensor, as JSON. The names are part of the format of a checkpoint."""
         return {
             "step": self.step,
             "judgement": dataclasses.asdict(self.validation),
@@ -63,11 +83,11 @@ class TrainState:
         self.evaluation_owed = values.get("evaluation_owed", False)
 
     def weights(self):
-        """{name: variable} of the network: kernels, biases, moving statistics, random states."""
+        """{name: variable} of the network: kernels, biases, moving statistics, states of random generators."""
         return _by_path("model", self.model.variables)
 
     def slots(self):
-        """{name: variable} of the optimizers and the loss scale; the learning rate is no state, it comes from the schedule."""
+        """{name: variable} of the optimizers and the loss scale. The learning rate is not saved: it comes from the schedule."""
         each = dict.fromkeys(self.optimizers)
         slots = _by_path("optimizer", [v for one in each for v in one.variables if v is not one._learning_rate])
         if self.loss_scale:
@@ -75,13 +95,13 @@ class TrainState:
         return slots
 
     def averaged_weights(self):
-        """{name: variable} of the averages, {} where there are none."""
+        """{name: variable} of the averages; {} if there are none."""
         weights = self.model.trainable_variables if self.averages else []
         return {f"ema/{weight.path}": average for weight, average in zip(weights, self.averages, strict=True)}
 
     @contextlib.contextmanager
     def averages_in_place(self):
-        """Inside, the network has the averages for weights."""
+        """Context manager in which the network uses the averages as its weights."""
         weights = self.model.trainable_variables if self.averages else []
         kept = [keras.ops.convert_to_numpy(weight) for weight in weights]
         try:
@@ -95,14 +115,14 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class PixelScaling:
-    """The network's input is (pixel - offset) * scale, per channel, pixels in [0, 255]; and what augmentation measured.
+    """How pixels in [0, 255] become the network's input, (pixel - offset) * scale per channel, and what augmentation measured.
 
     Attributes:
       offset: float64 [3].
       scale: float64 [3].
-      mean: of the training pixels, float64 [3], with which cutout fills; None where --augment does not name it.
-      color_axes: float64 [3, 3], of pca_color; column i is eigenvector i of the channels' covariance times its eigenvalue,
-        that of pixels in [0, 1], and times 255. None where --augment does not name it.
+      mean: float64 [3], of the training pixels; cutout fills its square with it. None unless --augment names cutout.
+      color_axes: float64 [3, 3], for pca_color. Column i is 255 times eigenvector i of the covariance of the channels times its
+        eigenvalue, both of pixels in [0, 1]. None unless --augment names pca_color.
     """
 
     offset: np.ndarray
@@ -111,18 +131,19 @@ class PixelScaling:
     color_axes: np.ndarray | None = None
 
     def tensors(self):
-        """{name: array} of what is there, for a checkpoint."""
+        """{name: array} of the fields that are not None, for a checkpoint."""
         fields = {f"pixels/{field.name}": getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: value for name, value in fields.items() if value is not None}
 
     @classmethod
     def from_tensors(cls, tensors, source):
-        """The inverse of `tensors`; further ones are ignored. Raises UnusableError, naming `source`, where they do not fit."""
+        """The inverse of `tensors`; other names are ignored. Raises UnusableError, naming `source`, if a field is missing or has
+        another shape."""
         found = cls(*(tensors.get(f"pixels/{field.name}") for field in dataclasses.fields(cls)))
         for name, shape in (("offset", (3,)), ("scale", (3,)), ("mean", (3,)), ("color_axes", (3, 3))):
             tensor = getattr(found, name)
             if not (tensor is None and name in ("mean", "color_axes")) and getattr(tensor, "shape", None) != shape:
-                raise UnusableError(f"{source}: holds no pixels/{name} of shape {list(shape)}; it is no checkpoint of a run")
+                raise UnusableError(f"{source}: holds no pixels/{name} of shape {list(shape)}; it is not the checkpoint of a run")
         return found
 
 
@@ -133,7 +154,7 @@ def _by_path(prefix, variables):
 
 
 def pixel_scaling(pixels, split, augmentations=()):
-    """The PixelScaling for --pixels and --augment; measures on the training split what they need, and nothing else."""
+    """The PixelScaling for --pixels and --augment. Measures on the training split only what they need."""
     if pixels == "standardized" or "cutout" in augmentations:
         mean, deviation = split.pixel_statistics()
     if pixels == "zero_one":
@@ -147,9 +168,9 @@ def pixel_scaling(pixels, split, augmentations=()):
 
 
 def principal_colors(covariance):
-    """PixelScaling's `color_axes` from the covariance of the channels, float64 [3, 3], of pixels in [0, 255].
+    """`PixelScaling.color_axes` from the covariance of the channels, float64 [3, 3], of pixels in [0, 255].
 
-    The largest eigenvalue comes last. Of an eigenvector and its negative, the one whose largest component is positive.
+    The largest eigenvalue comes last. The sign of each eigenvector is chosen so that its largest component is positive.
     """
     eigenvalues, eigenvectors = np.linalg.eigh(covariance / 255**2)
     largest = eigenvectors[np.argmax(np.abs(eigenvectors), axis=0), range(3)]
@@ -157,7 +178,7 @@ def principal_colors(covariance):
 
 
 def create_state(config, strategy, num_classes, image_shape, pixels):
-    """Builds the network and the optimizers on all replicas of a strategy.
+    """Builds the network and the optimizers on all replicas of a strategy, as a TrainState at step 0.
 
     Raises:
       SettingError: the network cannot take images of this shape.
@@ -170,7 +191,7 @@ def create_state(config, strategy, num_classes, image_shape, pixels):
             )
         except ValueError as error:
             raise SettingError("image_size", image_shape[0], " ".join(str(error).split())) from None
-        except TypeError as error:  # what TensorFlow raises for an operation that does not know a dtype
+        except TypeError as error:  # TensorFlow raises it for an operation that does not support a dtype
             if "DataType" not in str(error):
                 raise
             reason = next(line for line in str(error).splitlines() if "DataType" in line)
@@ -183,7 +204,20 @@ def create_state(config, strategy, num_classes, image_shape, pixels):
         averaged = model.trainable_variables if config.optimization.ema_decay else []
         averages = [tf.Variable(weight.numpy(), trainable=False) for weight in averaged]
         loss_scale = LossScale() if config.network.precision == "float16" else None
-    return TrainState(model, optimizers, pixels, averages, loss_scale)
+        return TrainState(model, optimizers, pixels, averages, loss_scale, find_batch_statistics(model))
+
+
+def find_batch_statistics(model):
+    """The variables of a network that its forward pass changes in training.
+
+    Keras lists the kernels of frozen layers beside them. These must not be copied at every step like statistics, so if a layer is
+    frozen, a forward pass on one black image tells the two apart.
+    """
+    if all(layer.trainable for layer in model.layers):
+        return list(model.non_trainable_weights)
+    with keras.StatelessScope() as scope:
+        model(tf.zeros((1, *model.inputs[0].shape[1:]), model.inputs[0].dtype), training=True)
+    return [variable for variable in model.non_trainable_weights if scope.get_current_value(variable) is not None]
 
 
 def _plain(text):
@@ -191,7 +225,7 @@ def _plain(text):
 
 
 def _check_xla(config, strategy, model):
-    """Raises SettingError where batch normalization would have to reduce over the replicas inside a compiled forward pass."""
+    """Raises SettingError if batch normalization would have to reduce over the replicas inside a compiled forward pass."""
     layers = [layer.name for layer in model.layers if getattr(layer, "synchronized", False)]
     if config.device.xla == "on" and layers and strategy.num_replicas_in_sync > 1:
         remedy = f"{layers[0]} of {config.network.model} sums over the replicas, which XLA cannot compile; give off"
@@ -199,11 +233,11 @@ def _check_xla(config, strategy, model):
 
 
 def assign(variables, tensors, source):
-    """Gives every variable the tensor of its name; nothing is assigned unless all names and shapes agree.
+    """Assigns to every variable the tensor of its name. Nothing is assigned unless all names and shapes agree.
 
     Args:
       variables: {name: Keras variable}.
-      tensors: {name: array}; further ones are ignored.
+      tensors: {name: array}; other names are ignored.
       source: what to call the tensors in an error.
 
     Raises:
@@ -213,14 +247,14 @@ def assign(variables, tensors, source):
         if name not in tensors:
             raise UnusableError(f"{source}: holds no {name}; it comes from another network or optimizer")
         if tensors[name].shape != tuple(variable.shape):
-            shapes = f"{list(tensors[name].shape)}, the network's has {list(variable.shape)}"
+            shapes = f"{list(tensors[name].shape)}, the network's is {list(variable.shape)}"
             raise UnusableError(f"{source}: {name} has shape {shapes}; it comes from another network")
     for name, variable in variables.items():
         variable.assign(tensors[name])
 
 
 def tensors_of(state):
-    """{name: NumPy array} of everything in a TrainState that is a tensor."""
+    """{name: NumPy array} of all tensors in a TrainState."""
     variables = {**state.weights(), **state.slots(), **state.averaged_weights()}
     return {name: keras.ops.convert_to_numpy(variable) for name, variable in variables.items()} | {
         **state.pixels.tensors(),
@@ -229,5 +263,5 @@ def tensors_of(state):
 
 
 def first_not_finite(tensors):
-    """The name of the first of {name: array} that holds a NaN or an infinity, None where none does."""
+    """The first name in {name: array} whose array holds a NaN or an infinity; None if there is none."""
     return next((name for name, tensor in tensors.items() if tensor.dtype.kind == "f" and not np.isfinite(tensor).all()), None)

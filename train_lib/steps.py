@@ -1,7 +1,11 @@
-"""The mathematics of a step: the loss, the gradient, the update. This is the file to edit for research.
+"""The mathematics of one train step: loss, gradient, reduction, update. This is the file to edit for research.
 
-A train step reads from top to bottom: `replica_step` runs on each replica and ends with gradients that are already the
-whole batch's, `apply_update` changes the weights from them, `make_train_loop` repeats both inside one compiled call.
+Read it from top to bottom. Every replica runs `replica_step` on its share of the batch: scale and augment the images, go
+forward and backward through the network, sum over all replicas, clip, and check that the result is finite. `apply_update` then
+changes the weights. `inner_loop.py` repeats `train_step` inside one compiled call.
+
+Shapes: b is the number of examples that a replica works on at a time. Losses and metrics stay one value per example, [b], until
+they are summed and divided by the size of the global batch. That is why N replicas compute what one device computes.
 """
 
 import tensorflow as tf
@@ -10,20 +14,22 @@ from alexnet.layers import dropout_masks
 from train_lib.augment import augment
 
 SUM = tf.distribute.ReduceOp.SUM
-# What a step reports and a train record has the mean of: a value an example from `forward_and_backward`, or `replica_step`'s.
-METRICS = ("loss", "accuracy", "gradient_norm")
+
+# The metrics of a train record, and how a record reduces the values of its steps: "mean", "sum", "max" or "last". A function
+# computes its metric from the other values of the record instead, such as lambda record: record["a"] / record["b"].
+METRICS = {"loss": "mean", "accuracy": "mean", "gradient_norm": "mean"}
 
 
 def cross_entropy(labels, logits, label_smoothing=0.0):
-    """Cross-entropy of each example, never below float32.
+    """The cross-entropy of each example, computed in float32 or float64.
 
     Args:
       labels: int [b].
       logits: float [b, classes].
-      label_smoothing: share of the target's probability that is spread evenly over all classes.
+      label_smoothing: the fraction of the target probability that is spread evenly over the classes.
 
     Returns:
-      [b], not yet a mean: a mean over a replica's share would weigh replicas, not examples.
+      float [b]. It is not averaged here: a mean over a replica's share would weigh replicas instead of examples.
     """
     logits = logits if logits.dtype == tf.float64 else tf.cast(logits, tf.float32)
     hard = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
@@ -33,38 +39,50 @@ def cross_entropy(labels, logits, label_smoothing=0.0):
     return (1 - label_smoothing) * hard + label_smoothing * even
 
 
+def training_loss(targets, logits, label_smoothing):
+    """The loss of each example, float [b]. Under mixup it is the weighted sum of the losses for both labels."""
+    losses = cross_entropy(targets.labels, logits, label_smoothing)
+    if targets.others is None:
+        return losses
+    weight = tf.cast(targets.weight, losses.dtype)
+    return weight * losses + (1 - weight) * cross_entropy(targets.others, logits, label_smoothing)
+
+
 def scale_pixels(images, pixels, dtype):
-    """Network input from uint8 images, on the device: (image - offset) * scale per channel, in `dtype`."""
+    """Turns uint8 images into the network's input on the device: (image - offset) * scale per channel, in `dtype`."""
     return (tf.cast(images, dtype) - tf.constant(pixels.offset, dtype)) * tf.constant(pixels.scale, dtype)
 
 
 def forward_and_backward(state, config, batch, step, first_example):
-    """Part of a batch: sums over its examples, divided by the global batch.
+    """The gradient and the metrics of part of a batch, as sums over its examples.
 
     Args:
+      state: TrainState.
+      config: ExperimentConfig.
       batch: {"image": uint8 [b, height, width, 3], "label": int32 [b]}.
-      step: int64 scalar; with the seed it fixes the dropout masks and the augmentation.
-      first_example: the row of the global batch that this part starts with.
+      step: int64 scalar. Together with the seed it determines the dropout masks and the augmentation.
+      first_example: the row of the global batch at which this part begins.
 
     Returns:
-      This part's summands: gradients of the whole batch's mean loss (a list like model.trainable_variables, times the loss
-      scale), and {metric: sum over this part's examples}.
+      gradients: a list in the order of model.trainable_variables. Summed over all parts they are the gradient of the mean loss
+        of the global batch, times the loss scale if there is one.
+      metrics: {name: sum over the examples of this part}.
     """
     images = scale_pixels(batch["image"], state.pixels, state.model.inputs[0].dtype)
     images, targets = augment(config, state.pixels, images, batch["label"], step, first_example)
     with dropout_masks(config.general.seed, step, first_example), tf.GradientTape() as tape:
-        logits = state.model(images, training=True)
-        losses = targets.mean_loss(lambda labels: cross_entropy(labels, logits, config.optimization.label_smoothing))
+        logits = state.model(images, training=True)  # [b, classes]
+        losses = training_loss(targets, logits, config.optimization.label_smoothing)  # [b]
         loss = tf.reduce_sum(losses) / config.optimization.global_batch_size
         scaled_loss = loss * state.loss_scale.value if state.loss_scale else loss
     gradients = tape.gradient(scaled_loss, state.model.trainable_variables)
     correct = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), targets.labels)
-    metrics = {"loss": losses, "accuracy": tf.cast(correct, losses.dtype)}  # [b], a value an example
+    metrics = {"loss": losses, "accuracy": tf.cast(correct, losses.dtype)}  # one value per example, [b]
     return gradients, {name: tf.reduce_sum(values) for name, values in metrics.items()}
 
 
-def replica_summands(state, config, batch, step):
-    """One replica's share of the batch, in --accumulate_steps parts: `forward_and_backward`'s result, summed over them."""
+def replica_sums(state, config, batch, step):
+    """One replica's share of the batch: the result of `forward_and_backward`, summed over its --accumulate_steps parts."""
     parts = config.optimization.accumulate_steps
     rows = tf.shape(batch["label"])[0] // parts
     first_example = tf.distribute.get_replica_context().replica_id_in_sync_group * rows * parts
@@ -77,15 +95,15 @@ def replica_summands(state, config, batch, step):
     sums = None
     for index in range(parts):
         part = {name: values[index * rows : (index + 1) * rows] for name, values in batch.items()} if parts > 1 else batch
-        # One part after the other: computed side by side they would need the memory that accumulation is to save.
+        # Compute one part after the other: side by side they would need the memory that accumulation is meant to save.
         with tf.control_dependencies(tf.nest.flatten(sums) if sums else []):
-            summands = compute(part, first_example + index * rows)
-            sums = tf.nest.map_structure(tf.add, sums, summands) if sums else summands
+            result = compute(part, first_example + index * rows)
+            sums = tf.nest.map_structure(tf.add, sums, result) if sums else result
     return sums
 
 
 def sum_over_replicas(tensors):
-    """Sums each of a list of tensors over all replicas, packed into one vector: one all-reduce for however many weights."""
+    """Sums each tensor of a list over all replicas. They travel as one vector, so there is one all-reduce per step."""
     replica = tf.distribute.get_replica_context()
     if replica.num_replicas_in_sync == 1:
         return tensors
@@ -95,17 +113,18 @@ def sum_over_replicas(tensors):
 
 
 def replica_step(state, config, batch, step, learning_rate, stop_requested):
-    """Forward, backward, reduction, clipping: what every replica does, with the same result on each.
+    """What every replica does up to the update: forward, backward, reduction, clipping. The result is the same on all of them.
 
     Returns:
-      gradients: of the whole batch's mean loss, clipped, in the order of model.trainable_variables.
-      report: scalars over the whole batch: METRICS, "gradient_norm" before clipping; "finite": whether the update is to be
-        made; "counts": whether a skipped one counts as such; "stopping": whether any replica was asked to stop.
+      gradients: of the mean loss of the global batch, clipped, in the order of model.trainable_variables.
+      report: scalars for the whole batch: the metrics, with "gradient_norm" before clipping; "finite": whether the update is
+        made; "counts": whether a skipped update counts towards --max_nonfinite_steps; "stopping": whether any replica was
+        asked to stop.
     """
-    statistics = state.model.non_trainable_weights  # of batch normalization; the forward pass changes them
-    before = [tf.identity(variable) for variable in statistics]
-    gradients, sums = replica_summands(state, config, batch, step)
-    # The norm and the decision to skip are taken after the reduction: before it, replicas would clip and skip differently.
+    # The forward pass changes the batch statistics. Keep the old values: a step that is skipped must not change them.
+    before = [tf.identity(variable) for variable in state.batch_statistics]
+    gradients, sums = replica_sums(state, config, batch, step)
+    # Clip and check after the reduction. Before it, each replica would see another norm and decide differently.
     *totals, num_stops = sum_over_replicas([*gradients, *sums.values(), tf.cast(stop_requested, sums["loss"].dtype)])
     gradients, totals = totals[: len(gradients)], totals[len(gradients) :]
     metrics = {name: total / config.optimization.global_batch_size for name, total in zip(sums, totals, strict=True)}
@@ -116,28 +135,28 @@ def replica_step(state, config, batch, step, learning_rate, stop_requested):
     if config.optimization.clip_global_norm:
         limit = tf.constant(min(config.optimization.clip_global_norm, norm.dtype.max), norm.dtype)
         gradients = [gradient * (limit / tf.maximum(norm, limit)) for gradient in gradients]
-    # The rate times the norm: an update that no float can hold makes weights infinite as well.
+    # Check the rate times the norm, too: a finite gradient can still make an update that is too large for a float.
     finite = tf.math.is_finite(loss) & tf.math.is_finite(norm) & tf.math.is_finite(tf.cast(learning_rate, norm.dtype) * norm)
-    for variable, value in zip(statistics, before, strict=True):
+    for variable, value in zip(state.batch_statistics, before, strict=True):
         variable.assign(tf.where(finite, variable, value))
-    # A lower loss scale mends gradients that overflow; it cannot mend a loss.
-    mendable = tf.math.is_finite(loss) & state.loss_scale.can_fall() if state.loss_scale else False
+    # Gradients that overflow in float16 are cured by a lower loss scale. A loss that is not finite is not.
+    curable = tf.math.is_finite(loss) & state.loss_scale.can_fall() if state.loss_scale else False
     return gradients, {
-        **metrics, "gradient_norm": norm, "finite": finite, "counts": ~(finite | mendable), "stopping": num_stops > 0,
+        **metrics, "gradient_norm": norm, "finite": finite, "counts": ~(finite | curable), "stopping": num_stops > 0,
     }
 
 
 def apply_update(strategy, state, config, gradients, learning_rate):
-    """Changes weights, slots and averages on every replica, in the cross-replica context.
+    """Changes weights, optimizer slots and averages on every replica. Call it in the cross-replica context.
 
-    Weight decay comes after clipping and leaves biases and normalisation (all vectors) alone. For sgd it goes into the
-    momentum (paper, section 5: v <- 0.9 v - 0.0005 * lr * w - lr * gradient), for adam into the gradient, and for adamw
-    straight off the weight (Loshchilov and Hutter, "Decoupled weight decay").
+    Weight decay comes after clipping and leaves biases and normalization alone (all vectors). For sgd it goes into the
+    momentum (paper, section 5: v <- 0.9 v - 0.0005 * lr * w - lr * gradient), for adam into the gradient. For adamw it is
+    decoupled: it is subtracted from the weight itself (Loshchilov and Hutter, "Decoupled weight decay").
     """
 
     def update(weight, optimizer, gradient, *averages):
         decay = config.optimization.weight_decay if len(weight.shape) > 1 else 0.0
-        if decay and config.optimization.optimizer == "adamw":
+        if decay and getattr(optimizer, "decoupled_weight_decay", False):
             weight.assign_sub(tf.cast(learning_rate * decay, weight.dtype) * weight)
         elif decay:
             gradient += decay * weight
@@ -154,10 +173,10 @@ def apply_update(strategy, state, config, gradients, learning_rate):
 
 
 def train_step(strategy, state, config, batch, step, learning_rate, stop_requested=False):
-    """One update on all replicas; a loss or gradient that is not finite changes nothing but a loss scale.
+    """One update on all replicas. If the loss or the gradient is not finite, nothing changes except the loss scale.
 
     Returns:
-      `replica_step`'s report.
+      The report of `replica_step`.
     """
     gradients, report = strategy.run(
         lambda share: replica_step(state, config, share, step, learning_rate, stop_requested), args=(batch,))

@@ -1,252 +1,276 @@
-"""The training loop. Open this file to read the story, `steps.py` to change the mathematics."""
+"""The story of a training run, from top to bottom. To change the mathematics, open `steps.py`.
 
-import contextlib
+    open      data, network and optimizer, and the checkpoint to go on from (`setup.py`, `checkpoints/resume.py`)
+    loop      advance, record, evaluate, save; until the run has a status
+    conclude  evaluate the test split with the best weights, write result.json, say where everything is
+"""
+
 import dataclasses
+import functools
 import sys
 import time
 
-import numpy as np
-import tensorflow as tf
-
 from input_pipeline.common.errors import UnusableError
 from train_lib import schedules
-from train_lib.checkpoints.same_run import is_finished, refuse_other_experiment
+from train_lib.checkpoints.resume import is_finished, refuse_other_experiment
 from train_lib.checkpoints.store import CheckpointStore
 from train_lib.cli.failures import explained
 from train_lib.cli.signals import stop_request
 from train_lib.distribution.agreement import check_common_ground, check_same_step
-from train_lib.distribution.strategy import describe, distribute
+from train_lib.distribution.strategy import describe
 from train_lib.distribution.workers import join
-from train_lib.evaluate import Interrupted, SplitEvaluator, evaluate_weights, make_eval_step
-from train_lib.inner_loop import make_train_loop
+from train_lib.evaluate import Evaluation, SplitEvaluator, evaluate_weights, make_eval_step
+from train_lib.hooks import standard_hooks
+from train_lib.inner_loop import make_train_loop, run_steps
 from train_lib.records import divergence
-from train_lib.records.pictures import Pictures
-from train_lib.records.profiling import Profile
 from train_lib.records.run_log import RunLog, Stopwatch
-from train_lib.records.terminal import Terminal, closing_lines, evaluation_line, parameter_table, quiet_unless, say
+from train_lib.records.terminal import closing_lines, parameter_table, quiet_unless, say
 from train_lib.records.workdir import RESULT
 from train_lib.setup import open_run, restore_best
-from train_lib.steps import METRICS
 
 EXIT_CODES = {"completed": 0, "early_stopped": 0, "diverged": 4, "preempted": 75}
 
 
-def train(config, workdir, cluster=None):
-    """The mode `train`: runs, or resumes, an experiment in a Workdir, on the workers of a Cluster where one is given.
+def train(config, workdir, cluster=None, hooks=()):
+    """The mode `train`: runs or resumes an experiment in a Workdir.
 
-    Returns the exit code of `EXIT_CODES`, the same on every worker.
+    Args:
+      config: ExperimentConfig.
+      workdir: Workdir.
+      cluster: Cluster whose workers train together; None for this machine alone.
+      hooks: further hooks, besides those of `hooks.standard_hooks`.
+
+    Returns:
+      The exit code of EXIT_CODES, the same on every worker.
     """
     with join(cluster) as workers, quiet_unless(workers.is_chief):
         check_common_ground(workers, config, workdir)
-        return train_together(config, workdir, workers)
+        store = CheckpointStore(workdir.checkpoints, config.cadence.keep_checkpoints)
+        workers.from_chief(store.remove_leftovers)
+        checkpoint = store.newest()
+        check_same_step(workers, workdir, checkpoint)
+        refuse_other_experiment(config, checkpoint)
+        if is_finished(config, checkpoint, workers.from_chief(workdir.read_result)):
+            print(f"{workdir.path}: finished at step {checkpoint.step}; give a larger --epochs or --max_steps to go on")
+            return 0
+        with explained(config, workers):
+            run = open_run(config, workdir, checkpoint, store, workers=workers)
+            with stop_request.finishing("saving and stopping after this call"):
+                try:
+                    return Trainer(run, hooks).train()
+                finally:  # also if there was one bad example too many
+                    run.list_bad_examples()
 
 
-def train_together(config, workdir, workers):
-    """`train`, once the workers are connected."""
-    store = CheckpointStore(workdir.checkpoints, config.cadence.keep_checkpoints)
-    workers.from_chief(store.remove_leftovers)
-    checkpoint = store.newest()
-    check_same_step(workers, workdir, checkpoint)
-    refuse_other_experiment(config, checkpoint)
-    if is_finished(config, checkpoint, workers.from_chief(workdir.read_result)):
-        print(f"{workdir.path}: finished at step {checkpoint.step}; give a larger --epochs or --max_steps to go on")
-        return 0
-    with explained(config, workers):
-        run = open_run(config, workdir, checkpoint, store, workers=workers)
-        with stop_request.finishing("saving and stopping after this call"):
-            trainer = Trainer(run)
-            run.write_down()
-            print(parameter_table(run.state.model))
-            verb = "resuming at" if run.state.step else "starting at"
-            print(f"{verb} step {run.state.step} of {run.plan.last_step} on {describe(run.strategy)}: {workdir.path}")
-            try:
-                return trainer.train()
-            finally:  # also when there was one bad example too many
-                run.list_bad_examples()
+def timed(method):
+    """Tells the hooks how many seconds a method of the Trainer took, under the method's name."""
+
+    @functools.wraps(method)
+    def measured(self, *arguments):
+        start = self.clock()
+        result = method(self, *arguments)
+        self.tell("after_part", method.__name__, self.clock() - start)
+        return result
+
+    return measured
 
 
 class Trainer:
-    """The loop and what it needs at hand.
+    """Trains an open run.
 
     Args:
-      run: an open Run.
-      clock: seconds, monotonic.
+      run: Run.
+      hooks: further hooks, besides those of `hooks.standard_hooks`.
+      clock: returns seconds, monotonic.
     """
 
-    def __init__(self, run, clock=time.monotonic):
+    def __init__(self, run, hooks=(), clock=time.monotonic):
         self.run, self.config, self.state, self.plan, self.clock = run, run.config, run.state, run.plan, clock
         self.train_loop = make_train_loop(run.strategy, run.state, run.config)
         self.eval_step = make_eval_step(run.strategy, run.state)
         self.validation = self.make_evaluator(run.validation_split) if run.validation_split else None
         self.log = RunLog(run.workdir, run.state.step, say, run.state.evaluation_owed)
-        self.pictures = Pictures(run, lambda line: self.terminal.line(line))
+        self.hooks = [*standard_hooks(run, clock), *hooks]
         self.stopwatch = Stopwatch(clock)
-        self.newest_record = self.best_before = None
-        self.stopping = False
+        self.stopping = False  # whether any worker was asked to stop
+        self.status = self.find_status()
 
     def train(self):
         """The story of a run. Returns its exit code."""
-        self.start()
-        self.pictures.draw_batch()
-        with self.profile:
-            while self.ended is None:
-                self.turn()
-        self.terminal.close()
-        return self.conclude(self.ended)
+        self.announce()
+        batches = self.run.training_batches(self.state.step)
+        try:
+            self.tell("on_start")
+            while self.status is None:
+                self.turn(batches)
+        finally:
+            self.tell("on_stop")
+        return self.conclude()
 
-    def start(self):
-        """Opens what only the loop needs: batches, the display and the profile."""
-        self.ended = self.status()
-        first_step, last_step = self.state.step, self.plan.last_step
-        self.iterator = self.open_batches()
-        is_chief = self.run.workers.is_chief
-        self.terminal = Terminal(last_step, first_step, self.clock, None if is_chief else False)
-        folder, steps = self.run.workdir.path / "tensorboard", self.config.device.profile_range() if is_chief else None
-        self.profile = Profile(steps, folder, first_step, last_step, self.terminal.line)
+    def announce(self):
+        """Writes down what is about to be done, and prints it."""
+        self.run.write_down()
+        print(parameter_table(self.state.model))
+        verb, step = "resuming at" if self.state.step else "starting at", self.state.step
+        print(f"{verb} step {step} of {self.plan.last_step} on {describe(self.run.strategy)}: {self.run.workdir.path}")
 
-    def turn(self):
-        """One turn of the loop: some steps, and what is due after them."""
+    def turn(self, batches):
+        """Some steps, and then whatever is due: a train record, an evaluation, a checkpoint."""
         if not self.state.evaluation_owed:
-            self.advance(self.plan.next_stop(self.state.step))
+            self.advance(batches)
             if self.plan.log_due(self.state.step):
-                self.write_train_record()
+                self.record()
             self.state.evaluation_owed = self.plan.evaluation_due(self.state.step)
-        is_best = False
-        if self.state.evaluation_owed:
-            with contextlib.suppress(Interrupted):  # still owed then, by the run that goes on from here
-                is_best = self.evaluate_validation()
-        self.ended = self.status()  # asked once: a signal between two answers would end a run that is not saved
-        if is_best or self.plan.checkpoint_due(self.state.step) or self.ended:
+        is_best = self.evaluate() if self.state.evaluation_owed else False
+        # Read the status once: a signal between two reads could end the run unsaved.
+        self.status = self.find_status()
+        if is_best or self.plan.checkpoint_due(self.state.step) or self.status:
             self.save(is_best)
-            self.ended = self.status()
+            self.status = self.find_status()
 
-    def status(self):
-        """How the run has ended, None while it goes on."""
+    def find_status(self):
+        """How the run has ended, or None while it goes on."""
         if self.has_diverged():
             return "diverged"
         if not self.state.evaluation_owed and self.state.validation.out_of_patience(self.config):
             return "early_stopped"
         if not self.state.evaluation_owed and self.state.step >= self.plan.last_step:
             return "completed"
-        # Several workers stop where the step says that one was asked to: each knows of its own signal alone.
+        # A worker only knows of its own signal. Several workers therefore stop where the step or the evaluation told all of them.
         asked = stop_request.received if self.run.workers.is_alone else self.stopping
         return "preempted" if asked else None
 
-    def asked_to_stop(self):
-        """Whether a signal came, on any worker: one answer on all of them, which all ask for together."""
+    def has_diverged(self):
+        """Whether more updates in a row were skipped than --max_nonfinite_steps tolerates."""
+        return self.state.skipped_in_a_row > self.config.optimization.max_nonfinite_steps
+
+    def stop_requested(self):
+        """Whether any worker was asked to stop. All workers ask this together and get the same answer."""
         self.stopping = any(self.run.workers.gather(stop_request.received is not None))
         return self.stopping
 
-    def open_batches(self):
-        """The endless iterator over training batches, from the present step on."""
-        config, split = self.config, self.run.train_split
-        return distribute(self.run.strategy, lambda shard: split.training_batches(
-            config.general.seed, self.state.step, config.optimization.global_batch_size, config.data.augmentations, shard), split)
+    @timed
+    def advance(self, batches):
+        """Trains up to the next event in one call of the compiled loop."""
+        first, stop = self.state.step, self.plan.next_stop(self.state.step)
+        self.tell("before_steps")
+        report = run_steps(
+            self.train_loop, batches, self.state, [self.learning_rate(step) for step in range(first, stop)],
+            self.config.device.steps_per_loop, stop_request.received is not None, self.clock)
+        self.state.advance(report)
+        self.stopping, self.newest_report = report.stopping, report
+        images = report.num_steps * self.config.optimization.global_batch_size
+        self.stopwatch.add_training(report.seconds, images, float(report.data_wait.sum()))
+        if self.state.step != stop and not (self.stopping or self.has_diverged()):
+            raise AssertionError(f"the loop had to go from step {first} to {stop} and stopped at {self.state.step}")
+        self.show(dataclasses.replace(report, images_per_second=self.stopwatch.images_per_second))
 
-    def advance(self, stop):
-        """Trains up to step `stop` in one call of the compiled loop."""
-        first, size = self.state.step, self.config.device.steps_per_loop
-        self.profile.begin_before(first)
-        rates = np.zeros(size)
-        rates[: stop - first] = [self.learning_rate(step) for step in range(first, stop)]
-        start = self.clock()
-        done, skipped, stopping, reports = self.train_loop(
-            self.iterator, tf.constant(first, tf.int64), tf.constant(stop - first), tf.constant(rates),
-            tf.constant(self.state.skipped_in_a_row), tf.constant(stop_request.received is not None))
-        done, finite = int(done), reports["finite"].numpy()
-        seconds, waited = self.clock() - start, float(reports["data_wait"].numpy()[:done].sum())
-        self.stopwatch.add_training(seconds, done * self.config.optimization.global_batch_size, waited)
-        self.newest_step = {name: float(reports[name][done - 1]) for name in ("loss", "gradient_norm")}
-        self.state.totals.add({name: reports[name].numpy()[:done] for name in METRICS}, finite[:done])
-        self.state.step += done
-        self.state.skipped_in_a_row, self.stopping = int(skipped), bool(stopping)
-        self.profile.end_after(self.state.step)
-        if done != stop - first and not (self.stopping or self.has_diverged()):
-            raise AssertionError(f"the loop was to do {stop - first} steps from {first} on and did {done}")
-        shown = {**self.state.totals.means(), "learning_rate": rates[done - 1]}
-        self.terminal.progress(self.state.step, shown, self.stopwatch.images_per_second)
+    @timed
+    def show(self, report):
+        """Lets the hooks see the steps that are done."""
+        self.tell("after_steps", report)
 
     def learning_rate(self, step):
         """The learning rate of a step."""
         drops = self.state.validation.plateau_drops
         return schedules.learning_rate(step, self.config, self.plan.schedule_steps, self.plan.epoch_steps, drops)
 
-    def has_diverged(self):
-        """Whether more updates in a row were skipped than tolerated."""
-        return self.state.skipped_in_a_row > self.config.optimization.max_nonfinite_steps
-
-    def write_train_record(self):
-        """Ends the train record under way."""
-        step, means = self.state.step, self.state.totals.means()
-        self.newest_record = {**means, "learning_rate": self.learning_rate(step - 1)}
+    @timed
+    def record(self):
+        """Writes the train record of the steps since the last one."""
+        step, values = self.state.step, self.state.record_values()
+        values["learning_rate"] = self.learning_rate(step - 1)
         if self.state.loss_scale:
-            self.newest_record["loss_scale"] = float(self.state.loss_scale.value.numpy())
-        self.log.add_metrics("train", step, self.plan.epoch(step), self.newest_record)
+            values["loss_scale"] = float(self.state.loss_scale.value.numpy())
+        self.add_record("train", step, values)
         self.log.add_timing(step, self.stopwatch.lap())
-        self.state.totals = type(self.state.totals)()
+        self.state.start_record()
 
-    def evaluate_validation(self):
-        """Evaluates the validation split, shows and records it; returns whether it is the best so far."""
-        step, tracker, is_best = self.state.step, self.state.validation, True
-        values = evaluate_weights(self.validation, self.state, self.asked_to_stop) if self.validation else None
-        self.best_before = (dataclasses.replace(tracker.best), tracker.best_step)
-        if values:
+    def add_record(self, kind, step, values):
+        """Appends a record to metrics.jsonl and shows it to the hooks."""
+        epoch = self.plan.epoch(step)
+        self.log.add_metrics(kind, step, epoch, values)
+        self.tell("on_record", {"kind": kind, "step": step, "epoch": epoch, **values})
+
+    @timed
+    def evaluate(self):
+        """Evaluates the validation split. Returns whether it is the best so far.
+
+        If the run is asked to stop before the end, the evaluation stays owed: the run that goes on from here does it.
+        """
+        step, tracker, values, is_best = self.state.step, self.state.validation, None, True
+        self.before = tracker.copy_of_best()
+        if self.validation:
+            values = evaluate_weights(self.validation, self.state, self.stop_requested)
+            if values is None:
+                return False
             is_best = tracker.observe(values, step, self.config)
-            self.log.add_metrics("validation", step, self.plan.epoch(step), values)
+            self.add_record("validation", step, values)
         else:
             tracker.best_step = step
         self.state.evaluation_owed = False
-        self.pictures.draw_evaluation(self.validation, is_best)
-        train = self.newest_record or self.state.totals.means()
-        epoch, epochs = self.plan.epoch(step), self.config.schedule.epochs
-        self.terminal.line(evaluation_line(epoch, epochs, step, train, values, is_best))
+        self.tell("after_evaluation", Evaluation("validation", step, values, is_best, self.validation))
         return is_best
 
+    @timed
     def save(self, is_best):
-        """Saves a checkpoint. One that fails is said, and tried again when the next is due; the last one must not fail."""
-        reason = self.run.save(is_best, self.log.flush)
+        """Saves a checkpoint. If that fails, logs it and retries at the next one. A failed final save is an error."""
+        reason = self.run.save(is_best, self.log)
         if reason is None:
             return
-        if self.status():
+        if self.find_status():
             remedy = "make room and start the same command again"
             raise UnusableError(f"{self.run.store.folder}: the last checkpoint cannot be saved ({reason}); {remedy}")
-        if is_best:  # the best is what `best` can name
-            self.state.validation.best, self.state.validation.best_step = self.best_before
-        self.terminal.line(f"{self.run.store.folder}: no checkpoint at step {self.state.step} ({reason}); going on")
+        if is_best:  # `best` can only name a checkpoint that exists
+            self.state.validation.restore_best(self.before)
+        say(f"{self.run.store.folder}: no checkpoint at step {self.state.step} ({reason}); going on")
 
-    def conclude(self, status):
-        """Judges the test split by the best checkpoint, writes result.json and says what is where; returns the exit code."""
-        test_accuracy = None
+    def conclude(self):
+        """Evaluates the test split with the best weights, writes result.json and says where everything is."""
+        status, test_accuracy = self.status, None
         if EXIT_CODES[status] == 0:
-            try:
-                test_accuracy = self.evaluate_test()
-            except Interrupted:
-                status = "preempted"
+            finished, test_accuracy = self.evaluate_test()
+            status = status if finished else "preempted"
         self.log.flush()
         result = self.log.result(status, self.state, self.plan, test_accuracy, self.stopwatch)
         if status == "diverged":
-            result["diverged"] = divergence.describe(self.run, **self.newest_step)
+            newest = {name: float(self.newest_report.metrics[name][-1]) for name in ("loss", "gradient_norm")}
+            result["diverged"] = divergence.describe(self.run, **newest)
         self.run.workdir.write_json(RESULT, result)
+        self.tell("on_result", result)
         for line in closing_lines(self.run.workdir.path, result):
             print(line, file=sys.stderr if EXIT_CODES[status] else sys.stdout)
         return EXIT_CODES[status]
 
     def evaluate_test(self):
-        """The accuracy of the best checkpoint on the test split, None without one; leaves the best weights in the network."""
+        """Evaluates the test split with the best checkpoint, whose weights stay in the network.
+
+        Returns:
+          Whether it was done to its end, and the accuracy; the accuracy is None without a test split.
+        """
         best_step, split_name = restore_best(self.run), self.config.data.test_split
         if not split_name:
-            self.pictures.draw_test(None, best_step)
-            return None
-        split = self.run.validation_split if split_name == self.config.data.validation_split else self.run.open_test_split()
+            self.tell("after_evaluation", Evaluation("test", best_step, None, True, None))
+            return True, None
+        same = split_name == self.config.data.validation_split
+        split = self.run.validation_split if same else self.run.open_test_split()
         evaluator = self.make_evaluator(split, self.config.modes.test_crops)
-        values = evaluator.evaluate(self.asked_to_stop).summary()
-        self.pictures.draw_test(evaluator, best_step)
-        self.log.add_metrics("test", best_step, self.plan.epoch(best_step), values)
-        return values["accuracy"]
+        totals = evaluator.evaluate(self.stop_requested)
+        if totals is None:
+            return False, None
+        values = totals.summary()
+        self.tell("after_evaluation", Evaluation("test", best_step, values, True, evaluator))
+        self.add_record("test", best_step, values)
+        return True, values["accuracy"]
 
     def make_evaluator(self, split, test_crops=1):
         """A SplitEvaluator for a split."""
-        step = self.eval_step if test_crops == 1 else make_eval_step(self.run.strategy, self.state, test_crops)
-        return SplitEvaluator(
-            self.run.strategy, step, split, len(self.run.source.class_names),
-            self.config.optimization.global_batch_size, self.run.workers, test_crops)
+        run = self.run
+        step = self.eval_step if test_crops == 1 else make_eval_step(run.strategy, run.state, test_crops)
+        batch_size = self.config.optimization.global_batch_size
+        return SplitEvaluator(run.strategy, step, split, len(run.source.class_names), batch_size, run.workers, test_crops)
+
+    def tell(self, moment, *arguments):
+        """Calls a method of all hooks."""
+        for hook in self.hooks:
+            getattr(hook, moment)(self.run, *arguments)

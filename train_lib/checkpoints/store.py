@@ -105,7 +105,7 @@ class CheckpointStore:
             self.remove_leftovers()
         self._remove_old()
 
-    def point_again(self, latest, best):
+    def repair_pointers(self, latest, best):
         """Lets the pointers name these steps, as they did or would have done once step `latest` was saved.
 
         Returns whether step `best` is there and valid; where it is not, or None, `best` stays as it is.
