@@ -11,8 +11,7 @@ from train_lib.cli import flags as flags_lib
 from train_lib.distribution.strategy import distribute, mirror_on_cpu
 from train_lib.inner_loop import make_train_loop
 from train_lib.records.workdir import Workdir, open_workdir
-from train_lib.setup import tensors_of
-from train_lib.state import PixelScaling, create_state
+from train_lib.state import PixelScaling, create_state, tensors_of
 
 BATCH = 32
 ZERO_ONE = PixelScaling(np.zeros(3), np.full(3, 1 / 255))

@@ -181,30 +181,39 @@ def create_state(config, strategy, num_classes, image_shape, pixels):
     """Builds the network and the optimizers on all replicas of a strategy, as a TrainState at step 0.
 
     Raises:
-      SettingError: the network cannot take images of this shape.
+      SettingError: the network cannot take images of this shape, or cannot compute in this precision.
     """
     with strategy.scope():
-        try:
-            model = alexnet.build(
-                config.network.model, num_classes, tuple(image_shape), options=config.network.model_options,
-                dropout_rate=config.network.dropout_rate, precision=config.network.precision, seed=config.general.seed,
-            )
-        except ValueError as error:
-            raise SettingError("image_size", image_shape[0], " ".join(str(error).split())) from None
-        except TypeError as error:  # TensorFlow raises it for an operation that does not support a dtype
-            if "DataType" not in str(error):
-                raise
-            reason = next(line for line in str(error).splitlines() if "DataType" in line)
-            layer = re.search(r"of '(\w+)' \(of type", str(error))
-            named = f"the layer {layer[1]}" if layer else "a layer"
-            remedy = f"{named} of {config.network.model} cannot take it ({_plain(reason)}); give another"
-            raise SettingError("precision", config.network.precision, remedy) from None
+        model = build_network(config, num_classes, image_shape)
         _check_xla(config, strategy, model)
         optimizers = make_optimizers(config.optimization, model.trainable_variables)
         averaged = model.trainable_variables if config.optimization.ema_decay else []
         averages = [tf.Variable(weight.numpy(), trainable=False) for weight in averaged]
         loss_scale = LossScale() if config.network.precision == "float16" else None
         return TrainState(model, optimizers, pixels, averages, loss_scale, find_batch_statistics(model))
+
+
+def build_network(config, num_classes, image_shape):
+    """The network of an ExperimentConfig, a keras.Model from images to logits.
+
+    Raises:
+      SettingError: the network cannot take images of this shape, or cannot compute in this precision.
+    """
+    network = config.network
+    try:
+        return alexnet.build(
+            network.model, num_classes, tuple(image_shape), options=network.model_options,
+            dropout_rate=network.dropout_rate, precision=network.precision, seed=config.general.seed)
+    except ValueError as error:
+        raise SettingError("image_size", image_shape[0], " ".join(str(error).split())) from None
+    except TypeError as error:  # TensorFlow raises it for an operation that does not support a dtype
+        if "DataType" not in str(error):
+            raise
+        reason = next(line for line in str(error).splitlines() if "DataType" in line)
+        layer = re.search(r"of '(\w+)' \(of type", str(error))
+        named = f"the layer {layer[1]}" if layer else "a layer"
+        remedy = f"{named} of {network.model} cannot take it ({_plain(reason)}); give another"
+        raise SettingError("precision", network.precision, remedy) from None
 
 
 def find_batch_statistics(model):

@@ -150,9 +150,9 @@ class Trainer:
         return self.stopping
 
     @timed
-    def advance(self, batches):
-        """Trains up to the next event in one call of the compiled loop."""
-        first, stop = self.state.step, self.plan.next_stop(self.state.step)
+    def advance(self, batches, stop=None):
+        """Trains up to step `stop`, by default the next event, in one call of the compiled loop."""
+        first, stop = self.state.step, stop or self.plan.next_stop(self.state.step)
         self.tell("before_steps")
         report = run_steps(
             self.train_loop, batches, self.state, [self.learning_rate(step) for step in range(first, stop)],

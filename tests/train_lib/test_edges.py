@@ -118,7 +118,7 @@ def test_a_run_at_its_end_without_its_best_judges_once_more(finished, tmp_path, 
     """The best is then the last; to fail on each start would leave the run without a result for good."""
     folder = pathlib.Path(shutil.copytree(finished, tmp_path / "run"))
     (folder / "result.json").unlink()
-    monkeypatch.setattr(CheckpointStore, "point_again", lambda self, newest, best: False)  # the best one is gone or damaged
+    monkeypatch.setattr(CheckpointStore, "repair_pointers", lambda self, newest, best: False)  # the best one is gone or damaged
     assert make_trainer(folder, data_dir).train() == 0
     assert json.loads((folder / "result.json").read_text())["best_step"] == 6
     assert (folder / "metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()

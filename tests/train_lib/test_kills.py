@@ -28,7 +28,7 @@ SAVE, CONCLUDE = "train_lib.checkpoints.store:CheckpointStore.save", "train_lib.
 HOST = "train_lib.evaluate:SplitEvaluator._host"  # called three times a batch, here 12 times an evaluation
 ADVANCE = "train_lib.train:Trainer.advance"
 OPENING = ["train_lib.setup:open_source", "train_lib.checkpoints.store:verify", "train_lib.checkpoints.store:Checkpoint.tensors",
-           "train_lib.setup:create_state", "train_lib.setup:assign", "train_lib.metrics:JsonLines.keep"]
+           "train_lib.setup:create_state", "train_lib.checkpoints.resume:assign", "train_lib.records.json_lines:JsonLines.keep"]
 
 
 @pytest.fixture(scope="module")
@@ -189,17 +189,17 @@ BEFORE = {
     "opening the data": [at("train_lib.setup:open_source")],
     "opening the validation split": [at("train_lib.setup:open_split", 2)],
     "building the network": [at("train_lib.setup:create_state")],
-    "restoring": [at(ADVANCE, 4), at("train_lib.setup:assign")],
-    "pointing again": [at(ADVANCE, 9), at("train_lib.checkpoints.store:CheckpointStore.point_again", after=True)],
+    "restoring": [at(ADVANCE, 4), at("train_lib.checkpoints.resume:assign")],
+    "pointing again": [at(ADVANCE, 9), at("train_lib.checkpoints.store:CheckpointStore.repair_pointers", after=True)],
 }
 UNDER_WAY = {
-    "records": [at("train_lib.metrics:JsonLines.keep", 2)],
-    "opening the batches": [at("train_lib.train:Trainer.open_batches")],
+    "records": [at("train_lib.records.json_lines:JsonLines.keep", 2)],
+    "opening the batches": [at("train_lib.setup:Run.training_batches")],
     "tracing": [at("tensorflow:nn.sparse_softmax_cross_entropy_with_logits")],
     "the first call": [at(ADVANCE, delay=0.5)],
     "before steps": [at(ADVANCE, 8)],
     "in a step": [at(ADVANCE, 9, delay=0.002)],
-    "train record": [at("train_lib.train:Trainer.write_train_record", 7)],
+    "train record": [at("train_lib.train:Trainer.record", 7)],
     "evaluation, first batch": [at(HOST, 1)],
     "evaluation, between batches": [at(HOST, 15)],
     "evaluation of the averages": [at(HOST, 22)],

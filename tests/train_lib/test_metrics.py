@@ -29,7 +29,7 @@ def test_train_means_in_numbers():
     totals = TrainTotals()
     metrics = {"loss": np.array([1.0, 2.0, np.nan, 6.0]), "accuracy": np.array([0.5, 0.25, 1.0, 0.75])}
     totals.add(metrics, np.array([True, True, False, True]))
-    assert totals.means() == {"loss": 3.0, "accuracy": 0.5, "skipped_steps": 1}
+    assert totals.values() == {"loss": 3.0, "accuracy": 0.5, "skipped_steps": 1}
 
 
 def test_train_means_agree_with_numpy():
@@ -37,7 +37,7 @@ def test_train_means_agree_with_numpy():
     metrics["another"] = metrics["accuracy"] ** 2
     totals = TrainTotals()
     totals.add(metrics, finite)
-    means = totals.means()
+    means = totals.values()
     for name, values in metrics.items():
         assert means[name] == pytest.approx(values[finite].astype(np.float64).mean(), rel=1e-12)
     assert means["skipped_steps"] == (~finite).sum()
@@ -54,14 +54,14 @@ def test_train_means_do_not_depend_on_how_the_steps_are_cut(seed):
     for start, stop in zip(borders, borders[1:], strict=False):
         cut.add({name: values[start:stop] for name, values in metrics.items()}, finite[start:stop])
         cut = TrainTotals(**json.loads(json.dumps(dataclasses.asdict(cut))))
-    assert cut == whole and cut.means() == whole.means()
+    assert cut == whole and cut.values() == whole.values()
 
 
 def test_train_means_of_nothing_and_of_skipped_steps_alone():
-    assert TrainTotals().means() == {"loss": None, "accuracy": None}
+    assert TrainTotals().values() == {"loss": None, "accuracy": None}
     totals = TrainTotals()
     totals.add({"loss": np.array([np.nan, np.inf]), "accuracy": np.array([0.1, 0.2])}, np.array([False, False]))
-    assert totals.means() == {"loss": None, "accuracy": None, "skipped_steps": 2}
+    assert totals.values() == {"loss": None, "accuracy": None, "skipped_steps": 2}
 
 
 # A split.

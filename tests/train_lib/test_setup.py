@@ -11,11 +11,16 @@ from input_pipeline.common.errors import SettingError
 from input_pipeline.common.settings import value_type
 from input_pipeline.splits.resident import ResidentSplit
 from train_lib import config as config_lib
-from train_lib.cadence import Patience, ValidationTracker
-from train_lib.checkpoints.same_run import describe_data, refuse_other_data, refuse_other_experiment, say_what_changed
+from train_lib.cadence import Patience, ValidationTracker, make_plan
+from train_lib.checkpoints.resume import (
+    describe_data,
+    refuse_other_data,
+    refuse_other_experiment,
+    repair_pointers,
+    report_changes,
+)
 from train_lib.checkpoints.store import Checkpoint, CheckpointStore
 from train_lib.distribution.workers import OneWorker
-from train_lib.setup import point_again
 from train_lib.state import TrainState
 
 # Where a value other than the default does not follow from the type.
@@ -69,7 +74,7 @@ def test_every_flag_against_a_checkpoint_as_documented(tmp_path, flag):
         assert f"was made with {'not given' if then is None else then};" in str(error.value)
         return
     refuse_other_experiment(after, checkpoint)
-    say_what_changed(after, checkpoint, lines.append)
+    report_changes(after, checkpoint, lines.append)
     said = [f"--{flag}={FLAGS[flag]} from here on; it was {config_lib.to_values(before)[flag]} when step-00000005 was saved"]
     assert lines == (said if where == "said" else [])
 
@@ -118,7 +123,8 @@ def test_pointers_that_a_kill_left_behind_are_put_right(tmp_path):
     store, state = open_store(tmp_path, best=7)
     store._point("latest", "step-00000005")  # as if killed after the rename of step 7's folder
     lines = []
-    point_again(state, store, OneWorker(), lines.append)
+    config = config_lib.from_values({})
+    repair_pointers(state, store, make_plan(config, 10_000), config, OneWorker(), lines.append)
     assert store.find("best").step == 7 and (tmp_path / "latest").read_text() == "step-00000007\n" and not lines
     assert state.validation == ValidationTracker(best=Patience(0.5, 0), best_step=7)
 
@@ -130,6 +136,7 @@ def test_a_best_that_cannot_be_named_is_no_best(tmp_path, damage):
     path = tmp_path / "step-00000005" / "progress.json"
     path.rename(tmp_path / "aside") if damage == "gone" else path.write_text("{")
     lines = []
-    point_again(state, store, OneWorker(), lines.append)
+    config = config_lib.from_values({})
+    repair_pointers(state, store, make_plan(config, 10_000), config, OneWorker(), lines.append)
     assert state.validation.best == Patience() and state.validation.best_step is None
     assert len(lines) == 1 and "step 5" in lines[0]

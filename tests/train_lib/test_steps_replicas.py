@@ -10,7 +10,7 @@ from drivers import ZERO_ONE, Driver, make_config, random_split
 
 from alexnet.layers import Dropout
 from train_lib import steps
-from train_lib.optimizers import FLOOR, START, STEPS_TO_DOUBLE, LossScale, make_optimizers
+from train_lib.optimizers import LossScale, make_optimizers
 from train_lib.state import TrainState
 
 STEPS = 4
@@ -52,24 +52,24 @@ def test_replicas_and_parts_equal_the_large_batch(split, reference, num_replicas
 
 
 def clip_before_the_reduction(monkeypatch):
-    compute = steps.replica_summands
+    compute = steps.replica_sums
 
     def clipped(state, config, batch, step):
         gradients, sums = compute(state, config, batch, step)
         return tf.clip_by_global_norm(gradients, config.optimization.clip_global_norm)[0], sums
 
-    monkeypatch.setattr(steps, "replica_summands", clipped)
+    monkeypatch.setattr(steps, "replica_sums", clipped)
 
 
 def mean_over_the_replica(monkeypatch):
     """What a Keras loss with its default reduction does, once the gradients are summed."""
-    compute = steps.replica_summands
+    compute = steps.replica_sums
 
     def averaged(*arguments):
         replicas = tf.distribute.get_replica_context().num_replicas_in_sync
         return tf.nest.map_structure(lambda tensor: tensor * replicas, compute(*arguments))
 
-    monkeypatch.setattr(steps, "replica_summands", averaged)
+    monkeypatch.setattr(steps, "replica_sums", averaged)
 
 
 def equal_masks_on_every_replica(monkeypatch):
@@ -213,7 +213,7 @@ def test_an_overflow_on_any_replica_only_lowers_the_loss_scale(split, monkeypatc
         assert not reports["finite"][:2].any() and np.isfinite(reports["loss"][:2]).all()
         for ours, theirs in zip(driver.weights(), before, strict=True):
             np.testing.assert_array_equal(ours, theirs)
-        assert driver.state.loss_scale.value.numpy() == START / 4
+        assert driver.state.loss_scale.value.numpy() == LossScale.START / 4
         done, _, reports = driver.run(1, first_step=2)
     assert reports["finite"][0] and any((ours != theirs).any() for ours, theirs in zip(driver.weights(), before, strict=True))
 
@@ -221,11 +221,11 @@ def test_an_overflow_on_any_replica_only_lowers_the_loss_scale(split, monkeypatc
 def test_an_overflow_at_the_lowest_loss_scale_counts(split, monkeypatch):
     """It would else go on for ever without training."""
     driver = Driver(make_config(precision="float16", max_nonfinite_steps=0), split)
-    driver.state.loss_scale.value.assign(2 * FLOOR)
+    driver.state.loss_scale.value.assign(2 * LossScale.FLOOR)
     with gradients_overflow_on(monkeypatch, 0):
         done, skipped, _ = driver.run(5)
     assert (done, skipped) == (2, 1)
-    assert driver.state.loss_scale.value.numpy() == FLOOR
+    assert driver.state.loss_scale.value.numpy() == LossScale.FLOOR
 
 
 def test_the_loss_scale_saves_small_gradients(split, monkeypatch):
@@ -233,7 +233,7 @@ def test_the_loss_scale_saves_small_gradients(split, monkeypatch):
     entropy, tiny = steps.cross_entropy, 2.0**-18
     monkeypatch.setattr(steps, "cross_entropy", lambda *arguments: entropy(*arguments) * tiny)
     drivers = [Driver(make_config(precision=p, learning_rate=0.01 / tiny), split) for p in ("float32", "float16", "float16")]
-    drivers[2].state.loss_scale.value.assign(FLOOR)
+    drivers[2].state.loss_scale.value.assign(LossScale.FLOOR)
     before = drivers[0].weights()
     for driver in drivers:
         driver.run(1)
@@ -245,8 +245,9 @@ def test_the_loss_scale_saves_small_gradients(split, monkeypatch):
 
 def test_the_loss_scale_grows_and_falls_by_powers_of_two():
     scale = LossScale()
-    scale.good_steps.assign(STEPS_TO_DOUBLE - 2)
-    expected = [(True, START, STEPS_TO_DOUBLE - 1), (True, 2 * START, 0), (True, 2 * START, 1), (False, START, 0)]
+    scale.good_steps.assign(LossScale.STEPS_TO_DOUBLE - 2)
+    start = LossScale.START
+    expected = [(True, start, LossScale.STEPS_TO_DOUBLE - 1), (True, 2 * start, 0), (True, 2 * start, 1), (False, start, 0)]
     for finite, value, good in expected:
         scale.update(tf.constant(finite))
         assert (scale.value.numpy(), scale.good_steps.numpy()) == (value, good)

@@ -9,7 +9,7 @@ import tensorflow as tf
 from input_pipeline.images import decoding as augment
 from input_pipeline.splits import read_like
 from input_pipeline.splits.stream import evaluation_sizes, training_margin
-from train_lib.checkpoints.same_run import FIXED_FOR_USE, kind_before, refuse_other_experiment
+from train_lib.checkpoints.resume import FIXED_FOR_USE, kind_before, refuse_other_experiment
 from train_lib.checkpoints.store import Checkpoint, CheckpointStore
 from train_lib.evaluate import describe_network, make_eval_step, restore_for_use
 from train_lib.state import TrainState

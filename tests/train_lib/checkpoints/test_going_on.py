@@ -14,7 +14,7 @@ from input_pipeline.common.errors import SettingError, UnusableError
 from tests.train_lib.test_edges import VALUES, make_trainer
 from train_lib import config as config_lib
 from train_lib.cadence import Patience, ValidationTracker
-from train_lib.checkpoints.same_run import kind_of
+from train_lib.checkpoints.resume import kind_of
 from train_lib.checkpoints.store import CheckpointStore, find_initial
 from train_lib.distribution.workers import OneWorker
 from train_lib.records.workdir import open_workdir
@@ -27,10 +27,10 @@ def half_done(tmp_path_factory, data_dir):
     """The workdir of a run of six steps after three, with its first evaluation; made with --momentum=0."""
     folder = tmp_path_factory.mktemp("half") / "run"
     trainer = make_trainer(folder, data_dir, momentum=0.0, early_stopping_monitor="validation_loss")
-    trainer.start()
+    batches = trainer.run.training_batches()
     while trainer.state.step < 3:
-        trainer.turn()
-    assert trainer.ended is None
+        trainer.turn(batches)
+    assert trainer.status is None
     trainer.log.flush()
     return folder
 
@@ -121,8 +121,7 @@ def test_a_run_that_ended_early_on_request_goes_on(folder, data_dir, capsys, les
 def test_an_end_that_was_never_evaluated_is(data_dir, tmp_path):
     """Stopped by a signal in the middle of an epoch, then asked for no more than that."""
     trainer = make_trainer(tmp_path / "run", data_dir, steps_per_loop=1)
-    trainer.start()
-    trainer.turn()
+    trainer.turn(trainer.run.training_batches())
     trainer.save(False)
     assert trainer.state.step == 1 and trainer.state.validation.step is None
     make_trainer(tmp_path / "run", data_dir, max_steps=1).train()

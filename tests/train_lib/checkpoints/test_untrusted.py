@@ -33,7 +33,7 @@ from input_pipeline.images import decoding as augment
 from input_pipeline.images import headers
 from train_lib import config as config_lib
 from train_lib.checkpoints.description import check_description
-from train_lib.checkpoints.same_run import is_finished, refuse_other_experiment
+from train_lib.checkpoints.resume import is_finished, refuse_other_experiment
 from train_lib.checkpoints.store import CheckpointStore, DamagedCheckpoint, _sha256, verify
 from train_lib.cli import flags as flags_lib
 from train_lib.records.run_log import RunLog

@@ -23,6 +23,7 @@ import main
 
 def train(config, workdir, cluster=None):
     from input_pipeline.common.errors import UnusableError
+    from train_lib import setup
     from train_lib import train as module
     from train_lib.distribution import rendezvous
     from train_lib.distribution import strategy
@@ -30,7 +31,7 @@ def train(config, workdir, cluster=None):
     what, method, step = json.loads(os.environ["ACCIDENT"])
     if method == "never":
         return module.train(config, workdir, cluster)
-    owner = strategy if method == "_across_workers" else module.Trainer
+    owner = {"_across_workers": strategy, "training_batches": setup.Run}.get(method, module.Trainer)
     original = getattr(owner, method)
 
     def struck(self, *arguments):
@@ -146,7 +147,7 @@ def test_a_worker_that_dies_while_tensorflow_connects(tmp_path, data_dir, victim
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["_across_workers", "open_batches", "evaluate_validation", "save", "conclude"])
+@pytest.mark.parametrize("method", ["_across_workers", "training_batches", "evaluate", "save", "conclude"])
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_hung_worker_ends_the_others(tmp_path, data_dir, victim, method):
     """A stopped process still holds its connections: only its silence gives it away, wherever the others wait."""
@@ -158,7 +159,7 @@ def test_a_hung_worker_ends_the_others(tmp_path, data_dir, victim, method):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["advance", "evaluate_validation"])
+@pytest.mark.parametrize("method", ["advance", "evaluate"])
 @pytest.mark.parametrize("victim", [0, 1])
 def test_sigterm_on_one_worker_stops_all_at_one_step(one_replica, tmp_path, data_dir, victim, method):
     """A worker that stops alone leaves the others in a reduction; one that stops a step later saves another state."""

@@ -16,6 +16,7 @@ from helpers import ROOT
 from input_pipeline.common.errors import UnusableError
 from train_lib import config as config_lib
 from train_lib.checkpoints.store import CheckpointStore, verify
+from train_lib.hooks import PictureBook
 from train_lib.records.json_lines import JsonLines
 from train_lib.records.terminal import Unfailing
 from train_lib.records.workdir import Workdir, open_workdir
@@ -95,12 +96,12 @@ def broken_between(trainer, first, last, break_it):
     """Lets a context manager lie around the turns that begin from step `first` up to `last`."""
     turn, stack = trainer.turn, contextlib.ExitStack()
 
-    def turn_then():
+    def turn_then(batches):
         if trainer.state.step >= last:
             stack.close()
         elif trainer.state.step >= first and not stack._exit_callbacks:
             stack.enter_context(break_it())
-        turn()
+        turn(batches)
 
     trainer.turn = turn_then
     return stack
@@ -119,8 +120,9 @@ def moved_away(folder):
 @contextlib.contextmanager
 def read_only(disk, trainer):
     trainer.log._events._close()  # no file system with a file open for writing can be remounted
-    trainer.pictures._writer.close()
-    trainer.pictures._writer = None
+    pictures = next(hook for hook in trainer.hooks if isinstance(hook, PictureBook))._pictures
+    pictures._writer.close()
+    pictures._writer = None
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     try:
         yield
@@ -192,7 +194,7 @@ def test_disk_full_at_20_positions_of_a_save(small_disk, data_dir, capsys):
     assert trainer.train() == 0
     store, before = trainer.run.store, contents(folder / "checkpoints")
     size = sum(len(content) for name, content in before.items() if name.parts[0] == "step-00000008")
-    trainer.state.step, trainer.status, failures = 9, lambda: None, 0
+    trainer.state.step, trainer.find_status, failures = 9, lambda: None, 0
     for position in range(20):
         with all_but(small_disk, position * size // 20):
             trainer.save(True)
