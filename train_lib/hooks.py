@@ -1,7 +1,7 @@
 """What happens beside training: the progress bar, profiles, pictures, and whatever you add.
 
-A hook sees a run at the moments that its methods name and must not change it. To send metrics to another service, subclass
-`Hook`, override what you need, and add it to `standard_hooks` or pass it to `train.train`.
+A hook is called at the moments that its methods name. To send metrics to another service, for example, subclass `Hook`, override
+what you need, and add it to `standard_hooks` or pass it to `train.train`.
 """
 
 from train_lib.records.pictures import Pictures

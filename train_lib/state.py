@@ -30,7 +30,8 @@ class TrainState:
       pixels: PixelScaling, measured on the training data.
       averages: the averages of --ema_decay, variables in the order of model.trainable_variables; empty if it is off.
       loss_scale: LossScale under float16, else None.
-      batch_statistics: the variables that a forward pass in training changes, such as those of batch normalization.
+      batch_statistics: the variables that a forward pass in training changes, such as those of batch normalization; found in
+        the model if they are not given.
       step: updates done, skipped ones included.
       validation: ValidationTracker: the best value so far, patience, and the plateau schedule.
       totals: TrainTotals of the train record that is being collected.
@@ -43,12 +44,16 @@ class TrainState:
     pixels: "PixelScaling"
     averages: list = dataclasses.field(default_factory=list)
     loss_scale: LossScale | None = None
-    batch_statistics: list = dataclasses.field(default_factory=list)
+    batch_statistics: list | None = None
     step: int = 0
     validation: ValidationTracker = dataclasses.field(default_factory=ValidationTracker)
     totals: TrainTotals = dataclasses.field(default_factory=TrainTotals)
     skipped_in_a_row: int = 0
     evaluation_owed: bool = False
+
+    def __post_init__(self):
+        if self.batch_statistics is None:
+            self.batch_statistics = find_batch_statistics(self.model) if self.model else []
 
     def advance(self, report):
         """Counts the steps of a StepsReport."""
@@ -190,7 +195,7 @@ def create_state(config, strategy, num_classes, image_shape, pixels):
         averaged = model.trainable_variables if config.optimization.ema_decay else []
         averages = [tf.Variable(weight.numpy(), trainable=False) for weight in averaged]
         loss_scale = LossScale() if config.network.precision == "float16" else None
-        return TrainState(model, optimizers, pixels, averages, loss_scale, find_batch_statistics(model))
+        return TrainState(model, optimizers, pixels, averages, loss_scale)
 
 
 def build_network(config, num_classes, image_shape):
