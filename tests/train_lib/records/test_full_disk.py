@@ -16,8 +16,8 @@ from helpers import ROOT
 from input_pipeline.common.errors import UnusableError
 from train_lib import config as config_lib
 from train_lib.checkpoints.store import CheckpointStore, verify
+from train_lib.cli.environment import Unfailing
 from train_lib.records.json_lines import JsonLines
-from train_lib.records.terminal import Unfailing
 from train_lib.records.workdir import Workdir, open_workdir
 from train_lib.setup import open_run
 from train_lib.train import Trainer

@@ -47,8 +47,8 @@ def test_the_plan_stops_where_a_profile_starts_and_stops():
         (None, 0, 10, [], []),
         ((10, 12), 0, 10, [], ["--profile_steps=10:12", "ends at step 10", "nothing"]),
         ((2, 4), 4, 10, [], ["--profile_steps=2:4", "goes on at step 4", "nothing"]),
-        ((2, 6), 4, 10, [(4, 6)], ["--profile_steps=2:6", "profiled is 4:6"]),
-        ((8, 20), 0, 10, [(8, 10)], ["--profile_steps=8:20", "profiled is 8:10"]),
+        ((2, 6), 4, 10, [(4, 6)], ["--profile_steps=2:6", "the profile covers 4:6"]),
+        ((8, 20), 0, 10, [(8, 10)], ["--profile_steps=8:20", "the profile covers 8:10"]),
     ],
 )
 def test_exactly_the_steps_that_were_asked_for_or_a_line(tmp_path, traced, steps, first, last, expected, words):
@@ -78,7 +78,7 @@ def test_a_trace_that_cannot_be_written_does_not_end_the_run(tmp_path, traced, m
     monkeypatch.setattr(tf.profiler.experimental, "stop", refuse)
     lines = []
     go(Profile((0, 2), tmp_path, 0, 4, lines.append), [0, 2, 4], traced)
-    assert lines == ["no profile: disk full; going on"]
+    assert lines == ["no profile: disk full more; going on"]
 
 
 @pytest.mark.slow
