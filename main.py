@@ -22,8 +22,8 @@ from train_lib.records.lock import locked
 from train_lib.records.workdir import open_workdir
 
 MODES = {"train": "train_lib.train:train", "evaluate": "train_lib.evaluate:evaluate",
-         "predict": "train_lib.modes.predict:predict", "export": "train_lib.modes.export:export",
-         "benchmark": "train_lib.modes.benchmark:benchmark", "report": "train_lib.modes.report:report"}
+         "predict": "train_lib.modes.predict:predict", "export": "train_lib.modes.export.saved_model:export",
+         "benchmark": "train_lib.modes.benchmark.measure:benchmark", "report": "train_lib.modes.report.page:report"}
 WITHOUT_TENSORFLOW = ("report",)  # modes
 
 train_flags.define(flags.FLAGS)
