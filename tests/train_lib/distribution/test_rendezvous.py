@@ -15,7 +15,7 @@ from helpers import ROOT
 
 from input_pipeline.common.errors import LostWorkerError, UnusableError
 from train_lib.distribution.cluster import Cluster, ClusterError
-from train_lib.distribution.rendezvous import Rendezvous
+from train_lib.distribution.rendezvous import _find_chief, connect
 from train_lib.distribution.workers import OneWorker, Workers
 
 
@@ -53,7 +53,7 @@ def together(*functions):
 def test_all_workers_get_the_same_answers():
     """Values in another order, or a sum that differs in the last bit, would let workers take different decisions."""
     def work(cluster):
-        workers = Workers(cluster, Rendezvous(cluster, wait_seconds=20).connect())
+        workers = Workers(cluster, connect(cluster, wait_seconds=20))
         order = []
         answers = (
             workers.gather([cluster.rank, None, float("inf")]), workers.sum([0.1 * 3**cluster.rank, cluster.rank]),
@@ -77,13 +77,13 @@ def test_whoever_does_not_come_is_named_to_all():
     """TensorFlow would go on waiting, and not say for whom."""
     addresses = free_addresses(3)
     start = time.monotonic()
-    chief, second = together(*(Rendezvous(cluster, wait_seconds=2).connect for cluster in clusters(addresses)[:2]))
+    chief, second = together(*((lambda cluster=cluster: connect(cluster, wait_seconds=2)) for cluster in clusters(addresses)[:2]))
     assert time.monotonic() - start < 10
     for error in (chief, second):
         assert isinstance(error, LostWorkerError) and error.exit_code == 75
         assert f"worker 2 ({addresses[2]})" in str(error) and addresses[1] not in str(error)
     start = time.monotonic()
-    (orphan,) = together(Rendezvous(clusters(addresses)[1], wait_seconds=1).connect)
+    (orphan,) = together(lambda: connect(clusters(addresses)[1], wait_seconds=1))
     assert isinstance(orphan, LostWorkerError) and f"worker 0 ({addresses[0]})" in str(orphan)
     assert time.monotonic() - start < 10
 
@@ -92,8 +92,8 @@ def test_strangers_and_doubles_are_turned_away():
     """A port scanner must not take a worker's place; two processes with one `task` must not train one share twice."""
     addresses = free_addresses(2)
     chief, worker = clusters(addresses)
-    meeting = threading.Thread(target=lambda: sockets.update(Rendezvous(chief, wait_seconds=20).connect()))
-    sockets = {}
+    meeting = threading.Thread(target=lambda: links.update(connect(chief, wait_seconds=20)))
+    links = {}
     meeting.start()
     host, port = addresses[0].split(":")
     while True:
@@ -107,11 +107,27 @@ def test_strangers_and_doubles_are_turned_away():
         except ConnectionRefusedError:
             time.sleep(0.05)
     other = clusters([addresses[0], "elsewhere:1"])[1]
-    (refused,) = together(Rendezvous(Cluster(other.tasks, 1), wait_seconds=5)._find_chief)
+    (refused,) = together(lambda: _find_chief(Cluster(other.tasks, 1), 5))
     assert isinstance(refused, ClusterError) and "same `cluster`" in str(refused)
-    assert 0 in Rendezvous(worker, wait_seconds=20).connect()
+    assert 0 in connect(worker, wait_seconds=20)
     meeting.join(20)
-    assert list(sockets) == [1]
+    assert list(links) == [1]
+
+
+def test_a_second_process_with_the_same_task_is_refused_while_the_first_waits():
+    chief, worker, last = clusters(free_addresses(3))
+    calls = [threading.Thread(target=connect, args=(cluster, 20), daemon=True) for cluster in (chief, worker)]
+    for call in calls:
+        call.start()
+    time.sleep(0.5)  # until the first has said who it is
+    start = time.monotonic()
+    (refused,) = together(lambda: _find_chief(worker, 10))
+    assert isinstance(refused, ClusterError) and "another process is worker 1 " in str(refused)
+    assert time.monotonic() - start < 3
+    assert 0 in connect(last, wait_seconds=20)
+    for call in calls:
+        call.join(20)
+        assert not call.is_alive()
 
 
 def test_a_taken_port_is_named():
@@ -119,7 +135,7 @@ def test_a_taken_port_is_named():
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UnusableError, match=f"port {port} .*worker 0"):
-            Rendezvous(clusters([f"127.0.0.1:{port}", "b:2"])[0]).connect()
+            connect(clusters([f"127.0.0.1:{port}", "b:2"])[0])
 
 
 MEMBER = """
