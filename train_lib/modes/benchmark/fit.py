@@ -14,7 +14,7 @@ from input_pipeline.common.errors import one_line_of
 from train_lib import config as config_lib
 from train_lib import steps
 from train_lib.cli import environment
-from train_lib.modes.benchmark.rows import RowFailed, wait_for_devices
+from train_lib.modes.benchmark.rows import Row, RowFailed, wait_for_devices
 from train_lib.state import create_state
 
 CHILD = "train_lib.modes.benchmark.child"
@@ -70,11 +70,12 @@ def make_fit_optimizer(config):
     })
 
 
-class FitRow:
+class FitRow(Row):
     """`model.fit` on the loop's own batches: one call per round, with as many steps per compiled call as the loop has."""
 
     def __init__(self, bench):
-        self._bench, run, config = bench, bench.run, bench.config
+        super().__init__(bench)
+        run, config = bench.run, bench.config
         if config.optimization.accumulate_steps > 1:
             bench.note("model_fit computes each batch at once: Keras has nothing like --accumulate_steps")
         steps_per_execution = config.device.steps_per_loop
@@ -105,9 +106,6 @@ class FitRow:
             raise RowFailed(f"model.fit fails under this strategy: {one_line_of(error)}") from None
         wait_for_devices()
         return self._bench.images_per_second(num_steps, self._bench.clock() - start)
-
-    def close(self):
-        """Does nothing."""
 
 
 class DefaultFitRow:

@@ -1,7 +1,4 @@
-"""The rows of the benchmark that draw batches and train nothing: this project's input, and what it is compared with.
-
-Each function makes a DrawnRow from a Bench. It raises RowFailed if the row has no meaning for the data.
-"""
+"""The rows of the benchmark that draw batches and train nothing: this project's input, and what it is compared with."""
 
 import contextlib
 import types
@@ -10,7 +7,7 @@ import tensorflow as tf
 
 from input_pipeline.common.batches import without_autotune
 from train_lib.modes.benchmark import pipelines
-from train_lib.modes.benchmark.rows import RowFailed
+from train_lib.modes.benchmark.rows import OF_A_STREAM, Row, RowFailed
 
 INPUT_SECONDS = 0.3  # the least length of a round; it ends with the first call after that
 CALL_SECONDS, MOST_PER_CALL = 0.02, 64  # of drawing in one compiled call, much longer than the call itself takes; batches
@@ -32,17 +29,20 @@ def _draw_compiled(iterator, count):
         next(iterator)
 
 
-class DrawnRow:
+class DrawnRow(Row):
     """Batches drawn on the host and thrown away: several in one compiled call, as the loop draws them.
 
     Args:
       bench: Bench.
-      batches: an endless Dataset of global batches, or a Python generator of them.
+      name: of the row, one of `INPUTS`.
+
+    Raises:
+      RowFailed: the row means nothing for the data.
     """
 
-    def __init__(self, bench, batches):
-        self._bench = bench
-        self._iterator = iter(batches)
+    def __init__(self, bench, name):
+        super().__init__(bench)
+        self._iterator = iter(open_batches(bench, name))
         self._batches_per_call = 1
         _kept_alive.append(self._iterator)
 
@@ -73,9 +73,6 @@ class DrawnRow:
         else:
             _draw_compiled(self._iterator, tf.constant(count))
 
-    def close(self):
-        """Does nothing."""
-
 
 class ReadRow(DrawnRow):
     """A stream's records, unparsed. Its warm-up reads the files once, so that no round is the first to read them.
@@ -86,9 +83,6 @@ class ReadRow(DrawnRow):
     """
 
     first_epoch = None
-
-    def __init__(self, bench):
-        super().__init__(bench, pipelines.records(_stream(bench), bench.batch_size, bench.config.general.seed))
 
     def warm_up(self):
         """Reads an epoch, for at most `FIRST_EPOCH_SECONDS`; returns images/s of a measurement after that."""
@@ -106,67 +100,46 @@ class ReadRow(DrawnRow):
         return self.measure()
 
 
-def input_row(bench):
-    """Training batches as the loop gets them."""
-    return DrawnRow(bench, bench.training_batches())
+def open_batches(bench, name):
+    """The batches of a row, as an endless Dataset or, for numpy_gather, a Python generator.
+
+    Raises:
+      RowFailed: the row means nothing for the data.
+    """
+    split, config, size = bench.run.train_split, bench.config, bench.batch_size
+    seed, augmentations, in_memory = config.general.seed, config.data.augmentations, hasattr(split, "images")
+    if in_memory and name in OF_A_STREAM:
+        raise RowFailed("the images are in memory; this row measures a part of --input=stream")
+    if not in_memory and name in ("numpy_gather", "tutorial"):
+        raise RowFailed("the images of a stream are not in memory")
+    match name:
+        case "input" | "read_decode_augment":  # the latter repeats `input` next to its parts, which also shows the noise
+            return bench.training_batches()
+        case "read":
+            return pipelines.records(split, size, seed)
+        case "read_decode":
+            return pipelines.decoded_records(split, size, seed)
+        case "decode_crop":
+            _refuse_other_than_jpegs(split)
+            return pipelines.decoded_windows(split, size, seed, augmentations)
+        case "numpy_gather":
+            return pipelines.numpy_gather(split.images, split.labels, size)
+        case "canonical":
+            if in_memory:
+                return pipelines.canonical(*_tensors(bench), size, augmentations)
+            return pipelines.canonical_stream(split, size, augmentations)
+        case "tutorial":
+            if 4 * split.images[0].size * min(pipelines.SHUFFLED, split.num_examples) > LARGEST_BUFFER:
+                height, width, _ = split.image_shape
+                raise RowFailed(f"its shuffle buffer would hold {pipelines.SHUFFLED:,} float images of {height} x {width}")
+            return pipelines.tutorial(*_tensors(bench), size)
 
 
-def read_decode_augment_row(bench):
-    """Everything that a stream does. It is `input` a second time, to compare it with the parts and to show the noise."""
-    _stream(bench)
-    return input_row(bench)
-
-
-def read_decode_row(bench):
-    """A stream's records, parsed and decoded completely."""
-    return DrawnRow(bench, pipelines.decoded_records(_stream(bench), bench.batch_size, bench.config.general.seed))
-
-
-def decode_crop_row(bench):
-    """A stream's JPEGs, of which only the windows that training cuts out are decoded: the upper bound of `input`."""
-    split, config = _stream(bench), bench.config
+def _refuse_other_than_jpegs(split):
     for _, record in without_autotune(split.source.records(split.split).take(SAMPLED_IMAGES)):
         with contextlib.suppress(tf.errors.OpError):  # a bad example; the row treats it as the run does
             if not tf.io.is_jpeg(split.source.parse(record)["image"]):
                 raise RowFailed("not all images are JPEGs, the only format that can be decoded in part")
-    return DrawnRow(bench, pipelines.decoded_windows(split, bench.batch_size, config.general.seed, config.data.augmentations))
-
-
-def numpy_gather_row(bench):
-    """NumPy's random gather of whole images."""
-    split = _in_memory(bench)
-    return DrawnRow(bench, pipelines.numpy_gather(split.images, split.labels, bench.batch_size))
-
-
-def canonical_row(bench):
-    """The tf.data pipeline that works on one example at a time, with the augmentations of the run."""
-    split, augmentations = bench.run.train_split, bench.config.data.augmentations
-    if hasattr(split, "images"):
-        return DrawnRow(bench, pipelines.canonical(*_tensors(bench), bench.batch_size, augmentations))
-    return DrawnRow(bench, pipelines.canonical_stream(split, bench.batch_size, augmentations))
-
-
-def tutorial_row(bench):
-    """The tutorial's pipeline, which does not augment."""
-    split = _in_memory(bench)
-    if 4 * split.images[0].size * min(pipelines.SHUFFLED, split.num_examples) > LARGEST_BUFFER:
-        height, width, _ = split.image_shape
-        raise RowFailed(f"its shuffle buffer would hold {pipelines.SHUFFLED:,} float images of {height} x {width}")
-    return DrawnRow(bench, pipelines.tutorial(*_tensors(bench), bench.batch_size))
-
-
-def _in_memory(bench):
-    """The training split, if its images are in memory."""
-    if not hasattr(bench.run.train_split, "images"):
-        raise RowFailed("the images of a stream are not in memory")
-    return bench.run.train_split
-
-
-def _stream(bench):
-    """The training split, if it is a stream."""
-    if hasattr(bench.run.train_split, "images"):
-        raise RowFailed("the images are in memory; this row measures a part of --input=stream")
-    return bench.run.train_split
 
 
 def _tensors(bench):

@@ -1,6 +1,7 @@
 """The mode `benchmark`: measures what limits the training speed and says what to try next."""
 
 import contextlib
+import functools
 import statistics
 import tempfile
 
@@ -11,18 +12,16 @@ from train_lib import config as config_lib
 from train_lib.cli import environment
 from train_lib.cli.failures import explained
 from train_lib.distribution.strategy import describe
-from train_lib.modes.benchmark import chart, inputs, verdict
+from train_lib.modes.benchmark import chart, verdict
 from train_lib.modes.benchmark.fit import DefaultFitRow, FitRow
+from train_lib.modes.benchmark.inputs import INPUT_SECONDS, DrawnRow, ReadRow
 from train_lib.modes.benchmark.loop import ConstantLoopRow, LoopRow
 from train_lib.modes.benchmark.rows import INPUTS, OF_A_STREAM, RowFailed, StepRow, one_device_row, open_bench, rest
 
 # {row: function that makes it from a Bench}. `config_lib.BENCHMARK_ROWS` describes the rows.
-MAKERS = {
-    "input": inputs.input_row, "read": inputs.ReadRow, "read_decode": inputs.read_decode_row,
-    "decode_crop": inputs.decode_crop_row, "read_decode_augment": inputs.read_decode_augment_row,
-    "numpy_gather": inputs.numpy_gather_row, "canonical": inputs.canonical_row, "tutorial": inputs.tutorial_row,
-    "step": StepRow, "one_device": one_device_row, "loop": LoopRow, "loop_constant": ConstantLoopRow, "model_fit": FitRow,
-    "model_fit_default": DefaultFitRow,
+MAKERS = {name: functools.partial(DrawnRow, name=name) for name in INPUTS} | {
+    "read": functools.partial(ReadRow, name="read"), "step": StepRow, "one_device": one_device_row, "loop": LoopRow,
+    "loop_constant": ConstantLoopRow, "model_fit": FitRow, "model_fit_default": DefaultFitRow,
 }
 
 
@@ -90,7 +89,7 @@ class Measurement:
                 self._bench.log(f"warm: {name}")
         training = [self._bench.batch_size / speed for name, speed in speeds.items() if name not in INPUTS]
         self._steps, self._num_rounds = verdict.choose_length(training, self._bench.config.device.steps_per_loop)
-        seconds = self._num_rounds * (self._steps * sum(training) + inputs.INPUT_SECONDS * (len(speeds) - len(training)))
+        seconds = self._num_rounds * (self._steps * sum(training) + INPUT_SECONDS * (len(speeds) - len(training)))
         self._bench.log(f"measuring {self._num_rounds} rounds of {self._steps} steps, about {seconds:.0f} s in all")
 
     def measure_rounds(self):
@@ -155,18 +154,12 @@ class Measurement:
         }
 
     def _environment(self):
-        config, run = self._bench.config, self._bench.run
-        return environment.describe_machine() | {
+        run, values = self._bench.run, config_lib.to_values(self._bench.config)
+        names = ("dataset", "model", "model_options", "precision", "xla", "global_batch_size", "steps_per_loop")
+        return environment.describe_machine() | {name: values[name] for name in names} | {
             "devices": describe(run.strategy),
             "replicas": run.strategy.num_replicas_in_sync,
-            "dataset": config.data.dataset,
             "image_shape": list(run.train_split.image_shape),
-            "model": config.network.model,
-            "model_options": config.network.model_options,
             "parameters": run.state.model.count_params(),
-            "precision": config.network.precision,
-            "xla": config.device.xla,
-            "global_batch_size": config.optimization.global_batch_size,
-            "steps_per_loop": config.device.steps_per_loop,
             "steps_per_round": self._steps,
         }

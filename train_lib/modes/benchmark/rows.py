@@ -118,11 +118,21 @@ def wait_for_devices():
     tf.test.experimental.sync_devices()
 
 
-class StepRow:
+class Row:
+    """What most rows do: keep the Bench, and nothing when they are closed."""
+
+    def __init__(self, bench):
+        self._bench = bench
+
+    def close(self):
+        """Ends the row."""
+
+
+class StepRow(Row):
     """The compiled train step, called from Python once per step, always on the same batch, which is on the device."""
 
     def __init__(self, bench, strategy=None):
-        self._bench = bench
+        super().__init__(bench)
         strategy, config = strategy or bench.run.strategy, bench.config
         state = bench.new_state(strategy)
         batches = distribute(strategy, lambda shard: bench.training_batches(shard=shard), bench.run.train_split)
@@ -156,9 +166,6 @@ class StepRow:
         self._finite = bool(report["finite"].numpy())
         refuse_diverged(self._bench.config, not report["counts"].numpy())
         return self._bench.images_per_second(num_steps, seconds)
-
-    def close(self):
-        """Does nothing."""
 
 
 def one_device_row(bench):
