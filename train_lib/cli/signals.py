@@ -38,24 +38,21 @@ class StopRequest:
         for number in NUMBERS:
             signal.signal(number, self._handle)
 
-    @contextlib.contextmanager
     def raising(self):
-        """Inside, a signal raises KeyboardInterrupt at once: the work there is not worth finishing."""
-        with self._set(True, ""):
-            self.raise_if_received()
-            yield
+        """Context manager in which a signal raises KeyboardInterrupt at once: the work there is not worth finishing."""
+        return self._answering(raises=True)
 
-    @contextlib.contextmanager
     def finishing(self, promise=""):
-        """Inside, a signal is only remembered. `promise`, if there is one, tells the user what will happen next."""
-        with self._set(False, promise):
-            yield
+        """Context manager in which a signal is only remembered. `promise` tells the user what will happen next."""
+        return self._answering(raises=False, promise=promise)
 
     @contextlib.contextmanager
-    def _set(self, *values):
+    def _answering(self, raises, promise=""):
         before = self._raises, self._promise
-        self._raises, self._promise = values
+        self._raises, self._promise = raises, promise
         try:
+            if raises:
+                self.raise_if_received()
             yield
         finally:
             self._raises, self._promise = before
