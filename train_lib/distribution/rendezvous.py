@@ -5,7 +5,6 @@ there, so it needs no port of its own, and it stays open when TensorFlow takes t
 """
 
 import contextlib
-import errno
 import json
 import queue
 import select
@@ -20,66 +19,58 @@ from train_lib.distribution.cluster import ClusterError, split_address
 CONNECT_SECONDS = 90.0  # how long to wait for all workers
 RETRY_SECONDS = 0.2
 HELLO_SECONDS = 5.0  # how long someone who has connected may take to say who it is
-LONGEST_HELLO = 100_000  # bytes
+LONGEST_MESSAGE = 2**28  # bytes; a stranger may send something without an end
 
 
 class Link:
     """A connection to another worker. A message is one line of JSON, [kind, value].
 
-    Args:
-      connection: connected socket.
-      silence_seconds: how long `receive` waits for a message.
-
     Attributes:
+      socket: the connected socket. Its timeout is how long `receive` waits.
       received: queue of the values that a listening thread has received; see `workers`.
     """
 
-    def __init__(self, connection, silence_seconds):
-        self.received = queue.Queue()
-        self._socket, self._lines, self._sending = connection, connection.makefile("rb", 2**16), threading.Lock()
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.wait_at_most(silence_seconds)
-
-    def wait_at_most(self, silence_seconds):
-        """Changes how long `receive` waits for a message."""
-        self._socket.settimeout(silence_seconds)
+    def __init__(self, connection):
+        self.socket, self.received = connection, queue.Queue()
+        self._lines, self._sending = connection.makefile("rb", 2**16), threading.Lock()
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket.settimeout(HELLO_SECONDS)
 
     def send(self, kind, value):
         """Sends a message. Raises OSError if the connection is broken."""
         line = json.dumps([kind, value]).encode() + b"\n"
         with self._sending:
-            self._socket.sendall(line)
+            self.socket.sendall(line)
 
     def tell(self, kind, value):
         """Sends a message if the connection works. Whoever listens to it notices if it does not."""
         with contextlib.suppress(OSError):
             self.send(kind, value)
 
-    def receive(self, longest=-1):
+    def receive(self):
         """Waits for the next message and returns (kind, value).
 
         Raises:
-          ConnectionError: the other side closed the connection, or sent more than `longest` bytes.
+          ConnectionError: the other side closed the connection.
           TimeoutError: no message came in time.
           ValueError: what came is not a message.
         """
-        line = self._lines.readline(longest)
+        line = self._lines.readline(LONGEST_MESSAGE)
         if not line.endswith(b"\n"):
             raise ConnectionError("the other side closed the connection")
         message = parse_json(line)
-        if not isinstance(message, list):
-            raise ValueError("it sent something else than a message")
-        kind, value = message
-        return kind, value
+        if not isinstance(message, list) or len(message) != 2:
+            raise ValueError("what came is not a message")
+        return message
 
     def is_open(self):
         """Whether the other side, which has nothing to send at the moment, has not closed the connection."""
-        return not select.select([self._socket], [], [], 0)[0]
+        return not select.select([self.socket], [], [], 0)[0]
 
     def close(self):
         """Closes the connection."""
         self._lines.close()
-        self._socket.close()
+        self.socket.close()
 
 
 def connect(cluster, wait_seconds=None):
@@ -107,13 +98,9 @@ def connect(cluster, wait_seconds=None):
 def _listen(cluster):
     """Listens on this worker's own port. On a worker other than the chief this only proves that TensorFlow can have the port."""
     port = split_address(cluster.addresses[cluster.rank])[1]
+    both_versions = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
     try:
-        try:
-            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
-        except (OSError, ValueError) as error:
-            if getattr(error, "errno", None) == errno.EADDRINUSE:
-                raise
-            return socket.create_server(("", port))  # a machine without IPv6
+        return socket.create_server(("", port), **both_versions)
     except OSError as error:
         what = f"TF_CONFIG: port {port} of this machine, for {cluster.name(cluster.rank)}, cannot be used"
         remedy = "end the process that has it, perhaps a worker of an earlier run, or name another"
@@ -125,7 +112,7 @@ def _receive_all(cluster, listener, seconds):
     while missing := [rank for rank in range(1, len(cluster.tasks)) if rank not in links]:
         listener.settimeout(max(deadline - time.monotonic(), 0.001))
         try:
-            link = Link(listener.accept()[0], HELLO_SECONDS)
+            link = Link(listener.accept()[0])
         except TimeoutError:
             line = _missing_line(seconds, ", ".join(cluster.name(rank) for rank in missing))
             for link in links.values():
@@ -142,7 +129,7 @@ def _receive_all(cluster, listener, seconds):
 def _greet(cluster, link, links):
     """The rank of a worker that has connected; None if it is not one of ours, or if that worker is already there."""
     try:
-        kind, hello = link.receive(LONGEST_HELLO)
+        kind, hello = link.receive()
     except (OSError, ValueError):
         kind, hello = None, None
     if kind != "hello" or not isinstance(hello, list) or len(hello) != 2:
@@ -164,9 +151,9 @@ def _find_chief(cluster, seconds):
     while time.monotonic() < deadline:
         link = kind = None
         try:
-            link = Link(socket.create_connection(split_address(cluster.addresses[0]), timeout=HELLO_SECONDS), HELLO_SECONDS)
+            link = Link(socket.create_connection(split_address(cluster.addresses[0]), timeout=HELLO_SECONDS))
             link.send("hello", [cluster.rank, list(cluster.addresses)])
-            link.wait_at_most(seconds + HELLO_SECONDS)  # the chief may have started to wait just now
+            link.socket.settimeout(seconds + HELLO_SECONDS)  # the chief may have started to wait just now
             kind, value = link.receive()
         except (OSError, ValueError) as error:
             failure = str(error)

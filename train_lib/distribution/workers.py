@@ -72,7 +72,7 @@ class Workers(OneWorker):
         self._links = [links[rank] for rank in sorted(links)]
         self._ending = threading.Lock()
         for rank, link in links.items():
-            link.wait_at_most(SILENCE_SECONDS)
+            link.socket.settimeout(SILENCE_SECONDS)
             threading.Thread(target=self._listen, args=(cluster.name(rank), link), daemon=True).start()
         threading.Thread(target=self._beat, daemon=True).start()
 
