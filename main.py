@@ -2,6 +2,8 @@
 
     python main.py                          the quickstart: trains on the embedded data set
     python main.py --helpshort              every flag, in groups
+
+From the flags comes a configuration, and MODES[mode] runs it. TensorFlow is imported once the flags are validated.
 """
 
 import contextlib
@@ -17,7 +19,6 @@ from train_lib.cli import flags as train_flags
 from train_lib.cli.signals import stop_request
 from train_lib.distribution.cluster import check_settings, read_cluster
 from train_lib.records.lock import locked
-from train_lib.records.terminal import Unfailing
 from train_lib.records.workdir import open_workdir
 
 MODES = {"train": "train_lib.train:train", "evaluate": "train_lib.evaluate:evaluate",
@@ -29,40 +30,84 @@ train_flags.define(flags.FLAGS)
 
 
 def parse_flags(argv):
-    """Turns the command line into a configuration, before TensorFlow is imported."""
+    """Turns the command line into an ExperimentConfig."""
     if any(argument in train_flags.HELP_FLAGS for argument in argv[1:]):
         print(train_flags.help_text())
         sys.exit(0)
     try:
         return train_flags.parse(argv, flags.FLAGS)
     except (ExpectedError, flags.Error) as error:
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 2))
+        sys.exit(report_error(str(error), getattr(error, "exit_code", 2)))
 
 
-def find_cluster(config):
-    """The Cluster to train on, judged; None for this machine alone, on which all other modes run."""
-    cluster = read_cluster(os.environ) if config.general.mode == "train" else None
+def main(config):
+    """Runs the chosen mode and ends the process with its exit code."""
+    stop_request.listen()
+    sys.stdout, sys.stderr = environment.Unfailing(sys.stdout), environment.Unfailing(sys.stderr)
+    try:
+        with stop_request.raising():
+            exit_code = run_mode(config)
+    except ExpectedError as error:
+        exit_code = report_error(str(error), error.exit_code)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        exit_code = report_error(f"{error.filename}: {error.strerror}; fix this, and start again", 3)
+    except BaseException:  # some libraries turn the KeyboardInterrupt of a signal into an error of their own
+        if not stop_request.raised:
+            raise
+        print(f"{stop_request.received}: stopped with nothing to save; the same command starts again", file=sys.stderr)
+        exit_code = 75
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Without the interpreter's clean-up, which would wait for tf.data threads (see `train_lib.distribution.strategy.distribute`).
+    os._exit(exit_code)
+
+
+def report_error(text, exit_code):
+    """Prints an error on one line and returns the exit code."""
+    print(f"error: {one_line(text)}", file=sys.stderr)
+    return exit_code
+
+
+def run_mode(config):
+    """Runs the chosen mode and returns its exit code. Of all modes, only training uses a cluster and locks its workdir."""
+    is_training = config.general.mode == "train"
+    cluster = read_cluster(os.environ) if is_training else None
     if cluster:
         check_settings(config, cluster)
-    return cluster
+    workdir = open_workdir(config, is_chief=not cluster or cluster.rank == 0)
+    with locked(workdir.path) if is_training and workdir.is_ours else contextlib.nullcontext():
+        mode = import_mode(config, cluster)
+        return mode(config, workdir, cluster) if cluster else mode(config, workdir)
+
+
+def import_mode(config, cluster):
+    """Imports TensorFlow and the chosen mode, and returns the mode's function."""
+    with stop_request.finishing():  # signals are deferred, because interrupting the import can corrupt TensorFlow
+        if config.general.mode not in WITHOUT_TENSORFLOW:
+            prepare_environment(config, cluster)
+        module, function = MODES[config.general.mode].split(":")
+        mode = getattr(importlib.import_module(module), function)
+    stop_request.raise_if_received()
+    return mode
 
 
 def prepare_environment(config, cluster):
-    """Environment variables that only count before TensorFlow is imported; the user's own settings win."""
-    # TensorFlow turns oneDNN on by itself only on CPUs with AVX512-VNNI; elsewhere the step is 2.2 times as fast with it.
+    """Sets the environment variables that only count before TensorFlow is imported. The user's own settings win."""
+    # TensorFlow turns oneDNN on by itself only on CPUs with AVX512-VNNI. On others, a step is 2.2 times as fast with it.
     environment.set_default("TF_ENABLE_ONEDNN_OPTS", "1")
-    # A user's keras.json may name another backend; the loop is written for this one.
+    # A user's keras.json may name another backend, but the loop is written for this one.
     os.environ["KERAS_BACKEND"] = "tensorflow"
     logging.set_verbosity(logging.WARNING)
     if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
-        # A lost worker makes TensorFlow log a page of errors, a damaged image a line or two; ours is one line.
+        # TensorFlow logs a page of errors for a lost worker, and some lines per damaged image. We print one line.
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3" if cluster or config.general.mode == "predict" else "2"
         import_tensorflow_quietly()
 
 
 def import_tensorflow_quietly():
-    """Imports TensorFlow and looks for devices without the lines that TF 2.21 writes whatever its log level.
+    """Imports TensorFlow and looks for devices, without the lines that TensorFlow 2.21 prints at any log level.
 
     They look like errors on any machine without a GPU. Set TF_CPP_MIN_LOG_LEVEL=0 to see them.
     """
@@ -75,53 +120,6 @@ def import_tensorflow_quietly():
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
-
-
-def import_mode(config, cluster):
-    """The chosen mode's function. Imports TensorFlow, whose C++ parts a KeyboardInterrupt could break: a signal waits so long."""
-    with stop_request.finishing():
-        if config.general.mode not in WITHOUT_TENSORFLOW:
-            prepare_environment(config, cluster)
-        module, function = MODES[config.general.mode].split(":")
-        found = getattr(importlib.import_module(module), function)
-    stop_request.raise_if_received()
-    return found
-
-
-def run_mode(config):
-    """Runs the chosen mode, a training run as the only one that writes its workdir; returns the exit code."""
-    cluster = find_cluster(config)
-    workdir = open_workdir(config, is_chief=not cluster or cluster.rank == 0)
-    writes_a_run = config.general.mode == "train" and workdir.is_ours
-    with locked(workdir.path) if writes_a_run else contextlib.nullcontext():
-        mode = import_mode(config, cluster)
-        return mode(config, workdir, cluster) if cluster else mode(config, workdir)
-
-
-def main(config):
-    """Runs the chosen mode and exits with its code."""
-    stop_request.listen()
-    sys.stdout, sys.stderr = Unfailing(sys.stdout), Unfailing(sys.stderr)
-    try:
-        with stop_request.raising():
-            exit_code = run_mode(config)
-    except ExpectedError as error:
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
-        exit_code = error.exit_code
-    except OSError as error:
-        if error.filename is None:
-            raise
-        print(f"error: {one_line(f'{error.filename}: {error.strerror}')}; mend it, and start again", file=sys.stderr)
-        exit_code = 3
-    except BaseException:
-        if not stop_request.raised:  # by which some libraries make an error of their own
-            raise
-        print(f"{stop_request.received}: stopped with nothing to save; the same command starts again", file=sys.stderr)
-        exit_code = 75
-    # Without the interpreter's clean-up, which would wait for tf.data threads (see `train_lib.distribution.strategy.distribute`).
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(exit_code)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Makes the tables and the curves of docs/results.md from the raw files under docs/results/, so that no figure can drift.
+"""Makes the tables and curves of docs/results.md from the raw files in docs/results/, so that no figure is copied by hand.
 
-    python docs/make_results.py            # after runs were added to docs/results/ and docs/results/experiments.json
+    python docs/make_results.py            # after you added runs to docs/results/ and to docs/results/experiments.json
 
-Each run is a folder with `metrics.jsonl` and `result.json` as training left them. `experiments.json` says which runs belong
-together, and by which command, commit and hardware they came about. `tests/docs/test_results.py` makes the page once more and
-compares.
+Each run is a folder with the `metrics.jsonl` and `result.json` that training wrote. `experiments.json` states which runs belong
+together, and their command, commit and hardware. `tests/docs/test_results.py` makes the tables again and compares them with the
+page.
 """
 
 import json
@@ -18,9 +18,9 @@ sys.path.insert(0, str(DOCS.parent))  # not needed once the project is installed
 
 from pages import filled  # noqa: E402
 
-from train_lib import charts  # noqa: E402
+from train_lib.records import charts  # noqa: E402
 
-# Student's t at 97.5 %, by degrees of freedom: that of a 95 % interval of a mean of n differences has n - 1.
+# Student's t at 97.5 %, by degrees of freedom. A 95 % interval of the mean of n differences has n - 1 degrees of freedom.
 T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571}
 
 
@@ -29,8 +29,8 @@ class Experiment:
 
     Args:
       name: its key in experiments.json.
-      about: its value: title, command, commit, hardware, runs (folders), and `"trial": true` for a choice of recipe.
-      folder: docs/results.
+      about: its value: title, command, commit, hardware, runs (folders), and `"trial": true` if it served to choose a recipe.
+      folder: the folder docs/results.
     """
 
     def __init__(self, name, about, folder):
@@ -39,7 +39,7 @@ class Experiment:
         self.metrics = [read_lines(folder / run / "metrics.jsonl") for run in about["runs"]]
 
     def values(self, name):
-        """One value of result.json for each run."""
+        """The value `name` in the result.json of each run."""
         return [result[name] for result in self.results]
 
     def validation(self, run):
@@ -49,24 +49,24 @@ class Experiment:
 
 
 def read_lines(path):
-    """The records of a file of one JSON object a line."""
+    """The records of a file with one JSON object per line."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def read_experiments(folder=DOCS / "results"):
-    """{name: Experiment} of all that is published."""
+    """All published experiments: {name: Experiment}."""
     return {name: Experiment(name, about, folder)
             for name, about in json.loads((folder / "experiments.json").read_text()).items()}
 
 
 def spread(values, factor=1.0, digits=2):
-    """Mean and standard deviation (n - 1) as text; the value alone where there is one."""
+    """Mean and standard deviation (n - 1) as text, or only the value if there is just one."""
     mean = f"{factor * statistics.fmean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {factor * statistics.stdev(values):.{digits}f}"
 
 
 def accuracy_table(experiments):
-    """One row for each experiment that was judged on the test split."""
+    """One row for each experiment that was evaluated on the test split."""
     lines = ["| what | test accuracy, % | best validation accuracy, % | runs | seconds | images/s | commit, hardware | command |",
              "|---|---|---|---|---|---|---|---|"]
     for experiment in experiments.values():
@@ -86,7 +86,7 @@ def accuracy_table(experiments):
 
 
 def trials_table(experiments):
-    """One row for each experiment that was judged on a slice of the training images alone: how recipes were chosen."""
+    """One row for each trial: trials chose the recipes, and were only evaluated on a slice of the training images."""
     lines = ["| trial | best validation accuracy, % | runs | seconds | commit | command |", "|---|---|---|---|---|---|"]
     for experiment in experiments.values():
         if experiment.about.get("trial"):
@@ -101,7 +101,7 @@ def trials_table(experiments):
 
 
 def epochs_table(experiments, names, epochs=3):
-    """Validation accuracy after each of the first epochs, one row a run."""
+    """Validation accuracy after each of the first epochs, with one row per run."""
     numbers = range(1, epochs + 1)
     lines = ["| what | seed | " + " | ".join(f"epoch {number}" for number in numbers) + " |", "|---" * (2 + epochs) + "|"]
     for name in names:
@@ -113,14 +113,14 @@ def epochs_table(experiments, names, epochs=3):
 
 
 def difference(with_it, without_it):
-    """Mean of the differences of paired values and half the width of its 95 % interval by Student's t."""
+    """Mean of the paired differences, and half the width of its 95 % interval by Student's t."""
     differences = [a - b for a, b in zip(with_it, without_it, strict=True)]
     half = T_975[len(differences) - 1] * statistics.stdev(differences) / math.sqrt(len(differences))
     return statistics.fmean(differences), half
 
 
 def difference_line(experiments, with_it, without_it):
-    """The difference of two arms in test error, in a sentence."""
+    """A sentence about the difference in test error between two experiments."""
     errors = [[1 - value for value in experiments[name].values("test_accuracy")] for name in (with_it, without_it)]
     mean, half = difference(*errors)
     return (f"Test error {spread(errors[0], 100)} % with, {spread(errors[1], 100)} % without: a difference of "
@@ -129,7 +129,7 @@ def difference_line(experiments, with_it, without_it):
 
 
 def parts(experiments):
-    """{marker: text} of all that the page takes from the raw files."""
+    """All texts that the page takes from the raw files: {marker: text}."""
     return {
         "accuracy": accuracy_table(experiments),
         "trials": trials_table(experiments),
@@ -139,14 +139,14 @@ def parts(experiments):
 
 
 def mean_validation(experiment):
-    """(epochs, accuracies in %) of the validation split, the mean over the runs."""
+    """(epochs, accuracies in %): validation accuracy, mean over the runs."""
     epochs, _ = experiment.validation(0)
     runs = [experiment.validation(run)[1] for run in range(len(experiment.metrics))]
     return epochs, [100 * statistics.fmean(at_one_epoch) for at_one_epoch in zip(*runs, strict=True)]
 
 
 def one_run(experiment):
-    """Training and validation accuracy of the first run."""
+    """Lines with the training and validation accuracy of the first run."""
     train = [record for record in experiment.metrics[0] if record["kind"] == "train"]
     epochs, accuracies = experiment.validation(0)
     return [("training", [record["epoch"] for record in train], [100 * record["accuracy"] for record in train]),
@@ -154,12 +154,12 @@ def one_run(experiment):
 
 
 def side_by_side(first, second, labels):
-    """Validation accuracy of two experiments."""
+    """Lines with the validation accuracy of two experiments."""
     return [(label, *mean_validation(experiment)) for label, experiment in zip(labels, (first, second), strict=True)]
 
 
 def pictures(experiments):
-    """{file name: lines of the figure} of all learning curves that the page shows."""
+    """All learning curves on the page: {file name: lines of the figure}."""
     return {
         **{f"{name}.png": one_run(experiments[name]) for name in ("cifar10", "cifar10_fast")},
         "tutorial.png": side_by_side(experiments["tutorial"], experiments["tutorial_model_fit"], ("this loop", "model.fit")),
@@ -168,7 +168,7 @@ def pictures(experiments):
 
 
 def main():
-    """Writes the page anew, and the pictures."""
+    """Updates the page and draws the pictures."""
     experiments = read_experiments()
     page = DOCS / "results.md"
     page.write_text(filled(page, parts(experiments)))

@@ -1,8 +1,8 @@
-"""Makes the tables of docs/scaling.md by the arithmetic of docs/scaling.py, so that no figure can drift.
+"""Makes the tables of docs/scaling.md with the arithmetic of docs/scaling.py, so that no figure is copied by hand.
 
     python docs/make_scaling.py
 
-`tests/docs/test_scaling.py` makes the page once more and compares.
+`tests/docs/test_scaling.py` makes the tables again and compares them with the page.
 """
 
 import math
@@ -40,13 +40,13 @@ SETUPS = tuple(
 
 
 def rounded(number):
-    """`number` as text with two significant digits: the assumptions bear no more."""
+    """`number` as text with two significant digits, because the assumptions are not more exact than that."""
     digits = 2 - 1 - math.floor(math.log10(number))
     return f"{round(number, digits):,.{max(digits, 0)}f}"
 
 
 def table(head, *rows):
-    """A Markdown table; all but the first column to the right."""
+    """A Markdown table. All columns except the first are aligned to the right."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
@@ -61,21 +61,21 @@ def networks_table(networks):
             f"`{network.name}`", f"{network.parameters:,}", *sent, f"{network.multiply_adds / 1e6:,.1f}",
             f"{operations / 1e9:,.2f}", f"{network.multiply_adds / network.parameters:,.1f}"])
     sizes = ["MB sent, N = 2", "N = 4", "N = 8", "N = 16", "N = 32"]
-    work = ["million multiply-adds an image", "GFLOP an image and step", "multiply-adds a parameter"]
+    work = ["million multiply-adds per image", "GFLOP per image and step", "multiply-adds per parameter"]
     return table(["network", "trainable parameters", *sizes, *work], *rows)
 
 
 def parts_table(network):
-    """Where a network has its parameters and where its work."""
+    """How a network's parameters and its work are divided between convolutions and dense layers."""
     rows = []
     for part, (parameters, work) in network.parts.items():
         shares = f"{parameters / network.parameters:.1%}", f"{work / network.multiply_adds:.1%}"
         rows.append([part, f"{parameters:,}", shares[0], f"{work:,}", shares[1]])
-    return table([f"`{network.name}`", "parameters", "share", "multiply-adds an image", "share"], *rows)
+    return table([f"`{network.name}`", "parameters", "share", "multiply-adds per image", "share"], *rows)
 
 
 def by_setup(networks, corner, cell):
-    """A table with a row for each of SETUPS; `cell(network, seconds)` is the text for a network whose reduction takes so long."""
+    """A table with a row for each of SETUPS. `cell(network, seconds)` is the text for a network and the time of its reduction."""
     rows = []
     for setup, gpus, link in SETUPS:
         costs = [(network, reduction_seconds(network, gpus, link)) for network in networks]
@@ -92,14 +92,14 @@ def batches(network, seconds):
 
 
 def asides_table(networks):
-    """Single figures that the text speaks of."""
+    """Single figures that the text of the page mentions."""
     paper, resnet, narrow = networks[0], networks[-1], count("alexnet", 224, 1000, "dense_units=256")
     (one, *ring), (two, gpus, link) = SETUPS[2], SETUPS[6]
     rows = []
     for images, setup, *place in ((16, one, *ring), (128, one, *ring), (128, two, gpus, link)):
         seconds = reduction_seconds(paper, *place)
         share = seconds / (seconds + images * image_seconds(paper))
-        rows.append([f"`alexnet`, {images} images a GPU, {setup}: the reduction's share of the step", f"{share:.0%}"])
+        rows.append([f"`alexnet`, {images} images per GPU, {setup}: the reduction's share of the step", f"{share:.0%}"])
     batch = smallest_batch(paper, reduction_seconds(paper, gpus, link), "float32")
     small_batch = smallest_batch(narrow, reduction_seconds(narrow, gpus, link), "float32")
     newer = reduction_seconds(paper, 8, NVLINK_OF_H100, H100) / image_seconds(paper, gpu=H100)
@@ -108,21 +108,22 @@ def asides_table(networks):
     rows += [
         [f"`alexnet`, {two}: images of the *global* batch at a share of {LIMIT:.0%}", rounded(gpus * batch)],
         ["`alexnet` with `dense_units=256`: trainable parameters", f"{narrow.parameters:,}"],
-        [f"the same, {two}: images a GPU at a share of {LIMIT:.0%}", rounded(small_batch)],
+        [f"the same, {two}: images per GPU at a share of {LIMIT:.0%}", rounded(small_batch)],
         ["`alexnet`: milliseconds of packing and splitting, part of the times above", rounded(1e3 * packing_seconds(paper))],
-        [f"`alexnet`, {one}: images a GPU with H100 [9] over those with A100", rounded(
+        [f"`alexnet`, {one}: images per GPU with H100 [9], divided by those with A100", rounded(
             newer / (reduction_seconds(paper, *ring) / image_seconds(paper)))],
-        ["`ResNet50`: all-reduces in its batch norms, each step", resnet.batch_norms * ALL_REDUCES_OF_A_BATCH_NORM],
-        [f"`ResNet50`, 256 images a GPU, {one}, without those: speed over one GPU (7.70 is published [2])", f"{speedup:.2f}"],
+        ["`ResNet50`: all-reduces in its batch norms, per step", resnet.batch_norms * ALL_REDUCES_OF_A_BATCH_NORM],
+        [f"`ResNet50`, 256 images per GPU, {one}, without those: speed compared with one GPU (7.70 is published [2])",
+         f"{speedup:.2f}"],
     ]
     for precision, speed in PUBLISHED_RESNET50.items():
         reached = speed * OPERATIONS_OF_A_STEP * resnet.multiply_adds / A100.peak[precision]
         rows.append([f"`ResNet50` at the published {speed:,} images/s [2]: share of the {precision} peak", f"{reached:.0%}"])
-    return table(["float32 where nothing else is said", "figure"], *rows)
+    return table(["float32, unless stated otherwise", "figure"], *rows)
 
 
 def assumptions_table():
-    """What the arithmetic takes for granted; the page lists the sources by these numbers."""
+    """The assumptions of the arithmetic. The numbers in brackets are those of the sources on the page."""
     rows = []
     for precision, peak in A100.peak.items():
         used = peak * A100.compute_share / 1e12
@@ -133,12 +134,12 @@ def assumptions_table():
         published, used = f"{link.nominal / 1e9:g}{nominal}", f"{link.bandwidth / 1e9:g}"
         rows.append([f"{link.name}, one direction, GB/s", published, f"{link.share:.0%} [{share}]", used])
     latencies = "; ".join(f"{link.latency * 1e6:g}" for link in (NVLINK, PCIE, FAST))
-    rows.append(["latency of a hop: NVLink; PCIe; Ethernet, microseconds", f"{latencies} [8]", "", latencies])
+    rows.append(["latency per hop: NVLink; PCIe; Ethernet, microseconds", f"{latencies} [8]", "", latencies])
     return table(["assumption", "published", "share assumed", "used"], *rows)
 
 
 def blocks():
-    """{name: Markdown} of all that the page takes from the arithmetic."""
+    """All tables of the page: {name: Markdown}."""
     networks = [count(*network) for network in NETWORKS]
     return {
         "assumptions": assumptions_table(), "networks": networks_table(networks), "parts": parts_table(networks[0]),
@@ -148,7 +149,7 @@ def blocks():
 
 
 def main():
-    """Writes the page anew."""
+    """Updates the page."""
     PAGE.write_text(filled(PAGE, blocks()))
 
 

@@ -1,13 +1,17 @@
-"""Pages whose figures are made: each stands between <!-- name --> and <!-- /name -->, and a test makes it once more."""
+"""Pages with generated parts: each part is between <!-- name --> and <!-- /name -->, and a test checks that it is up to date."""
 
 import re
 
 
 def filled(path, texts):
-    """The text of a page with each of {name: Markdown} between its markers.
+    """Returns the text of a page with new parts between its markers.
+
+    Args:
+      path: file of the page.
+      texts: {name: Markdown}.
 
     Raises:
-      SystemExit: a name has not exactly one pair of markers.
+      SystemExit: the page does not have exactly one pair of markers for a name.
     """
     page = path.read_text()
     for name, text in texts.items():

@@ -1,7 +1,8 @@
-"""What data-parallel training costs on GPUs, computed from the networks' shapes and from assumptions.
+"""The cost of data-parallel training on GPUs, computed from the shapes of the networks and from assumptions.
 
-Nothing here is a measurement. A step takes the time of its computation plus that of its reduction: `steps.sum_over_replicas`
-starts after the whole backward pass. Units: seconds, bytes, bytes/s, multiply-adds an image, floating-point operations/s.
+Nothing here is measured. A step takes the time of its computation plus the time of its reduction, because
+`steps.sum_over_replicas` starts after the whole backward pass. Units: seconds, bytes, bytes/s, multiply-adds per image,
+floating-point operations/s.
 """
 
 import math
@@ -16,14 +17,14 @@ import alexnet  # noqa: E402
 
 BYTES_OF_FLOAT32 = 4
 SCALARS = 3  # loss, correct answers and stop requests travel with the gradients
-PASSES_OF_PACKING = 4  # concat reads and writes every gradient, split again
-OPERATIONS_OF_A_STEP = 3 * 2  # the backward pass is two forward passes; a multiply-add is two operations
-ALL_REDUCES_OF_A_BATCH_NORM = 5  # Keras sums sum, sum of squares and count forward, and two gradients backward
-LIMIT = 0.1  # of the step, for the reduction
+PASSES_OF_PACKING = 4  # `concat` reads and writes every gradient, and so does `split`
+OPERATIONS_OF_A_STEP = 3 * 2  # the backward pass counts as two forward passes, and a multiply-add as two operations
+ALL_REDUCES_OF_A_BATCH_NORM = 5  # forward: sum, sum of squares and count; backward: two gradients
+LIMIT = 0.1  # largest share of the step that the reduction should take
 
 
 class Gpu(typing.NamedTuple):
-    """One GPU: {precision: peak operations/s}, memory bandwidth, and the share of each that training is assumed to reach."""
+    """A GPU: {precision: peak operations/s}, memory bandwidth, and the share of each that training is assumed to reach."""
 
     peak: dict
     compute_share: float
@@ -32,7 +33,7 @@ class Gpu(typing.NamedTuple):
 
 
 class Link(typing.NamedTuple):
-    """What joins two GPUs that follow one another in the ring, one direction: nominal bandwidth, assumed share, latency."""
+    """A link between two neighbours in the ring, in one direction: nominal bandwidth, assumed share, latency."""
 
     name: str
     nominal: float
@@ -41,12 +42,12 @@ class Link(typing.NamedTuple):
 
     @property
     def bandwidth(self):
-        """Assumed bytes/s."""
+        """The bandwidth that is assumed, in bytes/s."""
         return self.nominal * self.share
 
 
 class Network(typing.NamedTuple):
-    """Counts of one network; "parameters" are the trainable ones, whose gradients are reduced."""
+    """Counts of one network. Only trainable parameters count, because only their gradients are reduced."""
 
     name: str
     parameters: int
@@ -63,7 +64,7 @@ FAST, SLOW = Link("100 Gbit/s", 12.5e9, 0.4, 9.6e-6), Link("25 Gbit/s", 3.125e9,
 
 
 def multiply_adds(layer):
-    """Of one image through a layer, forward: the kernel's size times the places where it is applied; biases do not count."""
+    """Multiply-adds of one image in the forward pass of a layer: kernel size times output positions, without biases."""
     if isinstance(layer, keras.layers.Dense):
         return math.prod(layer.kernel.shape)
     if isinstance(layer, keras.layers.Conv2D):
@@ -75,8 +76,8 @@ def multiply_adds(layer):
 
 
 def count(name, pixels, num_classes, options=None):
-    """The `Network` that `alexnet.build` makes of these arguments."""
-    # Shapes are enough: in this scope Keras makes no weights, so that VGG16's 553 MB cost neither memory nor time.
+    """The `Network` with the counts of the model that `alexnet.build` makes from these arguments."""
+    # Only shapes are needed. In this scope Keras makes no weights, so VGG16's 553 MB take neither memory nor time.
     with keras.StatelessScope(initialize_variables=False):
         model = alexnet.build(name, num_classes, (pixels, pixels, 3), options=options)
     kinds = {"convolutions": keras.layers.Conv2D, "dense layers": keras.layers.Dense}
@@ -90,37 +91,37 @@ def count(name, pixels, num_classes, options=None):
 
 
 def payload(network):
-    """Bytes of the one packed vector that every replica gives to the all-reduce; float32 under every precision."""
+    """Bytes of the packed vector that every replica passes to the all-reduce. It is float32 under every precision."""
     return BYTES_OF_FLOAT32 * (network.parameters + SCALARS)
 
 
 def bytes_sent(num_bytes, gpus):
-    """Bytes that each GPU sends, and receives, in a ring all-reduce: the sum goes round once, the result once."""
+    """Bytes that each GPU sends and receives in a ring all-reduce: partial sums go round once, and the result once."""
     return 2 * (gpus - 1) / gpus * num_bytes
 
 
 def packing_seconds(network, gpu=A100):
-    """Seconds that copying the gradients into one vector and back takes."""
+    """Seconds to copy the gradients into one vector and back."""
     return PASSES_OF_PACKING * payload(network) / (gpu.memory * gpu.memory_share)
 
 
 def reduction_seconds(network, gpus, link, gpu=A100):
-    """Seconds of packing and the all-reduce of the gradients; the slowest link of the ring is `link`."""
+    """Seconds to pack and all-reduce the gradients. `link` is the slowest link of the ring."""
     if gpus == 1:
         return 0.0
     return packing_seconds(network, gpu) + bytes_sent(payload(network), gpus) / link.bandwidth + 2 * (gpus - 1) * link.latency
 
 
 def batch_norm_seconds(network, gpus, link):
-    """Seconds of the all-reduces inside batch normalizations: latency alone, they carry a few kilobytes each."""
+    """Seconds of the all-reduces in batch normalization. Only latency counts, because each carries a few kilobytes."""
     return network.batch_norms * ALL_REDUCES_OF_A_BATCH_NORM * 2 * (gpus - 1) * link.latency
 
 
 def image_seconds(network, precision="float32", gpu=A100):
-    """Seconds that one image costs a GPU, forward and backward."""
+    """Seconds that a GPU takes for one image, forward and backward."""
     return OPERATIONS_OF_A_STEP * network.multiply_adds / (gpu.peak[precision] * gpu.compute_share)
 
 
 def smallest_batch(network, reduction, precision):
-    """Images a GPU and step from which on `reduction` seconds are at most LIMIT of the step."""
+    """The smallest number of images per GPU for which `reduction` seconds are at most LIMIT of the step."""
     return math.ceil((1 / LIMIT - 1) * reduction / image_seconds(network, precision))

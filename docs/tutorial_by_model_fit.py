@@ -1,9 +1,10 @@
-"""The tutorial's listing for CIFAR-10 under Keras `model.fit`: what --preset=tutorial is compared with.
+"""The tutorial's listing for CIFAR-10 with Keras's `model.fit`, to compare --preset=tutorial with.
 
     python docs/tutorial_by_model_fit.py FOLDER [--data_dir=DIR] [--seed=0] [--epochs=3]
 
-Writes `metrics.jsonl` (validation records, as training writes them) and `result.json` into FOLDER. Nothing of this project is
-used: layers, pipeline, loss and loop are those of the listing, with what Keras 3 wants changed: one-hot labels of two dimensions.
+Writes `metrics.jsonl` (validation records in the format of training) and `result.json` into FOLDER. It does not use this
+project: layers, pipeline, loss and loop are those of the listing. The only change is for Keras 3, which needs one-hot labels with
+two dimensions.
 """
 
 import argparse
@@ -22,7 +23,7 @@ BATCH_SIZE, SHUFFLED, LEARNING_RATE = 128, 10_000, 0.001
 
 
 def network():
-    """The reduced network (24-64-128-64-64), with the padding and the Flatten that it needs on 32x32 images."""
+    """The reduced network (24-64-128-64-64), with the padding and the Flatten layer that it needs for 32x32 images."""
     def conv(filters, size):
         return keras.layers.Conv2D(filters, size, padding="same", activation="relu", kernel_initializer="he_uniform")
 
@@ -40,7 +41,7 @@ def network():
 
 
 def pixels_and_labels(split, data_dir):
-    """Images as float32 in [0, 1] and one-hot labels, all of a split."""
+    """All images of a split, as float32 in [0, 1], and their one-hot labels."""
     images, labels = tfds.as_numpy(tfds.load("cifar10", split=split, batch_size=-1, as_supervised=True, data_dir=data_dir))
     return images.astype("float32") / 255, keras.utils.to_categorical(labels, 10)
 

@@ -16,14 +16,12 @@ from train_lib.checkpoints.resume import is_finished, refuse_other_experiment
 from train_lib.checkpoints.store import CheckpointStore
 from train_lib.cli.failures import explained
 from train_lib.cli.signals import stop_request
-from train_lib.distribution.agreement import check_common_ground, check_same_step
 from train_lib.distribution.strategy import describe
-from train_lib.distribution.workers import join
+from train_lib.distribution.workers import check_common_ground, check_same_step, join
 from train_lib.evaluate import Evaluation, SplitEvaluator, evaluate_weights, make_eval_step
 from train_lib.hooks import standard_hooks
 from train_lib.inner_loop import make_train_loop, run_steps
-from train_lib.records import divergence
-from train_lib.records.run_log import RunLog, Stopwatch
+from train_lib.records.run_log import RunLog, Stopwatch, describe_divergence
 from train_lib.records.terminal import closing_lines, parameter_table, quiet_unless, say
 from train_lib.records.workdir import RESULT
 from train_lib.setup import open_run, restore_best
@@ -235,7 +233,7 @@ class Trainer:
         result = self.log.result(status, self.state, self.plan, test_accuracy, self.stopwatch)
         if status == "diverged":
             newest = {name: float(self.newest_report.metrics[name][-1]) for name in ("loss", "gradient_norm")}
-            result["diverged"] = divergence.describe(self.run, **newest)
+            result["diverged"] = describe_divergence(self.run, **newest)
         self.run.workdir.write_json(RESULT, result)
         self.tell("on_result", result)
         for line in closing_lines(self.run.workdir.path, result):

@@ -11,7 +11,7 @@ from alexnet.layers import Dropout
 
 @pytest.fixture
 def tiny():
-    """What the networks of keras.applications are made of, in one small model."""
+    """A small model with all kinds of layers that need adapting in the networks of keras.applications."""
     images = keras.Input((8, 8, 3), name="images")
     x = keras.layers.Rescaling(1 / 255, offset=-1, name="rescaling")(images)
     x = keras.layers.Conv2D(4, 3, name="conv")(x)
@@ -36,7 +36,7 @@ def test_networks_give_logits(name, size, precision):
     reference = getattr(keras.applications, name)(weights=None, classes=7, input_shape=(size, size, 3))
     assert model.count_params() == reference.count_params()
     wide = "float64" if precision == "float64" else "float32"
-    # In training: with the moving statistics of an untrained network, float16 activations vanish.
+    # Call it as in training: with the moving statistics of an untrained network, float16 activations vanish.
     logits = model(np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(wide), training=True)
     assert logits.shape == (2, 7) and logits.dtype == wide
     assert np.any(logits < 0), "probabilities, not logits"

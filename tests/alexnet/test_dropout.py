@@ -12,7 +12,7 @@ FEATURES = 1000
 
 
 def philox(key, counter):
-    """Philox 4x32-10 of Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3; all words of 32 bits."""
+    """Philox 4x32-10 (Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3). All words have 32 bits."""
     k0, k1 = key
     c0, c1, c2, c3 = counter
     for _ in range(10):
@@ -28,7 +28,7 @@ def philox(key, counter):
 
 
 def reference_mask(seed, step, layer_index, example, features, rate):
-    """What one example keeps, bool [features], one number after the other."""
+    """The units that one example keeps, bool [features], computed one number at a time."""
     counts = math.ceil(features / 4)
     high = step * 2**16 + layer_index
     numbers = []
@@ -38,18 +38,8 @@ def reference_mask(seed, step, layer_index, example, features, rate):
     return np.array(numbers[:features], np.float32) >= np.float32(rate * 2.0**32)
 
 
-def mask(
-    seed=0,
-    step=0,
-    first_example=0,
-    *,
-    layer_index=6,
-    batch_size=4,
-    features=FEATURES,
-    rate=0.5,
-    dtype="float32",
-):
-    """What the layer keeps of a batch, bool [batch_size, features]."""
+def mask(seed=0, step=0, first_example=0, *, layer_index=6, batch_size=4, features=FEATURES, rate=0.5, dtype="float32"):
+    """The units that the layer keeps in a batch, bool [batch_size, features]."""
     layer = Dropout(rate, layer_index, dtype=dtype)
     with dropout_masks(seed, step, first_example):
         return layer(tf.ones([batch_size, features], layer.compute_dtype), training=True).numpy() != 0
@@ -64,7 +54,7 @@ def test_masks_are_those_of_the_reference(features, seed, step, first_example):
 
 
 @pytest.mark.parametrize("features", [1, 2, 3, 4, 5, 9, 128])
-def test_masks_do_not_depend_on_how_the_batch_is_shared_out(features):
+def test_masks_do_not_depend_on_how_the_batch_is_divided(features):
     whole = mask(3, 17, batch_size=12, features=features)
     cuts = [0, 3, 8, 9, 12]
     parts = [
@@ -81,7 +71,7 @@ def test_masks_of_other_seeds_steps_layers_and_examples_are_unrelated():
     )  # [75 * 4, FEATURES]
     signs = np.where(rows, 1.0, -1.0)
     correlations = (signs @ signs.T / FEATURES)[np.triu_indices(len(signs), k=1)]
-    # 44,850 pairs, standard deviation 1 / sqrt(FEATURES) each: six of them are never reached by chance.
+    # 44,850 pairs, each with standard deviation 1 / sqrt(FEATURES). Six standard deviations practically never happen by chance.
     assert np.abs(correlations).max() < 6 / math.sqrt(FEATURES)
 
 

@@ -29,7 +29,7 @@ def rng():
     return np.random.default_rng(0)
 
 
-# Activations of this size make the sum matter: with those of size 1, alpha = 1e-4 hides mistakes.
+# Activations must be this large to make the sum matter: with activations of size 1, alpha = 1e-4 would hide mistakes.
 SCALE = 100.0
 
 
@@ -100,7 +100,7 @@ def test_towers_agree_with_the_grouped_convolution_of_keras(rng):
 
 
 def test_towers_are_plain_convolutions_for_tensorflow():
-    # Keras's own grouped layer calls a function that XLA compiles, many times slower on CPU.
+    # Keras's own grouped layer calls a function compiled by XLA, which is many times slower on CPU.
     layer = GroupedConv2D(4, 3, groups=2)
     graph = tf.function(layer).get_concrete_function(tf.TensorSpec([2, 5, 5, 4])).graph
     kinds = [operation.type for operation in graph.get_operations()]

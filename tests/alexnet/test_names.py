@@ -58,7 +58,7 @@ def test_dict_and_text_agree():
 
 @pytest.mark.parametrize(("given", "expected"), [("0.1", 0.1), ("4", 4.0), ("2.5e-1", 0.25), (2, 2.0), (0.5, 0.5)])
 def test_width_is_a_float_however_it_is_written(given, expected):
-    """An int that slips through would make `config.json` and the command line disagree on a run's own options."""
+    """If an int stayed an int, `config.json` and the command line would disagree on the options of the same run."""
     options = names.parse_options("alexnet_mini", {"width": given})
     assert options["width"] == expected and type(options["width"]) is float
     assert names.parse_options("alexnet_mini", f"width={given}") == options

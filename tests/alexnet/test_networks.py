@@ -114,7 +114,7 @@ def test_sequential_and_functional_forms_agree(name):
     assert np.any(functional(x) != sequential(x))
     sequential.set_weights(functional.get_weights())
     np.testing.assert_array_equal(functional(x), sequential(x))
-    # Names of layers, not only their order, stay when more models are built in the process.
+    # The names of layers, not only their order, stay the same when more models are built in this process.
     assert [w.path for w in functional.weights] == [w.path for w in build(name, seed=3).weights]
 
 
@@ -170,7 +170,7 @@ def filters_of(model):
 
 
 def test_width_multiplies_the_filters_of_every_convolution():
-    """A convolution that forgets the width, or rounds to no filter at all, would still train."""
+    """A convolution that ignores the width, or rounds to 0 filters, would still train."""
     assert filters_of(build("alexnet_mini", "width=0.1")) == [2, 6, 13, 6, 6]
     assert filters_of(build("alexnet_tower", "width=0.5")) == [24, 64, 96, 96, 64]
     assert filters_of(build("alexnet_mini_sequential", "width=2,dense_units=4")) == [48, 128, 256, 128, 128]
@@ -178,7 +178,7 @@ def test_width_multiplies_the_filters_of_every_convolution():
 
 
 def test_the_small_network_of_the_benchmark_takes_a_hundredth_of_the_work():
-    """The docstring's figures, by hand: a network that is small in name only would measure the wrong thing."""
+    """Counts the docstring's figures by hand. The benchmark relies on this network being small."""
     convolutions = [(32, 25 * 3, 2), (16, 9 * 2, 6), (8, 9 * 6, 13), (8, 9 * 13, 6), (4, 9 * 6, 6)]
     dense = [(24, 256), (256, 256), (256, 10)]
     parameters = sum((seen + 1) * filters for _, seen, filters in convolutions) + sum((n + 1) * m for n, m in dense)

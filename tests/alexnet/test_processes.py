@@ -1,4 +1,4 @@
-"""What needs a process of its own: an empty `sys.modules`, other devices, other settings of TensorFlow.
+"""Tests that need their own process: an empty `sys.modules`, other devices, other settings of TensorFlow.
 
 Each `in_process_*` function below is the body of the test that names it.
 """
@@ -86,7 +86,7 @@ def gradients_by_replicas(strategy, build, images, labels, *, jit_compile):
 
 
 def assert_replicas_do_not_matter(build, *, jit_compile):
-    """Two replicas, each with half of the batch, against one device with all of it, in float64."""
+    """Compares two replicas, each with half of the batch, with one device that has the whole batch, in float64."""
     import numpy as np
     import tensorflow as tf
 
@@ -112,7 +112,7 @@ def build_tower():
 
 
 def build_batch_normalized():
-    """What EfficientNet is made of: batch normalization and two kinds of dropout."""
+    """A small network with the parts of EfficientNet: batch normalization and two kinds of dropout."""
     import keras
 
     from alexnet import applications

@@ -1,4 +1,4 @@
-"""resnet20 against NumPy. A template: the first part of it holds for any network here; copy it and change the constants."""
+"""resnet20 against NumPy. A template: its first part works for any network here. Copy it and change the constants."""
 
 import keras
 import numpy as np
@@ -37,7 +37,7 @@ def test_parameters_by_hand(model):
 
 
 def test_logits_and_precision(model):
-    """Logits, not probabilities; computed in what was asked for, but the last layer never below float32."""
+    """The network returns logits, computes in the given precision, and its last layer in float32 or float64."""
     out = model(images(4, *IMAGE_SHAPE))
     assert out.shape == (4, 10) and out.dtype == "float32" and np.any(out < 0)
     for precision, compute in (("bfloat16", "bfloat16"), ("float64", "float64")):
@@ -76,9 +76,9 @@ def test_its_name_and_options_are_known_without_tensorflow():
 
 @pytest.mark.parametrize("blocks_per_size", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_two_replicas_train_as_one(monkeypatch, blocks_per_size):
-    """Statistics of a replica's own share, equal dropout masks, a layer with state of its own: each would show at once.
+    """Fails if replicas use only their own statistics or equal dropout masks, or if a layer keeps a state of its own.
 
-    The whole network is slow: TensorFlow traces each reduction over logical CPU devices in a time that grows with the graph.
+    The whole network is slow: the time that TensorFlow takes to trace a reduction over logical CPU devices grows with the graph.
     """
     monkeypatch.setattr(resnet, "BLOCKS_PER_SIZE", blocks_per_size)
     config = make_config(
@@ -95,7 +95,7 @@ def test_two_replicas_train_as_one(monkeypatch, blocks_per_size):
 
 
 def forward(x, weights, projection):
-    """He et al., section 4.2 and figure 3, by hand, at test time; `weights` are taken in the order of their names there."""
+    """The forward pass at test time by hand (He et al., section 4.2 and figure 3), with weights found by their names."""
 
     def conv(x, name, stride=1):
         kernel = weights[f"{name}/kernel"]
@@ -118,7 +118,7 @@ def forward(x, weights, projection):
 @pytest.mark.parametrize("projection", [False, True])
 @pytest.mark.parametrize("size", [8, 7])
 def test_the_network_is_that_of_numpy(projection, size):
-    """A shortcut half a pixel off, a missing activation, or normalization by other statistics gives other logits."""
+    """Logits differ if a shortcut is half a pixel off, an activation is missing, or the statistics are wrong."""
     model = build({"projection": projection}, (size, size, 3), precision="float64")
     generator = np.random.default_rng(0)
     for weight in model.weights:
@@ -130,7 +130,7 @@ def test_the_network_is_that_of_numpy(projection, size):
 
 
 def test_projections_cost_what_they_have():
-    """Option B, by hand: two 1x1 convolutions and their normalization."""
+    """Counts option B by hand: two 1x1 convolutions and their normalization."""
     model = build({"projection": True})
     assert sum(int(np.prod(w.shape)) for w in model.trainable_weights) == PARAMETERS + 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64
 

@@ -1,5 +1,6 @@
-"""The process's environment: variables that this project sets for its own process, and what a measurement was made on."""
+"""The environment of this process: variables, output streams, and a description of the machine."""
 
+import contextlib
 import os
 import platform
 
@@ -7,15 +8,40 @@ _set_here = set()
 
 
 def set_default(name, value):
-    """Sets an environment variable that the user has not set."""
+    """Sets an environment variable, unless the user has set it."""
     if name not in os.environ:
         os.environ[name] = value
         _set_here.add(name)
 
 
 def of_the_user():
-    """A copy of the environment without what `set_default` put there, for a process that shall have TensorFlow's defaults."""
+    """A copy of the environment without what `set_default` set, for a process that must have TensorFlow's defaults."""
     return {name: value for name, value in os.environ.items() if name not in _set_here}
+
+
+class Unfailing:
+    """A text stream that ignores errors of writing: neither a full disk nor a reader that has gone ends a run.
+
+    Args:
+      stream: the text stream to write to.
+    """
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text):
+        """Writes as much as is possible. The rest stays in the stream's buffer and is retried with the next text."""
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self):
+        """Flushes as much as is possible."""
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 def describe_machine():
@@ -40,5 +66,5 @@ def _cpu_model():
     try:
         with open("/proc/cpuinfo") as lines:
             return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):  # not Linux, or a kernel that does not say
+    except (OSError, StopIteration):  # not Linux, or a kernel without that line
         return platform.processor() or platform.machine()

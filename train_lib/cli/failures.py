@@ -1,4 +1,4 @@
-"""TensorFlow's errors that a user can do something about, each as the one line that says what."""
+"""Turns TensorFlow's errors into the one line that tells a user what to do, where a user can do something."""
 
 import contextlib
 import dataclasses
@@ -12,29 +12,29 @@ from input_pipeline.common.errors import SettingError, UnusableError
 from input_pipeline.images.loading import name_bad_example
 from input_pipeline.sources import open_source
 
+LOOKING_SECONDS = 60  # for the example that a stream failed on
 _KERNEL_MISSING = re.compile(r"No OpKernel was registered to support Op '(\w+)'|Could not find device for node: .+? = (\w+)\[")
-# A connection that breaks inside a reduction, and what the other reductions of the process are then ended with.
-_OF_LOST_WORKERS = (tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.CancelledError, tf.errors.AbortedError,
-                    tf.errors.InternalError, tf.errors.UnknownError)
-# Of the decoding of images and the parsing of records, in a stream; without the names of nodes around it.
+_NODE = re.compile(r"\{\{node ([^}]+)\}\}")
+# If a connection breaks inside a reduction, TensorFlow ends it and the other reductions of the process with these.
+_LOST_WORKER = (tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.CancelledError, tf.errors.AbortedError,
+                tf.errors.InternalError, tf.errors.UnknownError)
+# What decoding an image or parsing a record says inside a stream, without the node names around it.
 _BAD_EXAMPLE = re.compile(r"assertion failed: \[an image\].*|jpeg::Uncompress.*|Invalid (?:PNG|GIF|JPEG|WebP) .*"
                           r"|Feature: \w+ \(data type.*|Could not parse example.*|Unknown image file format.*|Key: \w+\..*"
                           r"|Failed to decode WebP.*|.*WebP Animation.*|Input size should match.*|Number of channels.*"
                           r"|assertion failed: \[label out of range:\].*")
-# Of Python that TensorFlow has called, from the class's name on.
-_UNUSABLE = re.compile(rf"{UnusableError.__name__}: (.*)")
-LOOKING_SECONDS = 60  # for the example that a stream failed on
-_NODE = re.compile(r"\{\{node ([^}]+)\}\}")
+_UNUSABLE = re.compile(rf"{UnusableError.__name__}: (.*)")  # an error of our own, from Python code that TensorFlow called
 
 
 @contextlib.contextmanager
 def explained(config, workers=None):
-    """Inside, TensorFlow's errors of memory, missing kernels, damaged files and lost workers become ExpectedErrors.
+    """Context manager that turns TensorFlow's errors of memory, kernels, damaged files and lost workers into ExpectedErrors.
 
     Args:
       config: ExperimentConfig, whose values the errors name.
-      workers: Workers that train together; None: this machine is alone.
+      workers: Workers that train together; None for this machine alone.
     """
+    is_alone = workers is None or workers.is_alone  # otherwise others wait, and would take this worker for lost during a search
     try:
         yield
     except tf.errors.ResourceExhaustedError:
@@ -45,32 +45,32 @@ def explained(config, workers=None):
             raise UnusableError(unusable[1]) from None
         if missing := _KERNEL_MISSING.search(error.message):
             node = _NODE.search(error.message)
-            where = f" ({node[1]})" if node else ""
-            remedy = f"the network's {missing[1] or missing[2]}{where} cannot compute in it on this device; give another"
+            layer = f"{missing[1] or missing[2]}{f' ({node[1]})' if node else ''}"
+            remedy = f"the network's {layer} cannot compute in it on this device; give another"
             raise SettingError("precision", config.network.precision, remedy) from None
-        if isinstance(error, tf.errors.InvalidArgumentError) and (bad := _BAD_EXAMPLE.search(error.message)):
-            if workers is None or workers.is_alone:  # others that wait would take this one for lost
-                _name_bad_example(config)
+        is_invalid = isinstance(error, tf.errors.InvalidArgumentError)
+        bad = _BAD_EXAMPLE.search(error.message) if is_invalid else None
+        if is_alone and (bad or (is_invalid and "Iterator" in error.message)):  # the latter: a decoder's message not listed above
+            _name_bad_example(config, name_bad_example)
+        if is_alone and isinstance(error, tf.errors.DataLossError):
+            _name_bad_example(config, lambda source, split, seconds: source.skip_damaged(split, seconds))
+        remedy = None
+        if bad:
             remedy = f"an example of the stream cannot be used ({bad[0][:150]}); --max_bad_examples=N skips and lists such ones"
-            raise UnusableError(f"--dataset={config.data.dataset}: {remedy}") from None
-        if isinstance(error, (tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.PermissionDeniedError)):
-            if isinstance(error, tf.errors.DataLossError) and (workers is None or workers.is_alone):
-                _name_bad_example(config, lambda source, split, seconds: source.skip_damaged(split, seconds))
+        elif isinstance(error, (tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.PermissionDeniedError)):
             reason = error.message.strip().splitlines()[0]
-            remedy = "a file is damaged, gone or not ours to read ({}); prepare it again"
-            raise UnusableError(f"--dataset={config.data.dataset}: {remedy.format(reason)}") from None
-        alone = workers is None or workers.is_alone
-        if isinstance(error, tf.errors.InvalidArgumentError) and "Iterator" in error.message and alone:
-            _name_bad_example(config)  # a message of a decoder that is not listed above
-        if workers and (isinstance(error, _OF_LOST_WORKERS) or "Collective ops is aborted" in error.message):
+            remedy = f"a file is damaged, missing or not readable for you ({reason}); prepare it again"
+        if remedy:
+            raise UnusableError(f"--dataset={config.data.dataset}: {remedy}") from None
+        if workers and (isinstance(error, _LOST_WORKER) or "Collective ops is aborted" in error.message):
             workers.explain(error)
         raise
 
 
-def _name_bad_example(config, look_for=name_bad_example):
-    """Raises UnusableError, naming the file, where a minute is enough to find the example that a stream failed on.
+def _name_bad_example(config, look_for):
+    """Looks for the example that a stream failed on, for a minute at most.
 
-    `look_for(source, split, seconds)` raises it; by default it decodes.
+    `look_for(source, split, seconds)` raises UnusableError, which names the file, if it finds the example.
     """
     print("looking for the example that cannot be used, for a minute at most", file=sys.stderr)
     source = open_source(dataclasses.replace(config.data, max_bad_examples=0))

@@ -1,6 +1,7 @@
-"""The command line: one flag per setting, presets, and help in groups. Knows absl, not TensorFlow."""
+"""The command line: one flag per setting, presets, and help in groups. Uses absl, does not import TensorFlow."""
 
 import difflib
+import itertools
 import os
 import pathlib
 import textwrap
@@ -14,20 +15,40 @@ from train_lib import config as config_lib
 
 PRESETS = pathlib.Path(__file__).parent / "presets"
 HELP_FLAGS = ("--help", "--helpshort", "--helpfull", "-help", "-h", "-?")
-LARGEST_FLAGFILE, LONGEST_NAME = 2**16, 64  # bytes, ours have 2,000; characters
+LARGEST_FLAGFILE = 2**16  # bytes; ours have 2,000
+EMPTY_IS_A_VALUE = ("cache_dir",)  # optional settings whose empty text does not mean "not given"; see their help
+LIST_FLAGS = "python main.py --helpshort lists the flags"
 _DEFINERS = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
 
 
+class _OrNotGiven(flags.ArgumentParser):
+    """Reads an empty value as None, so that a flag can undo what a preset or a config.json sets."""
+
+    def __init__(self, kind):
+        self._parser = {int: flags.IntegerParser, float: flags.FloatParser, str: flags.ArgumentParser}[kind]()
+
+    def parse(self, argument):
+        return None if argument == "" else self._parser.parse(argument)
+
+
+def _can_be_empty(field):
+    return field.default is None and field.name not in EMPTY_IS_A_VALUE
+
+
 def define(flag_values):
-    """Registers one flag per setting in an absl `FlagValues`. Ranges are judged by the settings, not by absl."""
+    """Registers one flag per setting in an absl `FlagValues`. The settings check the ranges, not absl."""
     for _, field in config_lib.leaves():
-        _DEFINERS[value_type(field)](field.name, field.default, field.metadata["help"], flag_values=flag_values)
+        kind, about = value_type(field), (field.name, field.default, field.metadata["help"])
+        if _can_be_empty(field):
+            flags.DEFINE(_OrNotGiven(kind), *about, flag_values=flag_values)
+        else:
+            _DEFINERS[kind](*about, flag_values=flag_values)
 
 
 def parse(argv, flag_values):
-    """Reads a command line, preset first, so that a flag given by the user wins wherever it stands.
+    """Reads a command line. Its flags win over the preset, wherever they stand.
 
-    A mode other than train looks at a run that is there, so what the flags leave open comes from the run's config.json.
+    A mode other than train works on an existing run, so there the run's config.json wins over the preset too.
 
     Args:
       argv: program name and arguments.
@@ -37,77 +58,53 @@ def parse(argv, flag_values):
       A validated ExperimentConfig.
 
     Raises:
-      SettingError: a preset, flag or value that does not exist or cannot work.
-      UnusableError: a config.json that cannot be read.
-      absl.flags.Error: a value that is not of its flag's type.
+      SettingError: a preset or flag does not exist, or a value cannot work.
+      UnusableError: the config.json cannot be read.
+      absl.flags.Error: an argument is not a flag.
     """
-    preset, mode, workdir = (_given(argv, flag_values, name) for name in ("preset", "mode", "workdir"))
-    name = flag_values["preset"].default if preset is None else preset
-    stored = {} if mode in (None, "train") else _stored_values(workdir)
-    rest = _parse_into(flag_values, [argv[0], *_preset_arguments(name)], source=f" in {_preset_file(name)}")
-    if rest[1:]:
-        raise flags.Error(f"{rest[1]!r} in {_preset_file(name)} is not a flag; every line has the form --name=value")
-    for key, value in stored.items():
-        flag_values[key].value = value
-    if _given(argv, flag_values, "model") not in (None, flag_values["model"].value):
-        for key in ("model_options", "dropout_rate"):  # the preset chose them for the preset's own network
-            flag_values[key].value = flag_values[key].default
-    rest = _parse_into(flag_values, argv)
-    if rest[1:]:
-        raise flags.Error(f"{rest[1]!r} is not a flag; every argument has the form --name=value")
-    return config_lib.from_values({field.name: flag_values[field.name].value for _, field in config_lib.leaves()})
+    given = _parse_flags(argv[1:], flag_values)
+    values = _preset_values(given.get("preset", flag_values["preset"].default))
+    if given.get("mode", "train") != "train":
+        values |= _stored_values(given.get("workdir"))
+    if given.get("model", values.get("model")) != values.get("model"):
+        for name in ("model_options", "dropout_rate"):  # they were chosen for another network
+            values.pop(name, None)
+    return config_lib.from_values(values | given)
 
 
-def _parse_into(flag_values, argv, source=""):
-    try:
-        return flag_values(argv)
-    except flags.UnrecognizedFlagError as error:
-        known = [field.name for _, field in config_lib.leaves()]
-        close = difflib.get_close_matches(error.flagname, known, n=2)
-        hint = f"did you mean --{' or --'.join(close)}?" if close else "python main.py --helpshort lists the flags"
-        raise SettingError(error.flagname, error.flagvalue, f"no such flag{source}; {hint}") from None
-    except flags.IllegalFlagValueError as error:
-        raise _wrong_type(error, source) from None
-    except (flags.Error, ValueError) as error:  # absl raises the latter for --nodebug=false
-        raise flags.Error(f"{str(error).strip()}{source}") from None
-
-
-def _wrong_type(error, source):
-    """The SettingError of a value that absl cannot read as its flag's type: absl's own says it in terms of Python."""
+def _parse_flags(arguments, flag_values, source=""):
+    """Returns {name: value} of our flags that the arguments contain; `source` is where they stand, for errors."""
+    _check_flagfiles(arguments)
     settings = {field.name: field for _, field in config_lib.leaves()}
-    name, _, value = str(error).removeprefix("flag --").removesuffix(f": {error.__context__}").partition("=")
-    if name not in settings:  # a flag of absl's
-        return flags.Error(f"{str(error).strip()}{source}")
-    wanted = ", ".join(filter(None, (describe_type(settings[name]), describe_range(settings[name]))))
-    return SettingError(name, value, f"give {wanted}{source}")
-
-
-def _given(argv, flag_values, name):
-    """The last value of a text flag on the command line (or in a --flagfile on it), None where it is not given."""
-    given = None
-    _check_flagfiles(argv[1:])
     try:
-        arguments = flag_values.read_flags_from_files(argv[1:], force_gnu=True)
-    except flags.Error as error:
-        raise flags.Error(" ".join(str(error).split())) from None
-    for position, argument in enumerate(arguments):
-        key, equals, value = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and len(key) > LONGEST_NAME:  # absl looks for those that come close by a recursion over it
-            raise SettingError(key[:LONGEST_NAME] + "...", value, "no such flag; python main.py --helpshort lists the flags")
-        if key == name and argument.startswith("-"):
-            given = value if equals else next(iter(arguments[position + 1 :]), "")
-    return given
+        rest = flag_values(["main.py", *arguments])[1:]
+    except flags.UnrecognizedFlagError as error:
+        close = difflib.get_close_matches(error.flagname, settings, n=2)
+        hint = f"did you mean --{' or --'.join(close)}?" if close else LIST_FLAGS
+        raise SettingError(error.flagname, error.flagvalue, f"no such flag{source}; {hint}") from None
+    except RecursionError:  # absl looks for similar names by a recursion over the letters
+        raise flags.Error(f"no such flag{source}: one that has a very long name; {LIST_FLAGS}") from None
+    except (flags.Error, ValueError) as error:  # absl raises ValueError for --nodebug=false
+        name, _, value = str(error).removeprefix("flag --").removesuffix(f": {error.__context__}").partition("=")
+        if isinstance(error, flags.IllegalFlagValueError) and name in settings:  # absl describes it in terms of Python
+            wanted = ", ".join(filter(None, (describe_type(settings[name]), describe_range(settings[name]))))
+            remedy = f"give {wanted}{', or nothing for: not given' if _can_be_empty(settings[name]) else ''}{source}"
+            raise SettingError(name, value, remedy) from None
+        raise flags.Error(f"{' '.join(str(error).split())}{source}") from None
+    if rest:
+        raise flags.Error(f"{rest[0]!r}{source} is not a flag; write --name=value")
+    return {name: flag_values[name].value for name in settings if flag_values[name].present}
 
 
 def _check_flagfiles(arguments):
-    """Refuses a --flagfile that is no plain text file, too large, or names another, before absl reads it."""
-    for position, argument in enumerate(arguments):
+    """Refuses a --flagfile that is not a regular text file, is too large, or names another one, before absl reads it."""
+    for argument, following in itertools.pairwise([*arguments, ""]):
         key, equals, path = argument.partition("=")
-        if key not in ("--flagfile", "-flagfile"):
+        path = path if equals else following
+        if key not in ("--flagfile", "-flagfile") or not path:
             continue
-        path = path if equals else next(iter(arguments[position + 1 :]), "")
         try:
-            lines = read_file(os.path.expanduser(path), LARGEST_FLAGFILE).decode().splitlines() if path else []
+            lines = read_file(os.path.expanduser(path), LARGEST_FLAGFILE).decode().splitlines()
         except (OSError, ValueError) as error:
             raise SettingError("flagfile", path, f"cannot be read ({error}); give the run.flags of a run") from None
         if any(line.lstrip().startswith(("--flagfile", "-flagfile")) for line in lines):
@@ -115,11 +112,12 @@ def _check_flagfiles(arguments):
 
 
 def _stored_values(workdir):
-    """What a run's config.json, or where it is gone the newest checkpoint, says of the experiment; {} where there is none."""
-    folder = pathlib.Path(os.path.expanduser(workdir or ""))
+    """The experiment as a run's config.json describes it, or without that its newest checkpoint; {} if there is neither."""
+    if not workdir:
+        return {}
+    folder = pathlib.Path(os.path.expanduser(workdir))
     try:
-        checkpoints = sorted(folder.glob("checkpoints/step-*/progress.json"), reverse=True)
-        files = [folder / "config.json", *checkpoints] if workdir else []
+        files = [folder / "config.json", *sorted(folder.glob("checkpoints/step-*/progress.json"), reverse=True)]
     except OSError as error:
         raise UnusableError(f"--workdir={workdir[:100]}: cannot be read ({error.strerror}); give another") from None
     path = next((path for path in files if os.path.exists(path)), None)
@@ -135,38 +133,39 @@ def _stored_values(workdir):
     return {name: value for name, value in stored.items() if name not in config_lib.OF_THIS_PROCESS}
 
 
-def _preset_file(name):
-    return PRESETS / f"{name}.flags"
-
-
 def preset_names():
     """All presets, sorted."""
     return sorted(path.stem for path in PRESETS.glob("*.flags"))
 
 
-def _preset_arguments(name):
+def _preset_values(name):
+    """{name: value} of the flags in a preset."""
     if name not in preset_names():
         raise SettingError("preset", name, f"no such preset; give one of {', '.join(preset_names())}")
-    lines = _preset_file(name).read_text().splitlines()
-    return [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
+    path, flag_values = PRESETS / f"{name}.flags", flags.FlagValues()
+    define(flag_values)
+    lines = [line.strip() for line in path.read_text().splitlines()]
+    return _parse_flags([line for line in lines if line and not line.startswith("#")], flag_values, f" in {path}")
 
 
 def to_flagfile(config):
-    """The text of a flagfile that repeats this run: every setting that has a value, but for the workdir."""
+    """The text of a flagfile that repeats this run: every setting except the workdir."""
+    fields = {field.name: field for _, field in config_lib.leaves() if field.name != "workdir"}
     values = config_lib.to_values(config)
-    lines = [f"--{name}={flag_text(value)}" for name, value in values.items() if value is not None and name != "workdir"]
-    return "\n".join(lines) + "\n"
+    return "".join(f"--{name}={flag_text(values[name])}\n" for name, field in fields.items()
+                   if values[name] is not None or _can_be_empty(field))
 
 
 def flag_text(value):
-    """A value as it is written behind a flag."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    """A value as it is written behind a flag; empty for None, which is "not given"."""
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def repeat_arguments(values):
-    """The fewest arguments that make main.py train with the settings of a config.json; None where no command line gives them.
+    """The fewest arguments that make main.py train with the settings of a config.json.
 
-    They are tried: parsed again, they must give the same values.
+    Returns None if there are none, for example because a preset or a value belongs to another version. The arguments are tried:
+    they are parsed again, and must produce the same values.
     """
     known = {field.name: field.default for _, field in config_lib.leaves()}
     if not values or not values.keys() <= known.keys():
@@ -175,11 +174,11 @@ def repeat_arguments(values):
     try:
         arguments = [f"--preset={wanted['preset']}"]
         if _parsed(arguments)["model"] != wanted["model"]:
-            arguments.append(f"--model={wanted['model']}")  # which changes what the preset gives
+            arguments.append(f"--model={wanted['model']}")  # first, because it drops values of the preset
         given = _parsed(arguments)
-        arguments += [f"--{name}={flag_text(value)}" for name, value in wanted.items() if value not in (None, given[name])]
+        arguments += [f"--{name}={flag_text(value)}" for name, value in wanted.items() if value != given[name]]
         return arguments if _parsed(arguments) == wanted else None
-    except (ExpectedError, flags.Error):  # a preset or a value of another version
+    except (ExpectedError, flags.Error):
         return None
 
 
@@ -190,10 +189,13 @@ def _parsed(arguments):
 
 
 def help_text():
-    """The flags in groups, each with its default, range and meaning."""
+    """The flags in groups, each with its meaning, range and default."""
     lines = ["Trains AlexNet, and what you swap in for it, with a hand-written TensorFlow loop.", ""]
     lines += ["  python main.py                       trains on the embedded data set, no download", ""]
     lines += [f"Presets (--preset): {', '.join(preset_names())}", ""]
+    lines += ["A flag on the command line wins over the preset, and over the config.json of a run in --workdir.",
+              'Where the default is "not given", an empty value undoes what these set: --preset=cifar10 --dropout_rate=',
+              "(but --cache_dir= means: no cache).", ""]
     fields = list(config_lib.leaves())
     for section, kind in config_lib.sections():
         lines += [kind.__doc__.splitlines()[0], ""]

@@ -1,4 +1,4 @@
-"""The image files that --inputs names. Knows no TensorFlow."""
+"""The image files that --inputs names. Does not import TensorFlow."""
 
 import glob
 import os
@@ -9,24 +9,29 @@ IMAGE_FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")  # in folders; 
 
 
 def check_inputs(inputs):
-    """Raises SettingError where --inputs names nothing at all; UnusableError where a folder cannot be read."""
+    """Checks --inputs.
+
+    Raises:
+      SettingError: it names nothing.
+      UnusableError: a folder cannot be read.
+    """
     if not any(True for entry in _entries(inputs) for _ in _matches(entry)):
         remedy = f"no such file, no match, or a folder without {', '.join(IMAGE_FILES)}"
         raise SettingError("inputs", printable(inputs), f"{remedy}; give image files, globs or folders")
 
 
 def list_images(inputs):
-    """The paths that --inputs names, each once, in the order of its entries and sorted within a folder or glob.
+    """The paths that --inputs names, each once, in the order of its entries, and sorted within a folder or glob.
 
-    An entry is a file, whatever its name ends in; a folder, searched with all below it for IMAGE_FILES, but for what begins
-    with a dot and links to folders; or a glob, in which ** stands for any number of folders. Entries are separated by commas;
-    a name that holds a comma itself can stand alone. One that names nothing is a path in the list, too, so that it is missed.
+    Entries are separated by commas. An entry is a file, whatever its ending; a folder, which is searched with its subfolders for
+    IMAGE_FILES, except for names that begin with a dot and links to folders; or a glob, in which ** stands for any number of
+    folders. A name that contains a comma can stand alone. An entry without a match is in the list too, so that it is reported.
     """
     return list(dict.fromkeys(path for entry in _entries(inputs) for path in (list(_matches(entry)) or [entry])))
 
 
 def printable(path):
-    """A file name, which may hold any bytes, as text for a terminal: on one line, without control characters."""
+    """A file name, which may contain any bytes, as text on one line without control characters."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
@@ -40,7 +45,7 @@ def _matches(entry):
     for found in [path] if os.path.lexists(path) else sorted(glob.glob(path, recursive=True)):
         if os.path.isdir(found):
             yield from _images_below(found)
-        elif _is_file(found):
+        elif _is_readable(found):
             yield found
 
 
@@ -52,10 +57,10 @@ def _images_below(root):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(names):
             path = os.path.join(folder, name)
-            if name.lower().endswith(IMAGE_FILES) and not name.startswith(".") and _is_file(path):
+            if name.lower().endswith(IMAGE_FILES) and not name.startswith(".") and _is_readable(path):
                 yield path
 
 
-def _is_file(path):
-    """Whether to read it: pipes and devices have no end. A link to nowhere counts, so that it is named as a bad file."""
+def _is_readable(path):
+    """Leaves out pipes and devices, which have no end. A broken link counts as readable, so that it is reported as a bad file."""
     return os.path.isfile(path) or not os.path.exists(path)

@@ -1,4 +1,4 @@
-"""How a process ends early: the first SIGTERM or SIGINT asks it to stop, the second ends it at once."""
+"""How a signal ends the process: the first SIGTERM or SIGINT asks it to stop, the second ends it at once."""
 
 import contextlib
 import os
@@ -10,26 +10,26 @@ NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """What became of the first signal.
+    """Remembers the first signal, and decides whether it raises KeyboardInterrupt or only asks the process to stop.
 
-    Python runs its handlers on the main thread, between two calls of compiled code, which thus always finish; and of two equal
-    signals within one such call it hears as of one. So a second thread counts them, and answers while the main thread computes.
+    Python calls signal handlers on the main thread, between two calls of compiled code, so these calls always finish. Of two
+    equal signals during one such call it only notices one. Therefore a second thread counts the signals, and answers while the
+    main thread computes.
 
     Attributes:
-      received: the signal's name, None before; whoever finishes something first looks at it.
-      raised: whether it was raised as KeyboardInterrupt, inside `raising`.
+      received: name of the first signal, None before. Code that must finish something first looks at it.
+      raised: whether KeyboardInterrupt was raised for it.
     """
 
     def __init__(self):
         self.received = None
         self.raised = False
-        self._raising = False
-        self._promise = ""
-        self._told = threading.Lock()  # taken by the first thread that takes note, and kept
+        self._raises, self._promise = False, ""
+        self._noted = threading.Lock()  # the first thread that notes a signal takes it and keeps it
         self._numbers = None
 
     def listen(self):
-        """Lets this object handle the signals from now on. Until told otherwise it takes note of one, and no more."""
+        """Handles signals with this object from now on. Outside `raising`, a signal is only remembered."""
         if self._numbers is None:
             self._numbers, written = socket.socketpair()
             written.setblocking(False)
@@ -38,66 +38,63 @@ class StopRequest:
         for number in NUMBERS:
             signal.signal(number, self._handle)
 
-    @contextlib.contextmanager
     def raising(self):
-        """Inside, a signal raises KeyboardInterrupt at once: what is under way is not worth finishing."""
-        with self._set(True, ""):
-            self.raise_if_received()
-            yield
+        """Context manager in which a signal raises KeyboardInterrupt at once: the work there is not worth finishing."""
+        return self._answering(raises=True)
 
-    @contextlib.contextmanager
     def finishing(self, promise=""):
-        """Inside, a signal is only taken note of, and the user is told the promise that it will be obeyed, if there is one."""
-        with self._set(False, promise):
-            yield
+        """Context manager in which a signal is only remembered. `promise` tells the user what will happen next."""
+        return self._answering(raises=False, promise=promise)
 
     @contextlib.contextmanager
-    def _set(self, *values):
-        before = self._raising, self._promise
-        self._raising, self._promise = values
+    def _answering(self, raises, promise=""):
+        before = self._raises, self._promise
+        self._raises, self._promise = raises, promise
         try:
+            if raises:
+                self.raise_if_received()
             yield
         finally:
-            self._raising, self._promise = before
+            self._raises, self._promise = before
 
     def raise_if_received(self):
-        """Raises KeyboardInterrupt where a signal came while none was raised."""
+        """Raises KeyboardInterrupt if a signal came earlier."""
         if self.received:
             self.raised = True
             raise KeyboardInterrupt(self.received)
 
     def _handle(self, number, _):
-        self._take_note(number)
-        if self._raising and not self.raised:
+        self._note(number)
+        if self._raises and not self.raised:
             self.raise_if_received()
 
     def _count(self):
-        """Ends the process at the second signal, on a thread of its own."""
+        """Runs on a thread of its own, and ends the process at the second signal."""
         received = 0
         while True:
             number = self._numbers.recv(1)[0]
-            if number in NUMBERS and signal.getsignal(number) == self._handle:  # a debugger may have taken one over
+            if number in NUMBERS and signal.getsignal(number) == self._handle:  # a debugger may have taken a signal over
                 received += 1
                 if received > 1:
                     os._exit(130)
-                self._take_note(number)
+                self._note(number)
 
-    def _take_note(self, number):
+    def _note(self, number):
         self.received = self.received or signal.Signals(number).name
-        if self._told.acquire(blocking=False) and self._promise:
+        if self._noted.acquire(blocking=False) and self._promise:
             _write_line(f"{self.received}: {self._promise}; once more to end at once")
 
 
-stop_request = StopRequest()  # signals are the process's; `main.py` listens
+stop_request = StopRequest()  # one for the whole process; `main.py` calls `listen`
 
 
 def end_process(line, exit_code):
-    """Ends the process at once, from any thread, with one line on stderr: for a main thread that waits in C++ for good."""
+    """Ends the process at once from any thread, with a line on stderr. The main thread may be waiting in C++ forever."""
     _write_line(f"error: {line}")
     os._exit(exit_code)
 
 
 def _write_line(line):
-    # Not by print: the main thread may be in the middle of one.
-    with contextlib.suppress(OSError):  # of a pipe whose reader the same Ctrl-C has ended, or a full disk
+    # Not with print, because the main thread may be in the middle of one.
+    with contextlib.suppress(OSError):  # the disk may be full, or the same Ctrl-C may have ended the reader of a pipe
         os.write(2, f"{os.linesep if os.isatty(2) else ''}{line}\n".encode())

@@ -1,1 +1,1 @@
-"""Several devices and several machines: the strategy, the cluster, and what its workers agree on."""
+"""Several devices and several machines: the strategy, the cluster and its workers."""

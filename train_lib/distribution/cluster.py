@@ -1,9 +1,9 @@
-"""Which machines train together: TF_CONFIG, judged before TensorFlow is imported."""
+"""Which machines train together: TF_CONFIG, which is checked before TensorFlow is imported."""
 
 import dataclasses
-import json
 
 from input_pipeline.common.errors import ExpectedError, SettingError
+from input_pipeline.common.small_files import parse_json
 from train_lib.config import check_shares
 
 TASK_TYPES = ("chief", "worker")
@@ -26,7 +26,7 @@ class Cluster:
     """Several workers that train as one.
 
     Attributes:
-      tasks: (type, index, address) of each worker, in the order of their ranks; the first is the chief, which writes the workdir.
+      tasks: (type, index, address) of each worker, in the order of their ranks. The first is the chief, which writes the workdir.
       rank: which of them this process is.
     """
 
@@ -43,19 +43,19 @@ class Cluster:
         return {kind: [address for other, _, address in self.tasks if other == kind] for kind, _, _ in self.tasks}
 
     def name(self, rank):
-        """What a worker is called in an error."""
+        """What errors call a worker."""
         kind, index, address = self.tasks[rank]
         return f"{kind} {index} ({address})"
 
 
 def split_address(address):
-    """(host, port) of "host:port"; the brackets of an IPv6 host are taken off."""
+    """(host, port) of "host:port", without the brackets of an IPv6 host."""
     host, _, port = address.rpartition(":")
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def read_cluster(environ):
-    """The Cluster that the variable TF_CONFIG names; None where it is not set or names one task alone.
+    """The Cluster that the variable TF_CONFIG describes; None if it is not set or describes one task alone.
 
     Args:
       environ: the environment, a dict.
@@ -67,20 +67,20 @@ def read_cluster(environ):
     if not value:
         return None
     try:
-        content = json.loads(value)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(value)
+    except ValueError as error:
         raise ClusterError(value, f"is not JSON ({error}); give {EXAMPLE}") from None
     cluster, task = (content.get(key) if isinstance(content, dict) else None for key in ("cluster", "task"))
     if not isinstance(cluster, dict) or not cluster or not isinstance(task, dict):
         raise ClusterError(value, f"needs a `cluster` and a `task`; give {EXAMPLE}")
-    addresses = _addresses(value, cluster)
-    tasks = tuple((kind, index, address) for kind in TASK_TYPES for index, address in enumerate(addresses.get(kind, ())))
-    rank = _rank(value, task, addresses, tasks)
+    _check_addresses(value, cluster)
+    tasks = tuple((kind, index, address) for kind in TASK_TYPES for index, address in enumerate(cluster.get(kind, ())))
+    rank = [task[:2] for task in tasks].index(_check_task(value, task, cluster))
     return Cluster(tasks, rank) if len(tasks) > 1 else None
 
 
-def _addresses(value, cluster):
-    """{task type: [address, ...]}, judged."""
+def _check_addresses(value, cluster):
+    """Raises ClusterError unless `cluster` has one or more workers, at most one chief, and a valid address for each."""
     for kind, addresses in cluster.items():
         if kind not in TASK_TYPES:
             raise ClusterError(value, f"names {kind!r} tasks; only {' and '.join(TASK_TYPES)} tasks train, remove the others")
@@ -95,41 +95,38 @@ def _addresses(value, cluster):
     for address in everything:
         if everything.count(address) > 1:
             raise ClusterError(value, f"names {address} more than once; give every worker an address of its own")
-    return cluster
 
 
 def _is_address(address):
-    if not isinstance(address, str):
-        return False
-    host, colon, port = address.rpartition(":")
+    host, colon, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
     is_host = host and not set(host) & set(" \t/@") and (":" not in host or (host[0] == "[" and host[-1] == "]"))
     return bool(colon and is_host and port.isascii() and port.isdecimal() and 1 <= int(port) <= 65535)
 
 
-def _rank(value, task, addresses, tasks):
-    """The position of this process's task among all."""
+def _check_task(value, task, cluster):
+    """Returns (type, index) of this process's task, or raises ClusterError."""
     kind, index = task.get("type"), task.get("index")
     if isinstance(index, str) and index.isdecimal():  # as some schedulers write it
         index = int(index)
-    if kind not in list(addresses):  # a list: `kind` may be anything
-        raise ClusterError(value, f"`task` has the type {kind!r}; give one that `cluster` names: {' or '.join(addresses)}")
-    if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(addresses[kind]):
-        raise ClusterError(value, f"`task` has the index {index!r}; give one from 0 to {len(addresses[kind]) - 1}")
-    return [task[:2] for task in tasks].index((kind, index))
+    if kind not in list(cluster):  # a list, because `kind` may be of any type
+        raise ClusterError(value, f"`task` has the type {kind!r}; give one that `cluster` names: {' or '.join(cluster)}")
+    if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(cluster[kind]):
+        raise ClusterError(value, f"`task` has the index {index!r}; give one from 0 to {len(cluster[kind]) - 1}")
+    return kind, index
 
 
 def check_settings(config, cluster):
-    """Judges an ExperimentConfig for a Cluster, as far as that goes without looking at devices.
+    """Checks an ExperimentConfig for a Cluster, except for what depends on the devices.
 
     Raises:
       SettingError: a setting cannot work on several workers.
     """
-    several = f"TF_CONFIG names {len(cluster.tasks)} workers"
+    several, one_out = f"TF_CONFIG names {len(cluster.tasks)} workers", "leave one of them out"
     if config.general.workdir is None:
         raise SettingError("workdir", None, f"{several}; give all of them one folder that they all see")
     if config.general.debug:
-        raise SettingError("debug", True, f"runs on one device, and {several}; leave one of them out")
+        raise SettingError("debug", True, f"runs on one device, and {several}; {one_out}")
     if config.device.virtual_devices > 1:
-        remedy = f"splits the CPU of one machine, and {several}; leave one of them out"
-        raise SettingError("virtual_devices", config.device.virtual_devices, remedy)
+        raise SettingError(
+            "virtual_devices", config.device.virtual_devices, f"splits the CPU of one machine, and {several}; {one_out}")
     check_shares(config, len(cluster.tasks))

@@ -1,154 +1,174 @@
-"""How the workers of a cluster find each other: all connect to the chief, which waits until everyone is there."""
+"""How the workers of a cluster find each other: all connect to the chief, which waits until everyone is there.
+
+Every worker keeps this one TCP connection to the chief. It is made on the chief's address in TF_CONFIG before TensorFlow listens
+there, so it needs no port of its own, and it stays open when TensorFlow takes the port over.
+"""
 
 import contextlib
-import errno
 import json
+import queue
+import select
 import socket
+import threading
 import time
 
 from input_pipeline.common.errors import LostWorkerError, UnusableError
+from input_pipeline.common.small_files import parse_json
 from train_lib.distribution.cluster import ClusterError, split_address
 
-CONNECT_SECONDS = 90.0  # for all workers to come
+CONNECT_SECONDS = 90.0  # how long to wait for all workers
 RETRY_SECONDS = 0.2
-HELLO_SECONDS = 5.0  # for whoever has connected to say who it is
+HELLO_SECONDS = 5.0  # how long someone who has connected may take to say who it is
+LONGEST_MESSAGE = 2**28  # bytes; a stranger may send something without an end
 
 
-class Rendezvous:
-    """Connects one worker of a Cluster with the others.
+class Link:
+    """A connection to another worker. A message is one line of JSON, [kind, value].
+
+    Attributes:
+      socket: the connected socket. Its timeout is how long `receive` waits.
+      received: queue of the values that a listening thread has received; see `workers`.
+    """
+
+    def __init__(self, connection):
+        self.socket, self.received = connection, queue.Queue()
+        self._lines, self._sending = connection.makefile("rb", 2**16), threading.Lock()
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket.settimeout(HELLO_SECONDS)
+
+    def send(self, kind, value):
+        """Sends a message. Raises OSError if the connection is broken."""
+        line = json.dumps([kind, value]).encode() + b"\n"
+        with self._sending:
+            self.socket.sendall(line)
+
+    def tell(self, kind, value):
+        """Sends a message if the connection works. Whoever listens to it notices if it does not."""
+        with contextlib.suppress(OSError):
+            self.send(kind, value)
+
+    def receive(self):
+        """Waits for the next message and returns (kind, value).
+
+        Raises:
+          ConnectionError: the other side closed the connection.
+          TimeoutError: no message came in time.
+          ValueError: what came is not a message.
+        """
+        line = self._lines.readline(LONGEST_MESSAGE)
+        if not line.endswith(b"\n"):
+            raise ConnectionError("the other side closed the connection")
+        message = parse_json(line)
+        if not isinstance(message, list) or len(message) != 2:
+            raise ValueError("what came is not a message")
+        return message
+
+    def is_open(self):
+        """Whether the other side, which has nothing to send at the moment, has not closed the connection."""
+        return not select.select([self.socket], [], [], 0)[0]
+
+    def close(self):
+        """Closes the connection."""
+        self._lines.close()
+        self.socket.close()
+
+
+def connect(cluster, wait_seconds=None):
+    """Connects this worker of a Cluster with the others, and waits until all are there.
 
     Args:
       cluster: Cluster.
-      wait_seconds: how long to wait for all; None: CONNECT_SECONDS.
+      wait_seconds: how long to wait; None for CONNECT_SECONDS.
+
+    Returns:
+      {rank: Link}: on the chief one to every other worker, elsewhere one to the chief.
+
+    Raises:
+      LostWorkerError: a worker did not come in time.
+      UnusableError: the port of this worker is taken.
+      ClusterError: the chief was given another TF_CONFIG.
     """
-
-    def __init__(self, cluster, wait_seconds=None):
-        self._cluster = cluster
-        self._seconds = CONNECT_SECONDS if wait_seconds is None else wait_seconds
-        self._deadline = time.monotonic() + self._seconds
-
-    def connect(self):
-        """Waits for the others; returns {rank: socket}, on the chief to all others, elsewhere to the chief.
-
-        Raises:
-          LostWorkerError: one that must come did not in time.
-          UnusableError: the port of this worker is taken.
-          ClusterError: the chief was given another TF_CONFIG.
-        """
-        with self._listen() as listener:
-            if self._cluster.rank == 0:
-                return self._receive_all(listener)
-        return {0: self._find_chief()}
-
-    def _listen(self):
-        """A listener on this worker's own port; where it is not the chief's it only proves that TensorFlow can have the port."""
-        port = split_address(self._cluster.addresses[self._cluster.rank])[1]
-        try:
-            try:
-                return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
-            except (OSError, ValueError) as error:
-                if getattr(error, "errno", None) == errno.EADDRINUSE:
-                    raise
-                return socket.create_server(("", port))  # a machine without IPv6
-        except OSError as error:
-            what = f"TF_CONFIG: port {port} of this machine, for {self._cluster.name(self._cluster.rank)}, cannot be used"
-            remedy = "end the process that has it, perhaps a worker of an earlier run, or name another"
-            raise UnusableError(f"{what} ({error.strerror}); {remedy}") from None
-
-    def _receive_all(self, listener):
-        connections = {}
-        while missing := [rank for rank in range(1, len(self._cluster.tasks)) if rank not in connections]:
-            listener.settimeout(max(self._deadline - time.monotonic(), 0.001))
-            try:
-                connection, _ = listener.accept()
-            except TimeoutError:
-                line = self._missing_line([self._cluster.name(rank) for rank in missing])
-                for connection in connections.values():
-                    _send(connection, "missing", line)
-                raise LostWorkerError(line) from None
-            rank = self._greet(connection, connections)
-            if rank is not None:
-                connections[rank] = connection
-        for connection in connections.values():
-            _send(connection, "welcome", None)
-        return connections
-
-    def _greet(self, connection, connections):
-        """The rank of a worker that has connected; None where it is none of ours, or one that is there already."""
-        connection.settimeout(HELLO_SECONDS)
-        try:
-            kind, hello = _receive(connection)
-        except OSError:
-            kind, hello = None, None
-        if kind != "hello" or not isinstance(hello, list) or len(hello) != 2:
-            connection.close()
-            return None
-        rank, addresses = hello
-        if addresses != list(self._cluster.addresses) or rank not in range(1, len(addresses)):
-            _send(connection, "refused", f"the chief was given other addresses ({', '.join(self._cluster.addresses)}); "
-                                         "give all workers the same `cluster`")
-            return None
-        if rank in connections and _is_open(connections[rank]):
-            _send(connection, "refused", f"another process is {self._cluster.name(rank)} already; give each its own `task`")
-            return None
-        return rank
-
-    def _find_chief(self):
-        name, failure = self._cluster.name(0), "it does not answer"
-        hello = [self._cluster.rank, list(self._cluster.addresses)]
-        while time.monotonic() < self._deadline:
-            with contextlib.ExitStack() as on_failure:
-                try:
-                    connection = socket.create_connection(split_address(self._cluster.addresses[0]), timeout=HELLO_SECONDS)
-                    on_failure.callback(connection.close)
-                    _send(connection, "hello", hello)
-                    connection.settimeout(self._seconds + HELLO_SECONDS)  # the chief may have begun to wait just now
-                    kind, value = _receive(connection)
-                except OSError as error:
-                    kind, failure = None, str(error)
-                if kind == "welcome":
-                    on_failure.pop_all()
-                    return connection
-                if kind == "missing":
-                    raise LostWorkerError(value)
-                if kind == "refused":
-                    raise ClusterError(json.dumps(self._cluster.spec()), value)
-            time.sleep(RETRY_SECONDS)
-        raise LostWorkerError(self._missing_line([f"{name}: {failure}"]))
-
-    def _missing_line(self, names):
-        remedy = "start the same command on all workers, and see that they can reach each other's addresses"
-        return f"no answer within {self._seconds:g} s from {', '.join(names)}; {remedy}"
+    seconds = CONNECT_SECONDS if wait_seconds is None else wait_seconds
+    with _listen(cluster) as listener:
+        if cluster.rank == 0:
+            return _receive_all(cluster, listener, seconds)
+    return {0: _find_chief(cluster, seconds)}
 
 
-def _send(connection, kind, value):
-    with contextlib.suppress(OSError):  # whoever listens to the connection finds out
-        connection.sendall(json.dumps([kind, value]).encode() + b"\n")
-
-
-def _receive(connection):
-    """The next (kind, value); (None, None) where the other side closed, or speaks another language.
-
-    It reads byte by byte, so that what follows is left in the socket.
-    """
-    line = b""
-    while not line.endswith(b"\n"):
-        byte = connection.recv(1)
-        if not byte or len(line) > 100_000:
-            return None, None
-        line += byte
+def _listen(cluster):
+    """Listens on this worker's own port. On a worker other than the chief this only proves that TensorFlow can have the port."""
+    port = split_address(cluster.addresses[cluster.rank])[1]
+    both_versions = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
     try:
-        kind, value = json.loads(line)
-    except (ValueError, TypeError):
-        return None, None
-    return kind, value
+        return socket.create_server(("", port), **both_versions)
+    except OSError as error:
+        what = f"TF_CONFIG: port {port} of this machine, for {cluster.name(cluster.rank)}, cannot be used"
+        remedy = "end the process that has it, perhaps a worker of an earlier run, or name another"
+        raise UnusableError(f"{what} ({error.strerror}); {remedy}") from None
 
 
-def _is_open(connection):
-    """Whether the other side has not closed a connection over which it has nothing to say."""
+def _receive_all(cluster, listener, seconds):
+    deadline, links = time.monotonic() + seconds, {}
+    while missing := [rank for rank in range(1, len(cluster.tasks)) if rank not in links]:
+        listener.settimeout(max(deadline - time.monotonic(), 0.001))
+        try:
+            link = Link(listener.accept()[0])
+        except TimeoutError:
+            line = _missing_line(seconds, ", ".join(cluster.name(rank) for rank in missing))
+            for link in links.values():
+                link.tell("missing", line)
+            raise LostWorkerError(line) from None
+        rank = _greet(cluster, link, links)
+        if rank is not None:
+            links[rank] = link
+    for link in links.values():
+        link.tell("welcome", None)
+    return links
+
+
+def _greet(cluster, link, links):
+    """The rank of a worker that has connected; None if it is not one of ours, or if that worker is already there."""
     try:
-        return bool(connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
+        kind, hello = link.receive()
+    except (OSError, ValueError):
+        kind, hello = None, None
+    if kind != "hello" or not isinstance(hello, list) or len(hello) != 2:
+        link.close()
+        return None
+    rank, addresses = hello
+    if addresses != list(cluster.addresses) or rank not in range(1, len(addresses)):
+        link.tell("refused", f"the chief was given other addresses ({', '.join(cluster.addresses)}); "
+                             "give all workers the same `cluster`")
+        return None
+    if rank in links and links[rank].is_open():
+        link.tell("refused", f"another process is {cluster.name(rank)} already; give each its own `task`")
+        return None
+    return rank
+
+
+def _find_chief(cluster, seconds):
+    deadline, failure = time.monotonic() + seconds, "it does not answer"
+    while time.monotonic() < deadline:
+        link = kind = None
+        try:
+            link = Link(socket.create_connection(split_address(cluster.addresses[0]), timeout=HELLO_SECONDS))
+            link.send("hello", [cluster.rank, list(cluster.addresses)])
+            link.socket.settimeout(seconds + HELLO_SECONDS)  # the chief may have started to wait just now
+            kind, value = link.receive()
+        except (OSError, ValueError) as error:
+            failure = str(error)
+        if kind == "welcome":
+            return link
+        if kind == "missing":
+            raise LostWorkerError(value)
+        if kind == "refused":
+            raise ClusterError(json.dumps(cluster.spec()), value)
+        if link:
+            link.close()
+        time.sleep(RETRY_SECONDS)
+    raise LostWorkerError(_missing_line(seconds, f"{cluster.name(0)}: {failure}"))
+
+
+def _missing_line(seconds, names):
+    remedy = "start the same command on all workers, and check that they can reach each other's addresses"
+    return f"no answer within {seconds:g} s from {names}; {remedy}"

@@ -1,4 +1,4 @@
-"""Which tf.distribute strategy: chosen from the devices that are there."""
+"""Chooses the tf.distribute strategy for the devices, and feeds batches to its replicas."""
 
 import tensorflow as tf
 from tensorflow.python.distribute.collective_all_reduce_strategy import CollectiveAllReduceExtended
@@ -12,15 +12,15 @@ from train_lib.config import check_shares
 def create_strategy(config, workers=None):
     """Sets the devices up and returns the strategy that trains on them. Call it before anything runs on a device.
 
-    One device: the default strategy, in the main thread. Several: MirroredStrategy, one replica each. Several workers:
-    MultiWorkerMirroredStrategy, which returns when all have called this.
+    One device gets the default strategy, which runs in the main thread. Several devices get MirroredStrategy, one replica each.
+    Several workers get MultiWorkerMirroredStrategy; the call returns once all workers have called it.
 
     Args:
       config: ExperimentConfig.
-      workers: Workers; None, or OneWorker: this machine alone.
+      workers: Workers; None or OneWorker for this machine alone.
 
     Raises:
-      SettingError: more devices are asked for than there are, or the global batch does not divide by the replicas.
+      SettingError: there are fewer devices than asked for, or the replicas do not divide the global batch.
     """
     if config.general.debug:
         tf.config.run_functions_eagerly(True)
@@ -42,7 +42,7 @@ def create_strategy(config, workers=None):
     _set_up(gpus[:wanted], config.device.virtual_devices)
     if len(everyones) > 1:
         strategy = _across_workers(workers.cluster, {"GPU": wanted} if gpus else {"CPU": 1})
-        workers.gather(None)  # until the servers of all are up, no reduction may begin
+        workers.gather(None)  # no reduction may begin before the servers of all workers are up
         return strategy
     if wanted == 1:
         return tf.distribute.get_strategy()
@@ -52,17 +52,17 @@ def create_strategy(config, workers=None):
 
 
 def mirror_on_cpu(num_replicas):
-    """MirroredStrategy over logical CPU devices.
+    """MirroredStrategy over logical CPU devices. It sums with plain additions.
 
-    It sums by plain additions. TensorFlow's default here, collective operations, is no faster (measured), and a process could
-    not have two strategies of different sizes: their groups collide, and the second fails or hangs.
+    TensorFlow's default here, collective operations, is not faster (measured), and it allows only strategies of one size per
+    process: the groups of two sizes collide, and the second strategy fails or hangs.
     """
     devices = [f"/cpu:{index}" for index in range(num_replicas)]
     return tf.distribute.MirroredStrategy(devices, cross_device_ops=tf.distribute.ReductionToOneDevice())
 
 
 def _set_up(gpus, virtual_devices):
-    """Hides the GPUs that are not trained on, lets the others' memory grow, splits the CPU if asked to."""
+    """Hides the GPUs that are not used, lets the memory of the others grow, and splits the CPU if asked to."""
     tf.config.set_visible_devices(gpus, "GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
@@ -72,10 +72,10 @@ def _set_up(gpus, virtual_devices):
 
 
 def _across_workers(cluster, accelerators):
-    """MultiWorkerMirroredStrategy on a Cluster, from what was judged instead of TF_CONFIG once more."""
-    # `train_lib.distribution.workers` watches over the workers. TensorFlow's own two ways hold the interpreter lock, so that no
-    # thread can end the process: the coordination service for minutes where a worker dies while it connects (still there after
-    # 110 s, measured), the health check for 10 s at a time where one hangs.
+    """MultiWorkerMirroredStrategy on a Cluster that was checked already, so that TensorFlow does not read TF_CONFIG again."""
+    # `train_lib.distribution.workers` watches over the workers. TensorFlow's own two ways are switched off, because they hold the
+    # interpreter lock, and then no thread can end the process: the coordination service for minutes if a worker dies while it
+    # connects (more than 110 s, measured), the health check for 10 s at a time if a worker hangs.
     context.context().configure_coordination_service(service_type="")
     CollectiveAllReduceExtended._enable_check_health = False
     kind, index, _ = cluster.tasks[cluster.rank]
@@ -88,9 +88,12 @@ _kept_alive = []
 
 
 def distribute(strategy, make_batches, split=None):
-    """Lets `make_batches(shard)` feed the replicas, each with its own batches; returns one endless iterator, never deleted.
+    """Feeds each replica with its own batches, and returns one endless iterator over them, which is never deleted.
 
-    Where `split` is a DeviceSplit, its images are put on each device, and the batches get theirs from there.
+    Args:
+      strategy: tf.distribute strategy.
+      make_batches: called with the Shard of this process's replicas, returns an endless tf.data.Dataset of their batches.
+      split: the split of the batches. A DeviceSplit's images are put on each device, and batches take them from there.
 
     Raises:
       SettingError: the images do not fit on a device.
@@ -99,22 +102,22 @@ def distribute(strategy, make_batches, split=None):
     def batches(context):
         local = context.num_replicas_in_sync // context.num_input_pipelines
         endless = make_batches(Shard(context.input_pipeline_id * local, local, context.num_replicas_in_sync))
-        # Where several workers could run out of batches, TensorFlow would ask all of them before each step.
+        # If it did not know that batches never end, TensorFlow would ask all workers before each step whether they have one.
         return endless.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
-    # On CPU devices there is nowhere to fetch to, and the datasets that do it cannot have their autotune switched off.
+    # CPU devices have nowhere to fetch batches to, and autotune cannot be switched off for the datasets that fetch.
     on_host = tf.distribute.InputOptions(
         experimental_fetch_to_device=False, experimental_replication_mode=tf.distribute.InputReplicationMode.PER_REPLICA)
     fetches = tf.config.list_logical_devices("GPU") or isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-    options = None if fetches else on_host  # several workers know the default alone
+    options = None if fetches else on_host  # several workers only support the default
     iterator = iter(strategy.distribute_datasets_from_function(batches, options))
-    # Deleting an iterator that fetches waits for its autotune thread, up to a minute (measured).
+    # Deleting an iterator that fetches would wait for its autotune thread, for up to a minute (measured).
     _kept_alive.append(iterator)
     return iterator if split is None or split.look_up is None else _LookedUp(strategy, iterator, split)
 
 
 class _LookedUp:
-    """An iterator over the batches of a DeviceSplit that makes their images; inside a compiled loop, as a part of it."""
+    """An iterator over the batches of a DeviceSplit that adds their images. In a compiled loop this is a part of the loop."""
 
     def __init__(self, strategy, iterator, split):
         self._iterator = iterator
@@ -139,8 +142,6 @@ def _devices(strategy):
 
 def describe(strategy):
     """The devices that a strategy trains on, in words."""
-    if strategy.num_replicas_in_sync > 1:
-        local = [device.split("/")[-1].removeprefix("device:") for device in strategy.extended.worker_devices]
-        workers = strategy.num_replicas_in_sync // len(local)
-        return ", ".join(local) + (f" on each of {workers} workers" if workers > 1 else "")
-    return "GPU:0" if tf.config.list_logical_devices("GPU") else "CPU:0"
+    local = [device.split("/")[-1].removeprefix("device:") for device in _devices(strategy)]
+    workers = strategy.num_replicas_in_sync // len(local)
+    return ", ".join(local) + (f" on each of {workers} workers" if workers > 1 else "")

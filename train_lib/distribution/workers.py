@@ -1,59 +1,60 @@
-"""Several workers as one run: they find each other, agree on values, and end together when one is lost. Knows no TensorFlow.
+"""Several workers as one run: they find each other, agree on values, and end together when one is lost. No TensorFlow here.
 
-Every worker keeps one TCP connection to the chief, made on the chief's address in TF_CONFIG before TensorFlow listens there:
-it needs no port of its own, and lives on when TensorFlow takes the port over. A message is one line of JSON, [kind, value].
-
-TensorFlow sees a lost worker from inside a reduction alone, waits for minutes at least for one that never comes, and says nothing
-to those that wait elsewhere: for data, for the chief's checkpoint, in an evaluation. Hence the heartbeat here, which replaces its
-own (see `train_lib.distribution.strategy`).
+TensorFlow notices a lost worker only inside a reduction. It waits for minutes for one that never comes, and does not tell those
+that wait elsewhere: for data, for the chief's checkpoint, in an evaluation. The heartbeat here replaces TensorFlow's own (see
+`train_lib.distribution.strategy`).
 """
 
 import contextlib
-import json
-import queue
-import socket
+import secrets
 import threading
 import time
 
-from input_pipeline.common.errors import LostWorkerError
+from input_pipeline.common.errors import LostWorkerError, SettingError, UnusableError, one_line_of
+from train_lib import config as config_lib
 from train_lib.cli.signals import end_process
-from train_lib.distribution.rendezvous import Rendezvous
+from train_lib.distribution import rendezvous
 
 BEAT_SECONDS = 2.0
-# Longer than any pause of a healthy process that was seen (tracing VGG16 on a busy core: 3 s), far below two minutes.
+# Longer than any pause of a healthy process that we saw (3 s, tracing VGG16 on a busy core), and far below two minutes.
 SILENCE_SECONDS = 20.0
-# For a worker to end by its own error, where all make the same one, before it ends by another's.
+# If all workers raise the same error, each has this long to end with its own before it ends with another worker's.
 GRACE_SECONDS = 3.0
+# For a shared file system to show a new file; NFS looks again after 3 s at the latest.
+APPEAR_SECONDS = 10.0
+PROBE = ".workers"
+OF_THIS_MACHINE = ("data_dir", "workdir")  # machines may mount one file system at different places
+AGAIN = "start the same command on all workers"
 
 
 class OneWorker:
-    """A run on one machine: what `Workers` promises, done alone."""
+    """A run on one machine: the methods of `Workers`, done alone."""
 
     cluster = None
     is_chief = True
     is_alone = True
 
     def gather(self, value):
-        """What each worker passes, JSON values, as a list in the order of their ranks; the same list on every worker."""
+        """Returns the JSON values that the workers pass, as a list in the order of their ranks. All workers get the same list."""
         return [value]
 
     def sum(self, numbers):
-        """The sums over all workers of a list of numbers, which has one length on all."""
+        """Returns the sums over all workers of a list of numbers, which has the same length on all."""
         return numbers
 
     def from_chief(self, function):
-        """What `function` returns on the chief, a JSON value; the others do not call it."""
+        """Returns what `function` returns on the chief, a JSON value. The other workers do not call it."""
         return self.gather(function() if self.is_chief else None)[0]
 
     def chief_first(self, function):
-        """Calls `function` on every worker, on the others once the chief has done it; returns what it returned here."""
+        """Calls `function` on every worker, first on the chief and then on the others; returns what it returned here."""
         if self.is_chief:
             result = function()
         self.gather(None)
         return result if self.is_chief else function()
 
     def explain(self, error):
-        """Turns an error that a lost worker may have caused into the line that names the worker; returns where none did."""
+        """If a lost worker caused an error of TensorFlow, ends with the line that names the worker."""
 
 
 class Workers(OneWorker):
@@ -61,18 +62,18 @@ class Workers(OneWorker):
 
     Args:
       cluster: Cluster.
-      sockets: {rank: connected socket}: on the chief one for every other worker, elsewhere one, for the chief.
+      links: {rank: Link}, from `rendezvous.connect`.
     """
 
     is_alone = False
 
-    def __init__(self, cluster, sockets):
-        self.cluster = cluster
-        self.is_chief = cluster.rank == 0
-        self._links = [_Link(rank, sockets[rank]) for rank in sorted(sockets)]
+    def __init__(self, cluster, links):
+        self.cluster, self.is_chief = cluster, cluster.rank == 0
+        self._links = [links[rank] for rank in sorted(links)]
         self._ending = threading.Lock()
-        for link in self._links:
-            threading.Thread(target=self._listen, args=(link,), daemon=True).start()
+        for rank, link in links.items():
+            link.socket.settimeout(SILENCE_SECONDS)
+            threading.Thread(target=self._listen, args=(cluster.name(rank), link), daemon=True).start()
         threading.Thread(target=self._beat, daemon=True).start()
 
     def gather(self, value):
@@ -82,21 +83,21 @@ class Workers(OneWorker):
         return self._exchange("value", numbers, lambda lists: [sum(column) for column in zip(*lists, strict=True)])
 
     def explain(self, error):
-        self._wait_for_the_end(f"a reduction over the workers failed ({_one_line(error)})")
+        self._wait_for_the_end(f"a reduction over the workers failed ({one_line_of(error)})")
 
     def leave(self):
-        """Waits until every worker is done; from then on, one that goes is not missed."""
+        """Waits until every worker is done. From then on, a worker may go."""
         self._exchange("done", None, list)
 
     def fail(self, error):
-        """Tells the others that this worker ends with an error, which from here on no listening thread forestalls."""
+        """Tells the others that this worker ends with an error. From here on, no listening thread ends it with another one."""
         self._ending.acquire()
         interrupted = isinstance(error, KeyboardInterrupt)
         how = "was interrupted" if interrupted else f"ended with exit code {getattr(error, 'exit_code', 1)}; see its own error"
-        self._tell_all("failed", f"{self.cluster.name(self.cluster.rank)} {how}, then start the same command on all workers")
+        self._tell_all("failed", f"{self.cluster.name(self.cluster.rank)} {how}, then {AGAIN}")
 
     def _exchange(self, kind, value, combine):
-        """Sends `value` to the chief, which combines those of all, in the order of ranks, and sends the result to all."""
+        """Sends `value` to the chief, which combines the values of all, in the order of ranks, and sends the result to all."""
         try:
             if self.is_chief:
                 combined = combine([value, *(link.received.get() for link in self._links)])
@@ -106,12 +107,12 @@ class Workers(OneWorker):
             self._links[0].send(kind, value)
             return self._links[0].received.get()
         except OSError as error:
-            return self._wait_for_the_end(f"the connection to another worker broke ({_one_line(error)})")
+            return self._wait_for_the_end(f"the connection to another worker broke ({one_line_of(error)})")
 
     def _wait_for_the_end(self, reason):
-        """Lets the listening threads find out which worker is lost and end this process; raises where they do not."""
+        """Gives the listening threads time to find the lost worker and end this process. Raises LostWorkerError if they fail."""
         time.sleep(SILENCE_SECONDS + GRACE_SECONDS)
-        raise LostWorkerError(f"{reason}; start the same command on all workers")
+        raise LostWorkerError(f"{reason}; {AGAIN}")
 
     def _beat(self):
         while True:
@@ -120,68 +121,40 @@ class Workers(OneWorker):
 
     def _tell_all(self, kind, value):
         for link in self._links:
-            with contextlib.suppress(OSError):  # whoever listens to the link finds out
-                link.send(kind, value)
+            link.tell(kind, value)
 
-    def _listen(self, link):
-        """Hands on what comes over a link; ends the process when its worker is lost, and tells the others."""
-        name = self.cluster.name(link.rank)
+    def _listen(self, name, link):
+        """Passes on what comes over a link. If its worker is lost, tells the others and ends the process."""
         try:
-            for kind, value in link.messages():
+            while True:
+                kind, value = link.receive()
                 if kind in ("value", "done"):
                     link.received.put(value)
                 if kind == "done":
                     return
                 if kind == "failed":
                     time.sleep(GRACE_SECONDS)
+                if kind in ("failed", "lost"):
                     self._end(value)
-                if kind == "lost":
-                    self._end(value)
-            what = "died, or its connection broke"
         except ConnectionError:
             what = "died, or its connection broke"
         except TimeoutError:
             what = f"was not heard of for {SILENCE_SECONDS:g} s: it hangs, or its machine or the network is down"
         except (OSError, ValueError) as error:
-            what = f"cannot be reached any more ({_one_line(error)})"
-        self._end(f"{name} {what}; start the same command on all workers to go on from the newest checkpoint")
+            what = f"cannot be reached any more ({one_line_of(error)})"
+        self._end(f"{name} {what}; {AGAIN} to go on from the newest checkpoint")
 
     def _end(self, line):
-        with self._ending:  # the first line names the cause, any later one an effect; never released
+        with self._ending:  # only once: the first line names the cause, later ones its effects
             self._tell_all("lost", line)
             end_process(line, LostWorkerError.exit_code)
 
 
-class _Link:
-    """One connection: whole messages out, values in."""
-
-    def __init__(self, rank, connection):
-        self.rank = rank
-        self.received = queue.Queue()
-        self._socket = connection
-        self._socket.settimeout(SILENCE_SECONDS)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._sending = threading.Lock()
-
-    def send(self, kind, value):
-        line = json.dumps([kind, value]).encode() + b"\n"
-        with self._sending:
-            self._socket.sendall(line)
-
-    def messages(self):
-        """Yields (kind, value) until the other side closes the connection; raises TimeoutError after a silence."""
-        pending = b""
-        while received := self._socket.recv(1 << 20):
-            *lines, pending = (pending + received).split(b"\n")
-            for line in lines:
-                yield json.loads(line)
-
-
 @contextlib.contextmanager
 def join(cluster):
-    """Context manager in which the workers of a Cluster are connected; gives Workers, or OneWorker where `cluster` is None.
+    """Context manager that connects the workers of a Cluster. Yields Workers, or OneWorker if `cluster` is None.
 
-    Leaving it waits until all are done; an error inside ends the other workers with LostWorkerError's exit code.
+    At its end it waits until all workers are done. An error inside ends the other workers with the exit code of LostWorkerError.
 
     Raises:
       LostWorkerError: not all workers came in time; the error names those that did not.
@@ -190,7 +163,7 @@ def join(cluster):
     if cluster is None:
         yield OneWorker()
         return
-    workers = Workers(cluster, Rendezvous(cluster).connect())
+    workers = Workers(cluster, rendezvous.connect(cluster))
     try:
         yield workers
     except BaseException as error:
@@ -199,5 +172,51 @@ def join(cluster):
     workers.leave()
 
 
-def _one_line(error):
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def check_common_ground(workers, config, workdir):
+    """Refuses workers that were started with different settings or do not see the same workdir. All raise the same error.
+
+    Raises:
+      SettingError: a setting of the experiment differs between the workers.
+      UnusableError: a worker does not see the folder that the chief writes.
+    """
+    if workers.is_alone:
+        return
+    ours = {name: value for name, value in config_lib.to_values(config).items() if name not in OF_THIS_MACHINE}
+    of_chief, *others = workers.gather(ours)
+    for rank, values in enumerate(others, 1):
+        for name in ours:
+            if values[name] != of_chief[name]:
+                remedy = f"the chief was given {of_chief[name]}, {workers.cluster.name(rank)} {values[name]}; {AGAIN}"
+                raise SettingError(name, ours[name], remedy)
+    probe, token = workdir.path / PROBE, workers.from_chief(lambda: secrets.token_hex(8))
+    workers.from_chief(lambda: probe.write_text(token))
+    blind = [workers.cluster.name(rank) for rank, sees in enumerate(workers.gather(_sees(probe, token))) if not sees]
+    workers.from_chief(lambda: probe.unlink(missing_ok=True))
+    if blind:
+        remedy = "give all workers one folder on a file system that they share"
+        raise UnusableError(f"--workdir={workdir.path}: {', '.join(blind)} cannot see what the chief writes there; {remedy}")
+
+
+def _sees(probe, token):
+    """Whether this worker sees the file that the chief has written."""
+    deadline = time.monotonic() + APPEAR_SECONDS
+    while True:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if probe.read_text() == token:
+                return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+
+
+def check_same_step(workers, workdir, checkpoint):
+    """Refuses workers that would resume at different steps.
+
+    Raises:
+      UnusableError: the newest valid checkpoint is not the same for all workers.
+    """
+    steps = workers.gather(None if checkpoint is None else checkpoint.step)
+    if any(step != steps[0] for step in steps):
+        seen = [f"{workers.cluster.name(rank)} sees {'none' if step is None else step}" for rank, step in enumerate(steps)]
+        remedy = "wait until the file system shows the same to all and start again, or give another --workdir"
+        raise UnusableError(f"{workdir.checkpoints}: the workers see different checkpoints ({', '.join(seen)}); {remedy}")

@@ -1,4 +1,4 @@
-"""A checkpoint in use: the network with the weights that were judged, and the part of an image that evaluation looks at."""
+"""A checkpoint that is ready to classify: its network, and the part of an image that the network gets."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline.images import decoding as augment
+from input_pipeline.images import decoding
 from input_pipeline.splits import read_like
 from input_pipeline.splits.stream import evaluation_sizes, training_margin
 from train_lib.checkpoints.resume import FIXED_FOR_USE, kind_before, refuse_other_experiment
@@ -19,23 +19,25 @@ TOP = 5
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """The part of an image that evaluation looks at: the middle (height, width) of the image scaled to cover `covered`."""
+    """The part of an image that evaluation uses: the middle `size` of the image after it is scaled to cover `covered`.
+
+    Both are (height, width).
+    """
 
     size: tuple
     covered: tuple
 
     def __call__(self, images):
-        """uint8 [..., h, w, 3] of any size -> uint8 [..., height, width, 3]; in a TensorFlow graph or eagerly."""
-        return augment.central_crop(augment.resize_to_cover(images, *self.covered), *self.size)
+        """uint8 [..., h, w, 3] of any size -> uint8 [..., height, width, 3]; in a graph or eagerly."""
+        return decoding.central_crop(decoding.resize_to_cover(images, *self.covered), *self.size)
 
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """What --checkpoint names, ready to classify.
+    """The checkpoint that --checkpoint names, ready to classify.
 
     Attributes:
-      eval_step: from `evaluate.make_eval_step`; takes what `view` gives.
-      top: how many classes to name of each image.
+      eval_step: from `evaluate.make_eval_step`; takes the images that `view` returns.
     """
 
     checkpoint: Checkpoint
@@ -47,11 +49,15 @@ class Classifier:
 
     @property
     def top(self):
-        """How many of the most probable classes are named: five, or all there are."""
+        """How many of the most probable classes to name: five, or all classes if there are fewer."""
         return min(TOP, len(self.class_names))
 
     def logits(self, views, batch_size):
-        """Logits of at most `batch_size` views, uint8 [n, height, width, 3], on all replicas, the batch padded to its full size.
+        """Computes the logits of views on all replicas, after padding the batch to its full size.
+
+        Args:
+          views: uint8 [n, height, width, 3], n <= batch_size.
+          batch_size: images.
 
         Returns:
           NumPy [n, classes], float32 or float64.
@@ -70,10 +76,10 @@ class Classifier:
 
 
 def open_classifier(config, workdir, strategy):
-    """The Classifier of --checkpoint in a Workdir; needs no data set.
+    """Opens the Classifier of --checkpoint in a Workdir. It needs no data set.
 
     Raises:
-      ExpectedError: the checkpoint is not there, damaged or of another network, or a flag contradicts it.
+      ExpectedError: the checkpoint is missing, damaged or of another network, or a flag contradicts it.
     """
     checkpoint = CheckpointStore(workdir.checkpoints).find(config.modes.checkpoint)
     class_names, image_shape = describe_network(checkpoint)
@@ -84,7 +90,7 @@ def open_classifier(config, workdir, strategy):
 
 
 def _view(config, checkpoint, height, width):
-    """The View of --mode=evaluate: on images in memory, or on a stream; for --input=auto as the run trained."""
+    """The View that --mode=evaluate uses: for images in memory or for a stream. --input=auto is as in training."""
     if read_like(config.data, kind_before(checkpoint)).input != "stream":
         return View((height, width), (height, width))
     size, covered = evaluation_sizes(height, training_margin(height, config.data.augmentations), config.modes.test_crops)

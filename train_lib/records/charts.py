@@ -1,6 +1,6 @@
-"""Figures, drawn by matplotlib without a display and without its global state. Knows no TensorFlow.
+"""Figures, drawn by matplotlib without a display and without its global state. Does not import TensorFlow.
 
-Class names and titles are a user's text: a dollar sign in them is no formula, and a user's own matplotlibrc has no say.
+A dollar sign in a class name or title does not begin a formula, and a user's matplotlibrc has no effect.
 """
 
 import base64
@@ -18,7 +18,7 @@ import numpy as np
 MOST_CLASSES_WITH_FIGURES = 20
 MOST_CLASSES_WITH_NAMES = 50
 LONGEST_NAME = 24
-# Each stands out from white and from near black, so that a figure can lie on either.
+# Both stand out from white and from near black, so a figure can lie on either.
 BLUE, ORANGE = "#2f7fd6", "#d9730d"
 _STYLE = {**matplotlib.rcParamsDefault, "text.parse_math": False, "svg.fonttype": "none", "font.size": 9.5}
 _STYLE = {name: value for name, value in _STYLE.items() if not name.startswith(("backend", "interactive"))}
@@ -28,7 +28,7 @@ def _in_our_style(function):
     @functools.wraps(function)
     def styled(*arguments, **keywords):
         with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of a class name, which gets a box instead
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a class name may have such letters
             return function(*arguments, **keywords)
 
     return styled
@@ -36,7 +36,7 @@ def _in_our_style(function):
 
 @_in_our_style
 def confusion_matrix(class_names, confusion, title="", inches=None):
-    """A confusion matrix, int [true class, predicted class], each row in per cent of its true class, as a Figure."""
+    """A confusion matrix as a Figure: `confusion`, int [true class, predicted class], each row in per cent of its true class."""
     confusion = np.asarray(confusion)
     count = len(class_names)
     share = 100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
@@ -52,9 +52,8 @@ def confusion_matrix(class_names, confusion, title="", inches=None):
     if count <= MOST_CLASSES_WITH_FIGURES:
         for (row, column), value in np.ndenumerate(share):
             if value >= 0.5:
-                # Not pure black, which stands for the colour of the text around the figure; see `to_svg`.
-                color = "#ffffff" if value > 50 else "#111111"
-                # The layout looks at what lies outside the matrix alone: it would measure each of these for nothing.
+                color = "#ffffff" if value > 50 else "#111111"  # not pure black, which `to_svg` replaces
+                # Without in_layout=False the layout engine would measure each of these texts for nothing.
                 axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=color, in_layout=False)
     else:
         figure.colorbar(image, ax=axes, shrink=0.8)
@@ -65,11 +64,11 @@ def confusion_matrix(class_names, confusion, title="", inches=None):
 def mistakes(entries, title=""):
     """Images with their five most probable classes as bars, the true class in orange (the paper's figure 4), as a Figure.
 
-    One Axes for all: drawing a pair of them for each image takes several times as long.
+    All of them share one Axes, because two Axes per image take several times as long to draw.
 
     Args:
-      entries: of mistakes.json, one or more.
-      title: of the whole.
+      entries: one or more entries of mistakes.json.
+      title: title of the figure.
     """
     columns = min(4, len(entries))
     rows = -(-len(entries) // columns)
@@ -115,7 +114,7 @@ def curves(series, ylabel, xlabel="epoch", inches=(4.8, 2.8)):
 
 
 def _short(name):
-    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")  # a folder's, which may hold any bytes
+    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")  # a folder name may contain any bytes
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
@@ -129,12 +128,12 @@ def to_png(figure):
 
 @_in_our_style
 def to_svg(figure, name, label):
-    """A Figure as an <svg> element to stand in a page: transparent, black in the page's own text colour, no address in it.
+    """A Figure as an <svg> element for a page: transparent, without addresses, with the page's text colour in place of black.
 
     Args:
       figure: Figure.
-      name: what its ids begin with; unlike that of every other figure of the page.
-      label: the text for who cannot see it.
+      name: the beginning of its ids, unique in the page.
+      label: text for readers who cannot see it.
     """
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))

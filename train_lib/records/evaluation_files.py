@@ -1,6 +1,6 @@
-"""What a judgement of a split leaves in a folder: evaluation.json, mistakes.json, and pictures that are drawn from both.
+"""The files of an evaluated split: evaluation.json, mistakes.json, and pictures that are drawn from both.
 
-`--mode=evaluate` leaves them in the workdir, training in the folder of its pictures.
+`--mode=evaluate` writes them into the workdir, training into the folder of its pictures.
 """
 
 import base64
@@ -14,16 +14,16 @@ EVALUATION, MISTAKES = "evaluation.json", "mistakes.json"
 
 
 def write(workdir, folder, evaluator, step, split_name, class_names, test_crops=1):
-    """Writes what a SplitEvaluator has just found out; returns the path of evaluation.json.
+    """Writes the newest results of a SplitEvaluator; returns the path of evaluation.json.
 
     Args:
       workdir: Workdir.
-      folder: name of one in it, "." for itself.
+      folder: name of a folder in it, "." for the workdir itself.
       evaluator: SplitEvaluator.
-      step: of the weights that were judged.
-      split_name: the examples that they were judged on.
+      step: the step of the weights that were evaluated.
+      split_name: the split that they were evaluated on.
       class_names: one per label.
-      test_crops: views of an image.
+      test_crops: views per image.
     """
     about = {"checkpoint": f"step-{step:08d}", "step": step, "split": split_name, "test_crops": test_crops}
     totals = evaluator.totals
@@ -49,7 +49,7 @@ def is_in(folder):
 
 
 def draw(folder):
-    """Draws what `write` has left in a folder: {"confusion_matrix": bytes of a PNG file, "mistakes": where there was one}."""
+    """Draws the files of a folder: {"confusion_matrix": bytes of a PNG file, "mistakes": the same, if there were any}."""
     evaluation, mistakes = (json.loads((folder / name).read_text()) for name in (EVALUATION, MISTAKES))
     title = f"{evaluation['split']}, step {evaluation['step']}"
     figures = {"confusion_matrix": charts.confusion_matrix(evaluation["class_names"], evaluation["confusion_matrix"], title)}

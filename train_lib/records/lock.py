@@ -6,7 +6,6 @@ renews the modification time of the file, shows whether the holder is alive.
 """
 
 import contextlib
-import dataclasses
 import errno
 import fcntl
 import json
@@ -15,6 +14,7 @@ import pathlib
 import socket
 import threading
 import time
+from typing import NamedTuple
 
 from input_pipeline.common.errors import UnusableError
 from input_pipeline.common.small_files import parse_json
@@ -25,19 +25,12 @@ SILENCE_SECONDS = 30.0  # longer than one call can delay a heartbeat, and than N
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # the answers of a file system without `flock`
 
 
-@dataclasses.dataclass(frozen=True)
-class Holder:
-    """The process that a lock file names.
+class Holder(NamedTuple):
+    """The process that a lock file names; without host and pid if the file does not contain what this module writes."""
 
-    Attributes:
-      host: name of its machine, "" if the file does not contain one.
-      pid: its process id there, 0 if the file does not contain one.
-      born: when the kernel started it, None if unknown. Process ids are reused, but not with the same start.
-    """
-
-    host: str = ""
+    host: str = ""  # name of its machine
     pid: int = 0
-    born: str | None = None
+    born: str | None = None  # when the kernel started it, because process ids are reused; None if unknown
 
     @classmethod
     def myself(cls):
@@ -46,7 +39,7 @@ class Holder:
 
     @classmethod
     def from_bytes(cls, content):
-        """Reads the content of a lock file; a Holder without host and pid if it is not what this module writes."""
+        """Reads the content of a lock file."""
         with contextlib.suppress(ValueError, TypeError):
             holder = cls(**parse_json(content))
             if isinstance(holder.host, str) and isinstance(holder.pid, int) and isinstance(holder.born, str | None):
@@ -59,10 +52,6 @@ class Holder:
     def is_on_this_machine(self):
         """Whether the process runs, or ran, on this machine."""
         return self.host == socket.gethostname()
-
-    def is_alive_here(self):
-        """Whether the process is alive on this machine. A later process with the same number does not count."""
-        return self.is_on_this_machine() and _born(self.pid) is not None and _born(self.pid) == self.born
 
 
 def _born(pid):
@@ -112,7 +101,7 @@ def _take(path, log):
             if _is_in_folder(path, descriptor):  # not if its holder removed it after we opened it and before we locked it
                 _check_holder(path, descriptor, kernel_locks, log)
                 os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, json.dumps(dataclasses.asdict(Holder.myself())).encode() + b"\n", 0)
+                os.pwrite(descriptor, json.dumps(Holder.myself()._asdict()).encode() + b"\n", 0)
                 return descriptor
         except BaseException:
             os.close(descriptor)
@@ -147,7 +136,7 @@ def _check_holder(path, descriptor, kernel_locks, log):
         return
     holder = Holder.from_bytes(content)
     if holder.is_on_this_machine() or (kernel_locks and not holder.host):
-        is_alive = holder.is_alive_here()
+        is_alive = holder.is_on_this_machine() and _born(holder.pid) is not None and _born(holder.pid) == holder.born
     else:
         log(f"{path}: names {holder}; watching for {SILENCE_SECONDS:g} s whether it is alive")
         is_alive = _beats(path)

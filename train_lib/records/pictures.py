@@ -1,4 +1,4 @@
-"""Pictures of a run: the first layer's kernels, a batch after augmentation, the confusion matrix, the most confident mistakes.
+"""Pictures of a run: the first layer's kernels, an augmented batch, the confusion matrix, the most confident mistakes.
 
 Each is a PNG file in the workdir's folder `pictures` and an image in TensorBoard, under the step that it shows. Drawing changes
 neither random state nor records, and a picture that cannot be written does not end a run.
@@ -16,18 +16,19 @@ import tensorflow as tf
 
 from alexnet import names
 from input_pipeline.common.batches import Shard
+from input_pipeline.common.errors import one_line_of
 from train_lib.augment import augment
 from train_lib.records import evaluation_files
 from train_lib.steps import scale_pixels
 
 FOLDER = "pictures"
-CELL = 96  # pixels that an image of a batch is enlarged to, as far as it goes into them
-LARGE_IMAGE = 64  # pixels; of larger ones fewer are shown
-_NAME = re.compile(r"(kernels|batch|confusion_matrix|mistakes)-([0-9]{8,})\.png")  # others are somebody's own
+CELL = 96  # pixels; images of a batch are enlarged to this by a whole factor
+LARGE_IMAGE = 64  # pixels; of larger images, fewer are shown
+_NAME = re.compile(r"(kernels|batch|confusion_matrix|mistakes)-([0-9]{8,})\.png")  # other files belong to someone else
 
 
 def _harmless(draw):
-    """A method that draws: only on the worker that writes, and with a line instead of an error: no picture is worth a run."""
+    """Decorator for methods that draw: only the chief draws, and an error becomes a line, because no picture is worth a run."""
 
     @functools.wraps(draw)
     def harmless(self, *arguments):
@@ -38,87 +39,91 @@ def _harmless(draw):
                 self._open()
             draw(self, *arguments)
             self._writer.flush()
-        except Exception as error:  # of the file system, of a JSON file cut off by a crash, of a library
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            self._log(f"{self._folder}: no picture at step {self._run.state.step} ({reason}); going on")
+        except Exception as error:  # from the file system, a JSON file that a crash cut off, or a library
+            self._log(f"{self._folder}: no picture at step {self._run.state.step} ({one_line_of(error)}); going on")
 
     return harmless
 
 
 class Pictures:
-    """Draws the pictures of one run; those of a workdir that is not ours to write go nowhere.
+    """Draws the pictures of one run. On a worker other than the chief it draws nothing.
 
-    On several workers the mistakes are those among the chief's share of the examples; all else is the whole run's.
+    On several workers, the mistakes are those among the chief's share of the examples. Everything else covers all examples.
 
     Args:
-      run: an open Run, at the step where it starts or resumes; pictures beyond it are dropped, and TensorBoard is written anew
-        from the rest.
-      log: called with one line about a picture that cannot be written.
+      run: an open Run, at the step at which it starts or resumes. Pictures of later steps are removed, and TensorBoard's file is
+        rewritten from the rest.
+      log: called with one line if a picture cannot be written.
     """
 
     def __init__(self, run, log=print):
-        self._run, self._log = run, log
-        self._first_step = run.state.step
-        self._folder = run.workdir.path / FOLDER
-        self._writer = None
+        self._run, self._log, self._first_step = run, log, run.state.step
+        self._folder, self._writer = run.workdir.path / FOLDER, None
 
     @_harmless
     def draw_batch(self):
-        """The first images of the batch that is trained on next, as the network sees them; once in a run."""
+        """Draws the first images of the next training batch as the network sees them. Only once per run."""
         if not any(self._folder.glob("batch-*.png")):
             images = next_images(self._run)
-            sheet = tile(images, 8 if images.shape[1] <= LARGE_IMAGE else 4, CELL)
-            self._add("batch", self._run.state.step, tf.io.encode_png(sheet).numpy())
+            self._add_image("batch", tile(images, 8 if images.shape[1] <= LARGE_IMAGE else 4, CELL))
 
     @_harmless
     def draw_evaluation(self, evaluator, is_best):
-        """Draws the first layer's kernels. For the best evaluation so far, keeps what a SplitEvaluator found, if there is one."""
+        """Draws the first layer's kernels, and keeps the results of a SplitEvaluator if they are the best so far.
+
+        Args:
+          evaluator: SplitEvaluator that has just evaluated the validation split; None without one.
+          is_best: whether the results are the best so far.
+        """
         kernels = first_kernels(self._run.state.model)
         if kernels is not None:
             config = self._run.config.network
             towers = names.parse_options(config.model, config.model_options).get("towers", 1)
-            self._add("kernels", self._run.state.step, tf.io.encode_png(kernel_grid(kernels, towers)).numpy())
+            self._add_image("kernels", kernel_grid(kernels, towers))
         if evaluator and is_best:
-            self._note(evaluator, self._run.state.step, self._run.config.data.validation_split)
+            self._keep_results(evaluator, self._run.state.step, self._run.config.data.validation_split)
 
     @_harmless
     def draw_test(self, evaluator, best_step):
-        """The confusion matrix and the most confident mistakes of the best checkpoint.
+        """Draws the confusion matrix and the most confident mistakes of the best checkpoint.
 
         Args:
-          evaluator: SplitEvaluator that has just evaluated the test split; None: draw those of the validation split.
-          best_step: of the checkpoint.
+          evaluator: SplitEvaluator that has just evaluated the test split; None to draw the results for the validation split.
+          best_step: step of the checkpoint.
         """
         if evaluator:
-            self._note(evaluator, best_step, self._run.config.data.test_split, self._run.config.modes.test_crops)
+            self._keep_results(evaluator, best_step, self._run.config.data.test_split, self._run.config.modes.test_crops)
         if evaluation_files.is_in(self._folder):
             step = json.loads((self._folder / evaluation_files.EVALUATION).read_text())["step"]
             for name, png in evaluation_files.draw(self._folder).items():
                 self._add(name, step, png)
 
-    def _note(self, evaluator, step, split_name, test_crops=1):
+    def _keep_results(self, evaluator, step, split_name, test_crops=1):
         evaluation_files.write(self._run.workdir, FOLDER, evaluator, step, split_name, self._run.source.class_names, test_crops)
 
     def _open(self):
+        """Removes the pictures of later steps, and opens TensorBoard's writer with the remaining ones."""
         self._folder.mkdir(exist_ok=True)
-        for path in self._folder.iterdir():
-            match = _NAME.fullmatch(path.name)
-            is_note = path.name in (evaluation_files.EVALUATION, evaluation_files.MISTAKES)
-            if (match and int(match[2]) > self._first_step) or (self._first_step == 0 and (match or is_note)):
+        tensorboard = self._run.workdir.path / "tensorboard" / FOLDER
+        shutil.rmtree(tensorboard, ignore_errors=True)
+        writer = tf.summary.create_file_writer(str(tensorboard))
+        last = self._first_step or -1  # a new run keeps none
+        for path in sorted(self._folder.iterdir()):
+            match, is_result = _NAME.fullmatch(path.name), path.name in (evaluation_files.EVALUATION, evaluation_files.MISTAKES)
+            if (match and int(match[2]) > last) or (is_result and last < 0):
                 path.unlink()
-        folder = self._run.workdir.path / "tensorboard" / FOLDER
-        shutil.rmtree(folder, ignore_errors=True)
-        writer = tf.summary.create_file_writer(str(folder))
-        for path in sorted(self._folder.glob("*.png")):
-            if match := _NAME.fullmatch(path.name):
+            elif match:
                 try:
                     _summarize(writer, match[1], int(match[2]), path.read_bytes())
-                except tf.errors.InvalidArgumentError:  # a machine that lost its power may leave an empty file
+                except tf.errors.InvalidArgumentError:  # a loss of power may leave an empty file
                     path.unlink()
         self._writer = writer
 
+    def _add_image(self, name, image):
+        self._add(name, self._run.state.step, tf.io.encode_png(image).numpy())
+
     def _add(self, name, step, png):
-        """Keeps a picture, the bytes of a PNG file; one that is drawn again replaces its file alone."""
+        """Writes a picture, the bytes of a PNG file. TensorBoard gets it only the first time."""
         path = self._folder / f"{name}-{step:08d}.png"
         is_new = not path.exists()
         self._run.workdir.write_file(f"{FOLDER}/{path.name}", png)
@@ -132,18 +137,18 @@ def _summarize(writer, name, step, png):
 
 
 def next_images(run):
-    """The first images of the batch that a Run trains on next, after all augmentation.
+    """The first images of the batch that a Run trains on next, with all augmentation: at most 32, or 8 large ones.
 
-    At most 32, or 8 large ones. They go through the pipeline and the functions that training uses, as the share of one replica
-    would: what happens to an example depends on its place in the batch alone. Of a stream, other examples take these places: to
-    find out which it will be, its whole buffer would have to be filled once more.
+    They go through the pipeline and the functions that training uses, as the share of one replica, because what happens to an
+    example depends only on its place in the batch. A stream shows other examples in these places: to know the right ones, its
+    whole shuffle buffer would have to be filled once more.
 
     Returns:
-      uint8 [n, height, width, 3]: the network's input, scaled back; what augmentation moved out of [0, 255] is cut off.
+      uint8 [n, height, width, 3]: the network's input, scaled back and clipped to [0, 255].
     """
     config, split, pixels, step = run.config, run.train_split.on_host, run.state.pixels, run.state.step
     size, most = config.optimization.global_batch_size, 32 if split.image_shape[0] <= LARGE_IMAGE else 8
-    # Even where the batch is: mixup mixes pairs.
+    # An even number if the batch size is even, because mixup mixes pairs.
     shown = max(n for n in range(1, most + 1) if size % n == 0 and (n % 2 == 0 or size % 2 == 1))
     if hasattr(split, "shuffle_buffer"):
         split = dataclasses.replace(split, shuffle_buffer=shown)
@@ -155,20 +160,20 @@ def next_images(run):
 
 
 def first_kernels(model):
-    """The kernels of the first convolution over three channels, float [height, width, 3, kernels]; None where there is none."""
+    """The kernels of the first convolution over three channels, float [height, width, 3, kernels]; None if there is none."""
     kernels = (getattr(layer, "kernel", None) for layer in model.layers)
     found = (kernel for kernel in kernels if kernel is not None and len(kernel.shape) == 4 and kernel.shape[2] == 3)
     return next((keras.ops.convert_to_numpy(kernel) for kernel in found), None)
 
 
 def kernel_grid(kernels, towers=1):
-    """Kernels as small images in rows of 16, tower below tower: the paper's figure 3 for its 96 kernels in two towers.
+    """Kernels as small images in rows of 16, one tower below the other, as in the paper's figure 3.
 
-    Each is scaled by its own largest weight; a weight of 0 is grey.
+    Each kernel is scaled by its own largest weight; a weight of 0 is grey.
 
     Args:
-      kernels: float [height, width, 3, n], a tower's one after the other's.
-      towers: divides n.
+      kernels: float [height, width, 3, n], one tower after the other.
+      towers: number of towers, which divides n.
 
     Returns:
       uint8 [height, width, 3].
@@ -177,28 +182,25 @@ def kernel_grid(kernels, towers=1):
     largest = np.abs(kernels).max(axis=(1, 2, 3), keepdims=True)
     images = np.rint(127.5 + 127.5 * kernels / np.where(largest > 0, largest, 1)).astype(np.uint8)
     grids = [tile(tower, 16 if len(tower) >= 48 else 8, 44) for tower in np.split(images, towers)]
-    between = np.full((12, grids[0].shape[1], 3), 255, np.uint8)
-    return np.concatenate([piece for grid in grids for piece in (between, grid)][1:])
+    space = np.full((12, grids[0].shape[1], 3), 255, np.uint8)
+    return np.concatenate([piece for grid in grids for piece in (space, grid)][1:])
 
 
 def tile(images, columns, cell, gap=4):
-    """Images side by side in rows, each pixel enlarged to a square, on white.
+    """Puts images side by side in rows, on white, with each pixel enlarged to a square.
 
     Args:
       images: uint8 [n, height, width, 3].
-      columns: images in a row.
-      cell: pixels that an image's width is enlarged to, as far as a whole number of times goes into them.
+      columns: images per row.
+      cell: pixels that the width of an image is enlarged to at most, by a whole factor.
       gap: pixels between two images.
 
     Returns:
       uint8 [rows, columns, 3].
     """
-    factor = max(1, cell // images.shape[2])
+    factor, columns = max(1, cell // images.shape[2]), min(columns, len(images))
     images = images.repeat(factor, axis=1).repeat(factor, axis=2)
-    count, height, width, _ = images.shape
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    sheet = np.full((rows, height + gap, columns, width + gap, 3), 255, np.uint8)
-    for index, image in enumerate(images):
-        sheet[index // columns, :height, index % columns, :width] = image
-    return sheet.reshape(rows * (height + gap), columns * (width + gap), 3)[:-gap, :-gap]
+    images = np.pad(images, [(0, -len(images) % columns), (0, gap), (0, gap), (0, 0)], constant_values=255)
+    _, height, width, _ = images.shape
+    rows = images.reshape(-1, columns, height, width, 3).swapaxes(1, 2)
+    return rows.reshape(-1, columns * width, 3)[:-gap, :-gap]

@@ -2,13 +2,15 @@
 
 import tensorflow as tf
 
+from input_pipeline.common.errors import one_line_of
+
 
 class Profile:
-    """Traces the steps from START up to STOP of a run. Call `close` however the loop ends.
+    """Traces the steps [START, STOP) of a run. A trace that cannot be written does not end the run.
 
     Args:
-      steps: (START, STOP) as `DeviceConfig.profile_range` gives it, or None.
-      folder: of the trace; TensorBoard's plugin looks for plugins/profile in it.
+      steps: (START, STOP) as returned by `DeviceConfig.profile_range`, or None.
+      folder: the folder of the trace. TensorBoard's plugin looks for plugins/profile in it.
       first_step, last_step: where the run starts or resumes, and where it ends.
       log: called with a line about what is traced, or why it is not.
     """
@@ -16,47 +18,45 @@ class Profile:
     def __init__(self, steps, folder, first_step, last_step, log=print):
         self._folder, self._log = str(folder), log
         self._start, self._stop = steps or (0, 0)
-        self._begun = self._on = False
-        if steps:
-            self._clip(first_step, last_step)
-
-    def _clip(self, first_step, last_step):
-        asked = f"--profile_steps={self._start}:{self._stop}"
-        if self._start >= last_step:
-            self._log(f"{asked}: the run ends at step {last_step}; nothing is profiled")
-        elif self._stop <= first_step:
-            self._log(f"{asked}: the run goes on at step {first_step}; nothing is profiled")
-        elif self._start < first_step or self._stop > last_step:
+        self._has_begun = self._is_on = False
+        flag = f"--profile_steps={self._start}:{self._stop}"
+        if steps and self._start >= last_step:
+            log(f"{flag}: the run ends at step {last_step}; nothing is profiled")
+        elif steps and self._stop <= first_step:
+            log(f"{flag}: the run goes on at step {first_step}; nothing is profiled")
+        elif steps and (self._start < first_step or self._stop > last_step):
             first, stop = max(self._start, first_step), min(self._stop, last_step)
-            self._log(f"{asked}: the run goes from step {first_step} to {last_step}; profiled is {first}:{stop}")
+            log(f"{flag}: the run goes from step {first_step} to {last_step}; the profile covers {first}:{stop}")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
 
     def begin_before(self, step):
-        """To be called before a stretch of steps that begins at `step`."""
-        if self._begun or not self._start <= step < self._stop:
+        """Call this before the steps from `step` on."""
+        if self._has_begun or not self._start <= step < self._stop:
             return
-        self._begun = True
+        self._has_begun = True
         try:
             tf.profiler.experimental.start(self._folder)
-            self._on = True
+            self._is_on = True
         except tf.errors.OpError as error:
-            self._log(f"no profile: {_first_line(error)}; going on")
+            self._log(f"no profile: {one_line_of(error)}; going on")
 
     def end_after(self, step):
-        """To be called after a stretch of steps that ended with `step` steps done."""
+        """Call this once `step` steps are done."""
         if step >= self._stop:
             self.close()
 
     def close(self):
-        """Ends the trace if it is still on, however the loop has ended."""
-        if not self._on:
+        """Ends a trace that is still being recorded. Call this however the loop ends."""
+        if not self._is_on:
             return
-        self._on = False
+        self._is_on = False
         try:
             tf.profiler.experimental.stop()
             self._log(f"profile of steps {self._start}:{self._stop} in {self._folder}/plugins/profile")
-        except (OSError, tf.errors.OpError) as error:  # a full disk must not end the run
-            self._log(f"no profile: {_first_line(error)}; going on")
-
-
-def _first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        except (OSError, tf.errors.OpError) as error:
+            self._log(f"no profile: {one_line_of(error)}; going on")

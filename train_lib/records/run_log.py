@@ -103,6 +103,24 @@ class RunLog:
             self._try(self._events.path, self._events.flush)
 
 
+def describe_divergence(run, loss, gradient_norm):
+    """Describes the update that ended a Run, for result.json. Steps are counted from 0.
+
+    Returns:
+      A dict with "step"; "skipped_in_a_row", which includes this update; "loss" and "gradient_norm", None if they are not finite;
+      "split"; and what the split's `locate_batch` returns about the batch.
+    """
+    step, batch_size = run.state.step - 1, run.config.optimization.global_batch_size
+    return {
+        "step": step,
+        "skipped_in_a_row": run.state.skipped_in_a_row,
+        "loss": loss if math.isfinite(loss) else None,
+        "gradient_norm": gradient_norm if math.isfinite(gradient_norm) else None,
+        "split": run.config.data.train_split,
+        **run.train_split.locate_batch(run.config.general.seed, step, batch_size),
+    }
+
+
 class _EventFiles:
     """TensorBoard's event files: a copy of the records. After a failure, the next `flush` writes all of them anew.
 

@@ -1,4 +1,4 @@
-"""What a run shows: a progress bar on a terminal, plain lines elsewhere, one line per evaluation in both."""
+"""What a run prints: a progress bar on a terminal, plain lines elsewhere, one line per evaluation in both. No TensorFlow."""
 
 import contextlib
 import os
@@ -7,9 +7,8 @@ import sys
 
 from tqdm import tqdm
 
-from train_lib.records.divergence import in_words
-
 SECONDS_BETWEEN_LINES = 15.0
+NAMED_EXAMPLES = 8  # in the line about a run that diverged
 
 
 class Terminal:
@@ -18,23 +17,21 @@ class Terminal:
     Args:
       total_steps: where the bar ends.
       first_step: where it starts.
-      clock: seconds, monotonic.
-      is_terminal: whether to draw a bar; None: ask stderr.
+      clock: returns seconds, monotonic.
+      is_terminal: whether to draw a bar; None: if stderr is a terminal.
     """
 
     def __init__(self, total_steps, first_step, clock, is_terminal=None):
-        is_terminal = sys.stderr.isatty() if is_terminal is None else is_terminal
-        self._total = total_steps
-        self._clock = clock
-        self._last_line = clock()
-        self._bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True) if is_terminal else None
+        self._total, self._clock, self._last_line, self._bar = total_steps, clock, clock(), None
+        if sys.stderr.isatty() if is_terminal is None else is_terminal:
+            self._bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True)
 
     def line(self, text):
         """Prints a line above the bar."""
         say(text)
 
     def progress(self, step, values, images_per_second):
-        """Shows where training is; `values` has loss, accuracy and learning_rate."""
+        """Shows how far training is; `values` has loss, accuracy and learning_rate."""
         shown = f"loss {number(values['loss'])}, accuracy {percent(values['accuracy'])}, lr {values['learning_rate']:.3g}"
         shown += f", {images_per_second:,.0f} images/s"
         if self._bar is not None:
@@ -45,72 +42,48 @@ class Terminal:
             say(f"step {step}/{self._total}: {shown}")
 
     def close(self):
-        """Leaves the bar as it stands."""
+        """Ends the bar and leaves it on the screen."""
         if self._bar is not None:
             self._bar.close()
 
 
-@contextlib.contextmanager
-def quiet_unless(is_chief):
-    """Context manager that drops what is printed on a worker other than the chief; errors, on stderr, still come through."""
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(sys.stdout if is_chief else nowhere):
-        yield
-
-
 def say(text):
-    """Prints a line, above the bar where there is one."""
+    """Prints a line on stdout, above the bar if there is one."""
     tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
 
 
-class Unfailing:
-    """A text stream that goes on where `stream` fails: a full disk behind it, or a reader that has left, ends no run."""
-
-    def __init__(self, stream):
-        self._stream = stream
-
-    def __getattr__(self, name):
-        return getattr(self._stream, name)
-
-    def write(self, text):
-        """Writes what can be written; what cannot is tried again with the next text."""
-        with contextlib.suppress(OSError):
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self):
-        """Flushes what can be flushed."""
-        with contextlib.suppress(OSError):
-            self._stream.flush()
+@contextlib.contextmanager
+def quiet_unless(is_chief):
+    """Context manager that drops what workers other than the chief print on stdout. Errors, on stderr, still appear."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(sys.stdout if is_chief else nowhere):
+        yield
 
 
 def number(value):
-    """A loss, short; a dash where there is none."""
+    """A loss with four decimals, or a dash for None."""
     return "-" if value is None else f"{value:.4f}"
 
 
 def percent(value):
-    """An accuracy in per cent; a dash where there is none."""
+    """An accuracy in per cent, or a dash for None."""
     return "-" if value is None else f"{100 * value:.2f} %"
 
 
 def evaluation_line(epoch, epochs, step, train, validation, is_best):
-    """The one line of an epoch; `train` is the newest train record's values, None before the first."""
+    """The line about an evaluation; `train` has the values of the newest train record, or is None before the first."""
     parts = [f"epoch {epoch:.3g}/{epochs:g}, step {step}"]
-    if train is not None:
-        parts.append(f"train loss {number(train['loss'])}, accuracy {percent(train['accuracy'])}")
-    if validation is not None:
-        parts.append(f"validation loss {number(validation['loss'])}, accuracy {percent(validation['accuracy'])}")
+    for split, values in (("train", train), ("validation", validation)):
+        if values is not None:
+            parts.append(f"{split} loss {number(values['loss'])}, accuracy {percent(values['accuracy'])}")
     return " | ".join(parts) + (" (best)" if is_best and validation is not None else "")
 
 
 def parameter_table(model):
-    """The layers of a network, their output shapes and parameters, as text; without layers that change neither."""
-    rows = [("layer", "output", "parameters")]
-    previous = None
+    """A network as text: the output shape and the parameters of every layer that changes the shape or has parameters."""
+    rows, previous = [("layer", "output", "parameters")], None
     for layer in model.layers:
-        shape = tuple(layer.output.shape[1:])
-        parameters = layer.count_params()
+        shape, parameters = tuple(layer.output.shape[1:]), layer.count_params()
         if parameters or shape != previous:
             rows.append((layer.name, " x ".join(map(str, shape)), f"{parameters:,}" if parameters else ""))
         previous = shape
@@ -120,11 +93,20 @@ def parameter_table(model):
 
 
 def closing_lines(path, result):
-    """What a user reads at the end of a run: what came out, where it is, what to type next."""
+    """What a run prints at its end: the result, where everything is, and what to type next.
+
+    Args:
+      path: of the workdir.
+      result: content of result.json.
+
+    Returns:
+      A list of lines.
+    """
     command = shlex.join(["python", "main.py", f"--flagfile={path / 'run.flags'}", f"--workdir={path}"])
+    checkpoints = path / "checkpoints"
     if result["status"] == "diverged":
-        return [f"error: {in_words(result['diverged'])}; {path / 'checkpoints'} holds the last finite weights; to go on with the "
-                f"next batch: {command}; if it diverges again, give a lower --learning_rate, or --clip_global_norm"]
+        return [f"error: {divergence_in_words(result['diverged'])}; {checkpoints} holds the last finite weights; to go on with "
+                f"the next batch: {command}; if it diverges again, give a lower --learning_rate, or --clip_global_norm"]
     if result["status"] == "preempted":
         return [f"stopped at step {result['steps']}; to go on: {command}"]
     lines = [f"{result['status'].replace('_', ' ')} after {result['steps']} steps, {result['epochs']:.4g} epochs, "
@@ -135,7 +117,22 @@ def closing_lines(path, result):
         lines.append(f"test accuracy of the best checkpoint {percent(result['test_accuracy'])}")
     return lines + [
         f"run              {path}",
-        f"best checkpoint  {path / 'checkpoints' / (path / 'checkpoints' / 'best').read_text().strip()}",
+        f"best checkpoint  {checkpoints / (checkpoints / 'best').read_text().strip()}",
         f"TensorBoard      tensorboard --logdir={path / 'tensorboard'}",
         f"next             python main.py --mode=evaluate --workdir={path}",
     ]
+
+
+def divergence_in_words(about):
+    """The update that ended a run, as a part of a line; `about` is what `run_log.describe_divergence` returned."""
+    what = next((name for name in ("loss", "gradient_norm") if about[name] is None), "update").replace("_", " ")
+    skipped = about["skipped_in_a_row"]
+    if "positions" in about:
+        stretches = (f"{first} to {last} of epoch {epoch}" for epoch, first, last in about["positions"])
+        batch = f"positions {' and '.join(stretches)} in the shuffled order of {about['split']}"
+    else:
+        examples = about["examples"]
+        more = f" and {len(examples) - NAMED_EXAMPLES} more, all listed in result.json," if len(examples) > NAMED_EXAMPLES else ""
+        batch = f"examples {', '.join(map(str, examples[:NAMED_EXAMPLES]))}{more} of {about['split']}"
+    row = f", update {skipped} in a row" if skipped > 1 else ""
+    return f"the {what} is not finite at step {about['step']}{row}, {batch}"

@@ -1,4 +1,4 @@
-"""TensorFlow's errors that a user can act on: one line that names the flag and the remedy."""
+"""TensorFlow's errors that a user can act on become one line that names the flag and the remedy."""
 
 import keras
 import pytest
@@ -12,7 +12,7 @@ from train_lib.cli.failures import explained
 
 
 class BareNormalization(keras.layers.Layer):
-    """A layer that hands its input to a kernel which exists for few dtypes."""
+    """A layer whose kernel exists for few dtypes."""
 
     def call(self, images):
         return tf.nn.lrn(images)
@@ -27,8 +27,8 @@ def build(name, num_classes, image_shape, precision, **_):
 
 @pytest.mark.parametrize(("precision", "compiled", "words"), [
     ("float64", True, ["norm9", "float64"]), ("bfloat16", True, ["norm9", "LRN"]), ("bfloat16", False, ["LRN"])])
-def test_a_precision_that_a_layer_cannot_take(monkeypatch, precision, compiled, words):
-    """A researcher's own layer shall be named, not shown as a page of TensorFlow's kernels."""
+def test_a_precision_that_a_layer_cannot_compute_in(monkeypatch, precision, compiled, words):
+    """The error must name the researcher's own layer instead of a page of TensorFlow's kernels."""
     monkeypatch.setattr(alexnet, "build", build)
     config = make_config(precision=precision)
     with pytest.raises(SettingError) as error, explained(config):
@@ -46,14 +46,14 @@ def test_a_precision_that_a_layer_cannot_take(monkeypatch, precision, compiled, 
     (tf.errors.NotFoundError(None, None, "no such file; x.tfrecord"), UnusableError, ["--dataset=shapes", "x.tfrecord"]),
     (tf.errors.InternalError(None, None, "a defect"), tf.errors.InternalError, ["a defect"]),
 ])
-def test_what_is_explained_and_what_is_not(raised, expected, words):
+def test_which_errors_are_explained(raised, expected, words):
     with pytest.raises(expected) as error, explained(make_config()):
         raise raised
     assert all(word in str(error.value) for word in words)
 
 
 def test_xla_cannot_compile_a_sum_over_replicas():
-    """TensorFlow's own error speaks of merge_call."""
+    """TensorFlow's own error only mentions merge_call."""
     images = keras.Input((4, 4, 3))
     model = keras.Model(images, keras.layers.BatchNormalization(synchronized=True, name="bn7")(images))
     state._check_xla(make_config(xla="on"), mirrored(1), model)

@@ -1,4 +1,4 @@
-"""TF_CONFIG: what it means, and one line with exit code 2, without TensorFlow, for what cannot work."""
+"""TF_CONFIG: what it means, and one line with exit code 2, without importing TensorFlow, for what cannot work."""
 
 import json
 import os
@@ -23,12 +23,12 @@ def tf_config(cluster, kind="worker", index=0):
 @pytest.mark.parametrize(
     "environ", [{}, {"TF_CONFIG": " "}, tf_config({"worker": ["a:1"]}), tf_config({"chief": ["a:1"]}, "chief")])
 def test_one_machine_needs_no_cluster(environ):
-    """A scheduler sets TF_CONFIG for one worker too, which must not start a server or ask for a --workdir."""
+    """Schedulers set TF_CONFIG for a single worker too. It must neither start a server nor need a --workdir."""
     assert read_cluster(environ) is None
 
 
 def test_ranks_are_those_of_tensorflow():
-    """TensorFlow numbers the chief before the workers, whatever the order in TF_CONFIG: another order would swap the shares."""
+    """TensorFlow numbers the chief before the workers, whatever the order in TF_CONFIG. Another order would swap their shares."""
     cluster = {"worker": ["w0:1", "w1:2"], "chief": ["c:3"]}
     chief = read_cluster(tf_config(cluster, "chief", 0))
     assert chief.addresses == ("c:3", "w0:1", "w1:2") and chief.rank == 0
@@ -38,7 +38,7 @@ def test_ranks_are_those_of_tensorflow():
 
 
 def test_ranks_agree_with_the_code_of_tensorflow():
-    """The same against TensorFlow itself: `distribute` gives shares by its ranks, the chief is chosen by ours."""
+    """The same compared with TensorFlow: its ranks decide about shares of the data, ours about the chief."""
     from tensorflow.python.distribute import multi_worker_util
 
     for spec in ({"worker": ["w0:1", "w1:2", "w2:3"]}, {"worker": ["w0:1", "w1:2"], "chief": ["c:3"]}):
@@ -52,7 +52,7 @@ def test_ranks_agree_with_the_code_of_tensorflow():
 @pytest.mark.parametrize(
     ("address", "parts"), [("a.b:22", ("a.b", 22)), ("[::1]:22", ("::1", 22)), ("10.0.0.1:1", ("10.0.0.1", 1))])
 def test_addresses_are_split_at_the_last_colon(address, parts):
-    """An IPv6 host holds colons itself."""
+    """An IPv6 host contains colons."""
     assert split_address(address) == parts
     assert read_cluster(tf_config({"worker": [address, "b:2"]})).addresses[0] == address
 
@@ -83,7 +83,7 @@ def test_addresses_are_split_at_the_last_colon(address, parts):
     ],
 )
 def test_malformed_values_are_named_with_the_remedy(value, words):
-    """TensorFlow answers most of these with a traceback, and some by waiting for ever."""
+    """TensorFlow answers most of these with a traceback, and some by waiting forever."""
     with pytest.raises(ClusterError) as caught:
         read_cluster(value if isinstance(value, dict) else {"TF_CONFIG": value})
     line = str(caught.value)
@@ -93,7 +93,7 @@ def test_malformed_values_are_named_with_the_remedy(value, words):
 
 
 def test_a_long_value_is_cut():
-    """A thousand addresses would bury the remedy."""
+    """A thousand addresses would hide the remedy."""
     with pytest.raises(ClusterError) as caught:
         read_cluster(tf_config({"worker": [f"host{number}:1" for number in range(1000)] + ["bad"]}))
     assert len(str(caught.value)) < 600 and "'bad'" in str(caught.value)
@@ -109,7 +109,7 @@ def test_a_long_value_is_cut():
     ],
 )
 def test_settings_that_cannot_work_on_several_workers(values, words):
-    """Without a common --workdir each worker would name one after its own clock; the others would hang or train other batches."""
+    """Without a common --workdir, each worker would make its own; with the other settings, they hang or train other batches."""
     cluster = Cluster((("worker", 0, "a:1"), ("worker", 1, "b:2")), 0)
     check_settings(config_lib.from_values({"workdir": "w"}), cluster)
     with pytest.raises(SettingError) as caught:
@@ -119,7 +119,7 @@ def test_settings_that_cannot_work_on_several_workers(values, words):
 
 
 def test_tf_config_is_checked_before_tensorflow_is_imported(main):
-    """A typing error in TF_CONFIG must not cost an import, and must not leave a traceback."""
+    """A typing error in TF_CONFIG must not cost an import of TensorFlow, nor print a traceback."""
     start = time.monotonic()
     done = main("--workdir=unused", env=tf_config({"worker": TWO}, index=5))
     assert done.returncode == 2 and done.stdout == ""

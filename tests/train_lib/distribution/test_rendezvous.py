@@ -1,4 +1,4 @@
-"""How workers meet and part, without TensorFlow: plain threads, and processes where one has to end."""
+"""How workers connect and end, without TensorFlow: with threads, and with processes where one has to end."""
 
 import json
 import pathlib
@@ -15,7 +15,7 @@ from helpers import ROOT
 
 from input_pipeline.common.errors import LostWorkerError, UnusableError
 from train_lib.distribution.cluster import Cluster, ClusterError
-from train_lib.distribution.rendezvous import Rendezvous
+from train_lib.distribution.rendezvous import _find_chief, connect
 from train_lib.distribution.workers import OneWorker, Workers
 
 
@@ -33,7 +33,7 @@ def clusters(addresses):
 
 
 def together(*functions):
-    """Calls the functions side by side; returns what each returned or raised."""
+    """Calls the functions in parallel; returns what each returned or raised."""
     results = [None] * len(functions)
 
     def call(index, function):
@@ -51,9 +51,9 @@ def together(*functions):
 
 
 def test_all_workers_get_the_same_answers():
-    """Values in another order, or a sum that differs in the last bit, would let workers take different decisions."""
+    """With values in another order, or a sum that differs in the last bit, workers would decide differently."""
     def work(cluster):
-        workers = Workers(cluster, Rendezvous(cluster, wait_seconds=20).connect())
+        workers = Workers(cluster, connect(cluster, wait_seconds=20))
         order = []
         answers = (
             workers.gather([cluster.rank, None, float("inf")]), workers.sum([0.1 * 3**cluster.rank, cluster.rank]),
@@ -68,32 +68,32 @@ def test_all_workers_get_the_same_answers():
 
 
 def test_one_worker_alone_answers_itself():
-    """The loop asks on one machine too, where nobody else may be waited for."""
+    """The loop asks on one machine too, where there is nobody to wait for."""
     alone = OneWorker()
     assert (alone.gather(1), alone.sum([1, 2]), alone.from_chief(lambda: 3), alone.chief_first(lambda: 4)) == ([1], [1, 2], 3, 4)
 
 
-def test_whoever_does_not_come_is_named_to_all():
-    """TensorFlow would go on waiting, and not say for whom."""
+def test_all_workers_learn_who_did_not_come():
+    """TensorFlow would go on waiting without saying for whom."""
     addresses = free_addresses(3)
     start = time.monotonic()
-    chief, second = together(*(Rendezvous(cluster, wait_seconds=2).connect for cluster in clusters(addresses)[:2]))
+    chief, second = together(*((lambda cluster=cluster: connect(cluster, wait_seconds=2)) for cluster in clusters(addresses)[:2]))
     assert time.monotonic() - start < 10
     for error in (chief, second):
         assert isinstance(error, LostWorkerError) and error.exit_code == 75
         assert f"worker 2 ({addresses[2]})" in str(error) and addresses[1] not in str(error)
     start = time.monotonic()
-    (orphan,) = together(Rendezvous(clusters(addresses)[1], wait_seconds=1).connect)
+    (orphan,) = together(lambda: connect(clusters(addresses)[1], wait_seconds=1))
     assert isinstance(orphan, LostWorkerError) and f"worker 0 ({addresses[0]})" in str(orphan)
     assert time.monotonic() - start < 10
 
 
-def test_strangers_and_doubles_are_turned_away():
-    """A port scanner must not take a worker's place; two processes with one `task` must not train one share twice."""
+def test_strangers_are_turned_away():
+    """A port scanner must not take a worker's place, and a worker of another cluster must not join."""
     addresses = free_addresses(2)
     chief, worker = clusters(addresses)
-    meeting = threading.Thread(target=lambda: sockets.update(Rendezvous(chief, wait_seconds=20).connect()))
-    sockets = {}
+    meeting = threading.Thread(target=lambda: links.update(connect(chief, wait_seconds=20)))
+    links = {}
     meeting.start()
     host, port = addresses[0].split(":")
     while True:
@@ -107,19 +107,36 @@ def test_strangers_and_doubles_are_turned_away():
         except ConnectionRefusedError:
             time.sleep(0.05)
     other = clusters([addresses[0], "elsewhere:1"])[1]
-    (refused,) = together(Rendezvous(Cluster(other.tasks, 1), wait_seconds=5)._find_chief)
+    (refused,) = together(lambda: _find_chief(Cluster(other.tasks, 1), 5))
     assert isinstance(refused, ClusterError) and "same `cluster`" in str(refused)
-    assert 0 in Rendezvous(worker, wait_seconds=20).connect()
+    assert 0 in connect(worker, wait_seconds=20)
     meeting.join(20)
-    assert list(sockets) == [1]
+    assert list(links) == [1]
+
+
+def test_a_second_process_with_the_same_task_is_refused_while_the_first_waits():
+    """Two processes with one `task` must not train one share twice."""
+    chief, worker, last = clusters(free_addresses(3))
+    calls = [threading.Thread(target=connect, args=(cluster, 20), daemon=True) for cluster in (chief, worker)]
+    for call in calls:
+        call.start()
+    time.sleep(0.5)  # until the first has said who it is
+    start = time.monotonic()
+    (refused,) = together(lambda: _find_chief(worker, 10))
+    assert isinstance(refused, ClusterError) and "another process is worker 1 " in str(refused)
+    assert time.monotonic() - start < 3
+    assert 0 in connect(last, wait_seconds=20)
+    for call in calls:
+        call.join(20)
+        assert not call.is_alive()
 
 
 def test_a_taken_port_is_named():
-    """Two processes on one port: TensorFlow lets both listen, and messages go to either."""
+    """TensorFlow lets two processes listen on one port, and then messages go to either."""
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UnusableError, match=f"port {port} .*worker 0"):
-            Rendezvous(clusters([f"127.0.0.1:{port}", "b:2"])[0]).connect()
+            connect(clusters([f"127.0.0.1:{port}", "b:2"])[0])
 
 
 MEMBER = """
@@ -139,7 +156,7 @@ with workers.join(Cluster(tuple(("worker", i, a) for i, a in enumerate(addresses
 
 @pytest.mark.parametrize(("victim", "how"), [(0, "SIGKILL"), (2, "SIGKILL"), (0, "SIGSTOP"), (2, "SIGSTOP"), (1, "error")])
 def test_all_end_when_one_is_lost(tmp_path, victim, how):
-    """Whoever waits for a dead, hung or failed worker waits for ever; and must say which it was, not that the chief went next."""
+    """Otherwise they would wait forever. They must name the first worker that was lost, and not the chief that followed."""
     addresses = free_addresses(3)
     command = [sys.executable, "-c", MEMBER, json.dumps(addresses)]
     members = [

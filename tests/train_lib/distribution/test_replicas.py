@@ -1,4 +1,4 @@
-"""N replicas compute what one computes: logical CPU devices, each count in a process of its own through main.py."""
+"""N replicas compute the same as one, on logical CPU devices. Each number of them runs main.py in a process of its own."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from helpers import ROOT
 
-# 300 examples and batches of 24: the last evaluation batch of 70 leaves replicas with padding alone; batches span epochs.
+# 300 examples and batches of 24, so batches span epochs. The last of 70 evaluation examples leave replicas with only padding.
 COMMON = (
     "--model=alexnet_mini", "--model_options=dense_units=32", "--train_split=train[:300]", "--validation_split=train[300:370]",
     "--test_split=", "--global_batch_size=24", "--max_steps=20", "--log_every_steps=1", "--epochs=4", "--steps_per_loop=7",
@@ -30,7 +30,7 @@ def run(main, workdir, data_dir, *arguments):
 
 @pytest.mark.parametrize("replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_replicas_equal_one_device_in_float64(one_replica, main, tmp_path, data_dir, replicas):
-    """Clipping before the reduction, a mean per replica, equal dropout masks or another order of images would each show."""
+    """Clipping before the reduction, a mean per replica, equal dropout masks or another order of images would all show."""
     lines, tensors = run(main, tmp_path / "run", data_dir, "--precision=float64", f"--virtual_devices={replicas}")
     reference_lines, reference = one_replica
     assert [(line["kind"], line["step"]) for line in lines] == [(line["kind"], line["step"]) for line in reference_lines]
@@ -51,8 +51,7 @@ def test_a_run_resumes_on_another_number_of_devices(one_replica, main, tmp_path,
         np.testing.assert_allclose(tensors[name], tensor, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
-# main.py, which also writes down a hash of the augmented pixels and the label of every example that it draws, by its place in
-# the run.
+# main.py that also writes a hash of the augmented pixels and the label of every example it draws, with its place in the run.
 NOTING = """
 import hashlib, sys
 import main
@@ -88,7 +87,7 @@ def run_noting(workdir, data_dir, *arguments):
 
 @pytest.mark.slow
 def test_one_checkpoint_resumes_on_1_2_and_4_devices(tmp_path, data_dir, capsys):
-    """The same images, to the bit; losses and weights within 1e-9. What was drawn ahead for steps that never came is left out."""
+    """The same images, bit for bit, and losses and weights within 1e-9. Images that were only drawn ahead do not count."""
     whole_lines, whole, whole_images = run_noting(tmp_path / "whole", data_dir, "--precision=float64")
     run_noting(tmp_path / "cut", data_dir, "--precision=float64", "--max_steps=9")
     worst = {}

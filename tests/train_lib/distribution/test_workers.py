@@ -1,4 +1,4 @@
-"""Several workers through main.py, as local processes: one computation, one workdir, one end."""
+"""Several workers as local processes through main.py: one computation, one workdir, one end."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ from tests.train_lib.distribution.test_replicas import COMMON
 
 FLAGS = (*COMMON, "--precision=float64", "--checkpoint_every_steps=5")
 
-# main.py, with an accident: a signal that the process sends itself, or an error, in a method of the Trainer from a step on.
+# main.py with an accident in a method of the Trainer, from a step on: a signal to the process itself, or an error.
 WORKER = """
 import json, os, signal, sys
 import main
@@ -54,7 +54,7 @@ NO_ACCIDENT = ("none", "never", 0)
 
 @contextlib.contextmanager
 def started(addresses, arguments, accidents=(), ranks=None, connect_seconds=60):
-    """Starts one process per worker; `accidents`: {rank: (what, method of Trainer, step)}. None of them outlives the block."""
+    """Starts one process per worker, and ends them with the block. `accidents`: {rank: (what, method of Trainer, step)}."""
     processes = {}
     try:
         for rank in range(len(addresses)) if ranks is None else ranks:
@@ -72,7 +72,7 @@ def started(addresses, arguments, accidents=(), ranks=None, connect_seconds=60):
 
 
 def run_workers(count, arguments, accidents=(), victims=(), timeout=200):
-    """{rank: (exit code, stdout, stderr)} of all workers but the victims, which may never end."""
+    """{rank: (exit code, stdout, stderr)} of all workers except the victims, which may never end."""
     with started(free_addresses(count), arguments, accidents) as processes:
         others = {rank: process for rank, process in processes.items() if rank not in victims}
         outputs = {rank: process.communicate(timeout=timeout) for rank, process in others.items()}
@@ -84,7 +84,7 @@ def arguments_for(workdir, data_dir, *more):
 
 
 def assert_same_run(workdir, reference):
-    """The records and the tensors of a finished run against those of a reference, to 1e-9."""
+    """Compares the records and tensors of a finished run with those of a reference, to 1e-9."""
     import tensorflow as tf
 
     expected_lines, expected = reference
@@ -102,7 +102,7 @@ def assert_same_run(workdir, reference):
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_workers_equal_one_process(one_replica, tmp_path, data_dir, count):
-    """Each worker's own mean, masks, shard or share of the evaluation would show; so would a second writer of the workdir."""
+    """A mean, mask, shard or evaluation of one worker alone would show, and so would a second writer of the workdir."""
     results = run_workers(count, arguments_for(tmp_path / "run", data_dir))
     assert [code for code, _, _ in results.values()] == [0] * count, results
     assert_same_run(tmp_path / "run", one_replica)
@@ -115,7 +115,7 @@ def test_workers_equal_one_process(one_replica, tmp_path, data_dir, count):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_worker_ends_the_others_and_the_same_command_goes_on(one_replica, tmp_path, data_dir, victim):
-    """A survivor that hangs in a reduction, dies in a C++ abort or loses the checkpoint makes a night's training worthless."""
+    """The others must not hang in a reduction, die in a C++ abort or lose the checkpoint."""
     command = arguments_for(tmp_path / "run", data_dir)
     start = time.monotonic()
     (code, _, error), = run_workers(2, command, {victim: ("SIGKILL", "advance", 12)}, victims=[victim]).values()
@@ -129,7 +129,7 @@ def test_a_killed_worker_ends_the_others_and_the_same_command_goes_on(one_replic
 
 
 def test_a_worker_that_never_comes(tmp_path, data_dir):
-    """TensorFlow waits for it without a word, for more than a minute at least."""
+    """TensorFlow would wait for it without a word, for more than a minute."""
     addresses = free_addresses(2)
     with started(addresses, arguments_for(tmp_path / "run", data_dir), ranks=[0], connect_seconds=1) as processes:
         _, error = processes[0].communicate(timeout=60)
@@ -139,7 +139,7 @@ def test_a_worker_that_never_comes(tmp_path, data_dir):
 
 @pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_worker_that_dies_while_tensorflow_connects(tmp_path, data_dir, victim):
-    """TensorFlow connects under the interpreter lock, where no thread of ours could end the process: it hung for minutes."""
+    """TensorFlow holds the interpreter lock while it connects, so no thread could end the process: it hung for minutes."""
     command = arguments_for(tmp_path / "run", data_dir)
     accidents = {victim: ("SIGKILL", "_across_workers", 0)}
     (code, _, error), = run_workers(2, command, accidents, victims=[victim], timeout=60).values()
@@ -150,7 +150,7 @@ def test_a_worker_that_dies_while_tensorflow_connects(tmp_path, data_dir, victim
 @pytest.mark.parametrize("method", ["_across_workers", "training_batches", "evaluate", "save", "conclude"])
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_hung_worker_ends_the_others(tmp_path, data_dir, victim, method):
-    """A stopped process still holds its connections: only its silence gives it away, wherever the others wait."""
+    """A stopped process keeps its connections open. Only its silence shows that it hangs, wherever the others wait."""
     start = time.monotonic()
     command = arguments_for(tmp_path / "run", data_dir)
     (code, _, error), = run_workers(2, command, {victim: ("SIGSTOP", method, 0)}, victims=[victim]).values()
@@ -162,7 +162,7 @@ def test_a_hung_worker_ends_the_others(tmp_path, data_dir, victim, method):
 @pytest.mark.parametrize("method", ["advance", "evaluate"])
 @pytest.mark.parametrize("victim", [0, 1])
 def test_sigterm_on_one_worker_stops_all_at_one_step(one_replica, tmp_path, data_dir, victim, method):
-    """A worker that stops alone leaves the others in a reduction; one that stops a step later saves another state."""
+    """A worker that stops alone leaves the others in a reduction, and one that stops a step later saves another state."""
     command = arguments_for(tmp_path / "run", data_dir)
     results = run_workers(2, command, {victim: ("SIGTERM", method, 7)})
     assert [code for code, _, _ in results.values()] == [75, 75], results
@@ -179,7 +179,7 @@ def test_sigterm_on_one_worker_stops_all_at_one_step(one_replica, tmp_path, data
     ("what", "code", "words"), [("error", 3, "error: --dataset=shapes: bad data\n"), ("defect", 1, "a defect")])
 @pytest.mark.parametrize("victim", [0, 1])
 def test_an_error_on_one_worker_releases_the_others(tmp_path, data_dir, victim, what, code, words):
-    """Bad data on one machine, or an edit that raises, is no reason for the others to wait, nor for its own line to be lost."""
+    """After bad data or a wrong edit on one machine, the others must not wait, and its own error must not be lost."""
     results = run_workers(2, arguments_for(tmp_path / "run", data_dir), {victim: (what, "advance", 5)})
     assert (results[victim][0], results[1 - victim][0]) == (code, 75), results
     assert words in results[victim][2]
@@ -189,7 +189,7 @@ def test_an_error_on_one_worker_releases_the_others(tmp_path, data_dir, victim, 
 
 @pytest.mark.slow
 def test_workers_started_differently_are_refused(tmp_path, data_dir):
-    """Another learning rate on one worker would let the weights part ways without a word; another folder, at the first resume."""
+    """With another learning rate on one worker, the weights would silently differ; with another folder, after a resume."""
     addresses = free_addresses(2)
     chief, other = (arguments_for(tmp_path / "run", data_dir, f"--learning_rate={rate}") for rate in (0.1, 0.2))
     with started(addresses, chief, ranks=[0]) as first, started(addresses, other, ranks=[1]) as second:
@@ -206,7 +206,7 @@ def test_workers_started_differently_are_refused(tmp_path, data_dir):
 
 @pytest.mark.slow
 def test_moving_statistics_are_saved_and_read_by_all(tmp_path, data_dir):
-    """They are reductions over the replicas when read: were they read by the chief alone, it would wait for the others."""
+    """Reading them is a reduction over the replicas. If only the chief read them, it would wait for the others."""
     import tensorflow as tf
 
     command = (f"--workdir={tmp_path / 'run'}", f"--data_dir={data_dir}", "--model=MobileNetV2", "--train_split=train[:32]",

@@ -1,4 +1,4 @@
-"""The benchmark: through main.py with rounds of a moment, and its arithmetic by hand. No test looks at how fast anything is."""
+"""The benchmark: through main.py with very short rounds, and its arithmetic by hand. No test checks the speed."""
 
 import io
 import json
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -27,7 +28,7 @@ from train_lib.modes.benchmark import verdict as report
 from train_lib.modes.benchmark.rows import Bench, RowFailed, StepRow
 from train_lib.state import create_state, pixel_scaling
 
-# main.py itself, with rounds of a moment instead of seconds.
+# main.py itself, with very short rounds.
 MAIN = """
 import runpy, sys
 from train_lib.modes.benchmark import verdict as benchmark_report
@@ -57,7 +58,7 @@ def measured(tmp_path_factory, data_dir):
 
 
 def test_every_row_is_measured_in_every_round(measured):
-    """A row that is dropped in silence, or measured with other steps than the rest, would make its ratios meaningless."""
+    """If a row were dropped silently, or measured over other steps than the rest, its ratios would mean nothing."""
     result, done, _ = measured
     useless = {"one_device", *rows.OF_A_STREAM}
     assert [row["name"] for row in result["rows"]] == [name for name in config_lib.BENCHMARK_ROWS if name not in useless]
@@ -72,7 +73,7 @@ def test_every_row_is_measured_in_every_round(measured):
 
 
 def test_ratios_are_medians_of_the_rounds_own_ratios(measured):
-    """A ratio of medians would set one row's quiet round against another's noisy one."""
+    """A ratio of medians would compare a quiet round of one row with a noisy round of another."""
     result, _, _ = measured
     speeds = {row["name"]: np.array(row["images_per_second_by_round"]) for row in result["rows"]}
     assert list(result["ratios"]) == [
@@ -84,7 +85,7 @@ def test_ratios_are_medians_of_the_rounds_own_ratios(measured):
 
 
 def test_the_loop_is_traced_once_and_its_bookkeeping_is_accounted_for(measured):
-    """A loop that compiles again for every shorter stretch is slow in a way that no average shows."""
+    """A loop that compiles again for every shorter call is slow in a way that no average shows."""
     result, _, _ = measured
     assert result["traces"] == 1
     book = result["bookkeeping"]
@@ -96,8 +97,8 @@ def test_the_loop_is_traced_once_and_its_bookkeeping_is_accounted_for(measured):
     assert book["share"] == pytest.approx(sum(part["share"] for part in book["parts"].values()))
 
 
-def test_what_is_left_behind_and_said(measured):
-    """The loop trains in a folder of its own: its checkpoints must not stay, least of all where a run's are looked for."""
+def test_files_and_output(measured):
+    """The loop trains in a temporary folder. Its checkpoints must not stay where those of a run would be."""
     result, done, workdir = measured
     assert sorted(path.name for path in workdir.iterdir()) == ["benchmark.json", "benchmark.png"]
     assert result["verdict"] in ("input-bound", "compute-bound", "loop-bound") and result["verdict"] in done.stdout
@@ -113,7 +114,7 @@ def test_what_is_left_behind_and_said(measured):
 
 @pytest.mark.slow
 def test_several_devices_and_a_folder_of_its_own(tmp_path, data_dir):
-    """Without --workdir a benchmark must not look like a run; under MirroredStrategy the constant batch is one a replica."""
+    """Without --workdir, the folder must not look like that of a run. MirroredStrategy has one constant batch per replica."""
     done = run_benchmark("--virtual_devices=2", "--benchmark_rows=loop, step,one_device", f"--data_dir={data_dir}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     [path] = (tmp_path / "runs").glob("benchmark-shapes-alexnet_mini-*/benchmark.json")
@@ -141,7 +142,7 @@ def split_of(num_examples, seed=0):
 
 
 def bench_of(**values):
-    """A Bench on random images, without data set and folder: enough for the rows that train without a Trainer."""
+    """A Bench on random images, without data set and folder: enough for rows that do not use the Trainer."""
     config, split = config_of(model_options="width=0.1,dense_units=16", global_batch_size=16, **values), split_of(100)
     state = types.SimpleNamespace(pixels=pixel_scaling("standardized", split))
     source = types.SimpleNamespace(class_names=tuple("abcdefghij"))
@@ -149,9 +150,9 @@ def bench_of(**values):
     return Bench(types.SimpleNamespace(config=config, train_split=split, state=state, source=source, strategy=strategy))
 
 
-def test_a_step_that_is_skipped_is_no_measurement():
-    """An update that is not made takes less time than one that is."""
-    row = StepRow(bench_of(precision="float16"))  # skips its first steps on purpose, until its loss scale has fallen
+def test_a_skipped_step_is_not_measured():
+    """A skipped update takes less time than a real one."""
+    row = StepRow(bench_of(precision="float16"))  # skips its first steps until the loss scale is low enough
     assert row.warm_up() > 0 and row.measure(2) > 0 and row._finite
     with pytest.raises(SettingError, match=r"--learning_rate=1e\+30"):
         StepRow(bench_of(learning_rate=1e30)).warm_up()
@@ -161,7 +162,7 @@ def test_a_step_that_is_skipped_is_no_measurement():
     "values", [{"momentum": 0.9, "label_smoothing": 0.1, "clip_global_norm": 0.5},
                pytest.param({"optimizer": "adam", "learning_rate": 0.001}, marks=pytest.mark.slow)])
 def test_model_fit_trains_what_the_loop_trains(values):
-    """A model.fit that gets other pixels, batches or settings would be a comparison with something else."""
+    """With other pixels, batches or settings, model.fit would not be a fair comparison."""
     common = {"model": "alexnet_mini", "model_options": "width=0.5,dense_units=16", "global_batch_size": 16, "steps_per_loop": 4}
     config = config_lib.from_values({"augment": "crop,flip", **common, **values})
     split, strategy = split_of(100), tf.distribute.get_strategy()
@@ -178,14 +179,33 @@ def test_model_fit_trains_what_the_loop_trains(values):
     assert int(model.optimizer.iterations) == 4
 
 
+def test_an_unknown_optimizer_is_not_compared_with_another_one():
+    """A rule that somebody adds to `optimizers.py` must not be compared with AdamW silently."""
+    with pytest.raises(RowFailed, match="--optimizer=lion"):
+        benchmark_fit.make_fit_optimizer(types.SimpleNamespace(optimizer="lion"))
+    [choices] = [field.metadata["choices"] for _, field in config_lib.leaves() if field.name == "optimizer"]
+    assert set(benchmark_fit.KERAS_OPTIMIZERS) == set(choices)
+
+
+@pytest.mark.parametrize("name", benchmark_fit.KERAS_OPTIMIZERS)
+def test_the_compared_optimizer_has_the_same_settings(name):
+    """Adam with --weight_decay stays Adam; Keras decays its weights too."""
+    config = config_of(optimizer=name, weight_decay=0.01, clip_global_norm=0.5, ema_decay=0.9, learning_rate=0.25)
+    found = benchmark_fit.make_fit_optimizer(config.optimization)
+    assert type(found) is {"sgd": keras.optimizers.SGD, "adam": keras.optimizers.Adam, "adamw": keras.optimizers.AdamW}[name]
+    assert (found.weight_decay, found.global_clipnorm, found.use_ema, found.ema_momentum) == (0.01, 0.5, True, 0.9)
+    assert float(found.learning_rate) == 0.25
+    benchmark_fit.make_fit_optimizer(config_of(optimizer=name, weight_decay=0.0).optimization)
+
+
 # The child process.
 
 
 @pytest.mark.parametrize(
     ("module", "words"),
-    [("train_lib.cli.environment", ["code 0", "it said nothing"]), ("train_lib.no_such", ["code 1", "no_such"])])
-def test_a_child_that_dies_is_one_clear_line(monkeypatch, module, words):
-    """A parent that waits for an answer that never comes would hang for ever."""
+    [("train_lib.cli.environment", ["code 0", "it printed no error"]), ("train_lib.no_such", ["code 1", "no_such"])])
+def test_a_child_that_ends_is_one_clear_line(monkeypatch, module, words):
+    """Otherwise the parent would wait forever for an answer."""
     monkeypatch.setattr(benchmark_fit, "CHILD", module)
     row = benchmark_fit.DefaultFitRow(bench_of())
     try:
@@ -197,7 +217,7 @@ def test_a_child_that_dies_is_one_clear_line(monkeypatch, module, words):
 
 
 def test_a_child_that_is_killed_is_one_clear_line():
-    """What the kernel does when memory runs out; the child's last words are then no reason."""
+    """The kernel does this when memory runs out. What the child printed last is then not the reason."""
     row = benchmark_fit.DefaultFitRow(bench_of())
     row._child.kill()
     try:
@@ -207,8 +227,8 @@ def test_a_child_that_is_killed_is_one_clear_line():
         row.close()
 
 
-def test_the_child_answers_errors_and_goes_on():
-    """An error inside the child must reach the table's reader as a line, not as a broken pipe."""
+def test_the_child_answers_an_error_and_continues():
+    """The user must see an error of the child as a line, not as a broken pipe."""
     answers = io.StringIO()
     benchmark_child.serve(['{"epochs": -1}\n', '{"nonsense": 1}\n'], answers)
     first, second = (json.loads(line)["error"] for line in answers.getvalue().splitlines())
@@ -216,7 +236,7 @@ def test_the_child_answers_errors_and_goes_on():
 
 
 def test_the_child_gets_the_users_environment(monkeypatch):
-    """TensorFlow's defaults are what is compared with; what the user has set is the user's."""
+    """The child must run with TensorFlow's defaults, except for what the user has set."""
     monkeypatch.setattr(environment, "_set_here", set())
     monkeypatch.setenv("GIVEN", "mine")
     monkeypatch.delenv("NOT_GIVEN", raising=False)
@@ -231,7 +251,7 @@ def test_the_child_gets_the_users_environment(monkeypatch):
 
 
 def test_the_length_of_a_round():
-    """The same steps for all rows, a whole number of loop calls, and about two minutes whatever the network's speed."""
+    """All rows take the same steps, in a whole number of loop calls, in about two minutes for a network of any speed."""
     assert report.choose_length([0.01, 0.01, 0.03], 20) == (160, 5)  # 2.5 s / (0.05 s / 3) = 150 steps
     assert report.choose_length([0.3] * 4, 20) == (20, 4)  # 24 s a round
     assert report.choose_length([10.0] * 4, 20) == (20, 3)
@@ -258,7 +278,7 @@ def book_of(**shares):
     ],
 )
 def test_the_verdict_and_what_to_try(speeds, book, values, verdict, words):
-    """A verdict that blames the wrong part sends its reader to the wrong flag."""
+    """A wrong verdict would send the user to the wrong flag."""
     rounds = {name: [speed, speed] for name, speed in zip(("input", "step", "loop"), speeds, strict=True) if speed}
     actual, advice = report.decide(rounds, book, config_of(**values), on_gpu=False)
     assert actual == verdict and all(word in advice for word in words), advice

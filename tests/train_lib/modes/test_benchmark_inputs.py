@@ -1,4 +1,4 @@
-"""The rows that the benchmark compares its input with: do they do the work that their names promise? Nothing looks at speed."""
+"""The rows that the benchmark compares its input with do the work that their names promise. No test checks the speed."""
 
 import json
 import math
@@ -19,6 +19,7 @@ from train_lib.inner_loop import timed_next
 from train_lib.modes.benchmark import inputs as benchmark_inputs
 from train_lib.modes.benchmark import pipelines as compared
 from train_lib.modes.benchmark import verdict as benchmark_report
+from train_lib.modes.benchmark.measure import MAKERS
 from train_lib.modes.benchmark.rows import INPUTS, OF_A_STREAM, REST_INTERVAL, RowFailed, rest
 
 COUNT, SIZE = 60, 16
@@ -37,7 +38,7 @@ def epoch_of(dataset):
 
 @pytest.mark.parametrize("name", ["tutorial", "canonical"])
 def test_an_unaugmented_epoch_is_a_permutation_of_the_images(name):
-    """A rival that drops, repeats or mismatches examples would be faster, or slower, for no good reason."""
+    """A pipeline that drops, repeats or mixes up examples would not be a fair comparison."""
     images, labels = images_and_labels()
     make, settings = (compared.tutorial, (12,)) if name == "tutorial" else (compared.canonical, (12, ()))
     ours, order = epoch_of(make(images, labels, *settings, epochs=1))
@@ -48,7 +49,7 @@ def test_an_unaugmented_epoch_is_a_permutation_of_the_images(name):
 
 
 def test_the_canonical_pipeline_cuts_and_mirrors_as_the_input_does():
-    """A comparison with less augmentation, or another kind, would not be with the same work: every window, both ways round."""
+    """Otherwise it would do less work. Every window of an image must come equally often, mirrored and not mirrored."""
     images, labels = images_and_labels()
     padding = SIZE // 8
     padded = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -61,13 +62,13 @@ def test_the_canonical_pipeline_cuts_and_mirrors_as_the_input_does():
             places = np.argwhere((windows[label] == candidate).all(axis=(2, 3, 4)))
             for top, left in places:
                 found[top, left, mirrored] += 1
-    assert found.sum() == epochs * COUNT  # each is one window of its own image
+    assert found.sum() == epochs * COUNT  # each image is one window of its own original
     expected = epochs * COUNT / found.size
     assert ((found - expected) ** 2 / expected).sum() < 110  # chi-squared, 49 degrees of freedom: one in a million
 
 
 def test_the_gather_shows_every_image_once_an_epoch():
-    """The bound that others are measured by must gather at random: slices in order are several times as fast."""
+    """It must gather in random order: slices in order would be several times as fast."""
     images, labels = images_and_labels()
     batches = compared.numpy_gather(images, labels, 25)
     taken = [next(batches) for _ in range(12)]  # 300 images: five epochs, which 25 does not divide
@@ -83,9 +84,9 @@ def stream(data_dir):
     return open_split(config, open_source(config), config.train_split, "train_split", log=lambda line: None)
 
 
-def test_the_parts_of_a_stream_are_what_they_say(stream):
-    """A decoding that TensorFlow leaves out, because nobody looks at the pixels, would make it look free."""
-    [encoded] = list(compared.records(stream, 120, seed=0, epochs=1))
+def test_the_parts_of_a_stream_do_what_their_names_say(stream):
+    """If nothing used the pixels, TensorFlow would leave out the decoding, and it would seem to take no time."""
+    [(_, encoded)] = list(compared.records(stream, 120, seed=0, epochs=1))
     pixels, labels = next(iter(compared.decoded_records(stream, 120, seed=0, epochs=1)))
     assert len(set(encoded.numpy())) == 120
     examples = [stream.source.parse(record) for record in encoded]
@@ -96,7 +97,7 @@ def test_the_parts_of_a_stream_are_what_they_say(stream):
 
 @pytest.mark.parametrize("augmentations", ["crop,flip", "random_resized_crop"])
 def test_the_windows_of_a_stream_are_those_of_training(tmp_path, augmentations):
-    """A bound that decodes smaller windows than training cuts would be none."""
+    """If it decoded smaller windows than training cuts, it would be no upper bound."""
     (tmp_path / "cat").mkdir()
     rows, columns = np.mgrid[0:40, 0:52]
     image = np.stack([rows * 6, columns * 4, rows + columns], axis=-1).astype(np.uint8)
@@ -110,55 +111,54 @@ def test_the_windows_of_a_stream_are_those_of_training(tmp_path, augmentations):
     assert len(set(tops)) > 1 and len(set(lefts)) > 1
     for cut, top, left in zip(first, tops, lefts, strict=True):
         corner = np.minimum(np.abs(cut[0, [0, -1]].astype(int)[:, :2] - [top * 6, left * 4]).max(axis=1), 255).min()
-        assert corner <= 8  # scaled: between the first pixel and the next
+        assert corner <= 8  # resizing can move it to between the first two pixels
 
 
 def test_the_canonical_pipeline_of_a_stream(stream):
-    """It must give the network's size and all examples, like the stream that it is compared with."""
+    """It must return images of the network's size and all examples, like the stream that it is compared with."""
     images, labels = epoch_of(compared.canonical_stream(stream, 40, ("crop", "flip"), epochs=1))
     assert images.shape == (120, *stream.image_shape) and images.dtype == np.float32 and 0 <= images.min() < images.max() <= 1
-    whole = stream.source.records(stream.split).map(lambda record: stream.source.parse(record)["label"])
+    whole = stream.source.records(stream.split).map(lambda _, record: stream.source.parse(record)["label"])
     assert sorted(labels) == sorted(whole.as_numpy_iterator())
 
 
-def test_rows_that_mean_nothing_for_the_data_say_so(stream):
-    """Who asks for a row by name must hear why it is not there."""
+def test_rows_without_a_meaning_for_the_data_say_so(stream):
+    """Users who name a row must learn why it is missing."""
     bench = bench_of()
-    for row in (benchmark_inputs.ReadRow, benchmark_inputs.ReadDecodeRow, benchmark_inputs.DecodeCropRow,
-                benchmark_inputs.ReadDecodeAugmentRow):
+    for name in OF_A_STREAM:
         with pytest.raises(RowFailed, match="--input=stream"):
-            row(bench)
+            MAKERS[name](bench)
     large = ResidentSplit(np.broadcast_to(np.uint8(0), (10_000, 224, 224, 3)), np.zeros(10_000, np.int32))
     bench.run.train_split = large
     with pytest.raises(RowFailed, match="10,000 float images of 224 x 224"):
-        benchmark_inputs.TutorialRow(bench)
+        MAKERS["tutorial"](bench)
     bench.run.train_split = stream
-    for row in (benchmark_inputs.NumpyGatherRow, benchmark_inputs.TutorialRow):
+    for name in ("numpy_gather", "tutorial"):
         with pytest.raises(RowFailed, match="not in memory"):
-            row(bench)
+            MAKERS[name](bench)
     with pytest.raises(RowFailed, match="not all images are JPEGs"):  # they are PNGs
-        benchmark_inputs.DecodeCropRow(bench)
+        MAKERS["decode_crop"](bench)
 
 
-def test_a_round_starts_with_batches_that_do_not_count():
-    """What was ready before the clock started, and is in no buffer again, would count as infinitely fast."""
+def test_a_round_starts_with_batches_that_are_not_counted():
+    """Batches that were in the buffer before the clock started would count as infinitely fast."""
     bench = bench_of()
     ticks = iter(range(10_000))
     bench.clock = lambda: 0.04 * next(ticks)
     drawn = []
-    row = benchmark_inputs.InputRow(bench)
+    row = MAKERS["input"](bench)
     row._call = lambda count: drawn.extend([None] * count)
     speed = row.measure(1000)
     assert speed == pytest.approx(16 / 0.04)
     assert len(drawn) == benchmark_inputs.DRAINED_BATCHES + math.ceil(benchmark_inputs.INPUT_SECONDS / 0.04)
-    bench.clock = lambda: 1e-3 * next(ticks)  # of calls that take less than the clock tells, more batches are drawn in each
+    bench.clock = lambda: 1e-3 * next(ticks)  # when calls are short, each draws more batches
     row.measure(1000)
     assert row._batches_per_call == benchmark_inputs.MOST_PER_CALL
 
 
 @pytest.mark.parametrize(("loads", "intervals"), [([0.0], 1), ([2.0, 1.0, 0.3, 0.1, 2.0], 4), ([1.0] * 200, 100)])
 def test_a_row_waits_for_the_buffers_of_those_before(loads, intervals):
-    """Given how many cores are busy in each interval: the first one without load ends it, or five seconds."""
+    """`loads` is how many cores are busy in each interval. The first idle interval ends the wait, or five seconds do."""
     now, used, left = [0.0], [0.0], iter(loads)
 
     def sleep(seconds):
@@ -169,8 +169,8 @@ def test_a_row_waits_for_the_buffers_of_those_before(loads, intervals):
     assert now[0] == pytest.approx(intervals * REST_INTERVAL, abs=REST_INTERVAL + 1e-9 if intervals == 100 else 1e-9)
 
 
-def test_the_seconds_of_waiting_are_those_of_the_data():
-    """Clock readings that TensorFlow moves past each other would find no waiting where there is nothing else."""
+def test_the_measured_wait_is_that_for_the_data():
+    """If TensorFlow reordered the clock readings, no wait would be measured although there is nothing else to do."""
 
     def slow(number):
         tf.py_function(lambda: time.sleep(0.05), [], [])
@@ -180,7 +180,7 @@ def test_the_seconds_of_waiting_are_those_of_the_data():
     def both(iterator):
         return timed_next(iterator)
 
-    iterator = iter(without_autotune(tf.data.Dataset.range(3).map(slow)))  # else TensorFlow prefetches on its own
+    iterator = iter(without_autotune(tf.data.Dataset.range(3).map(slow)))  # otherwise TensorFlow prefetches on its own
     for number in range(3):
         batch, waited = both(iterator)
         assert batch["image"] == number and waited >= 0.05 and waited.dtype == tf.float64
@@ -188,7 +188,7 @@ def test_the_seconds_of_waiting_are_those_of_the_data():
 
 @pytest.mark.slow
 def test_a_stream_and_what_it_is_made_of(tmp_path, data_dir):
-    """Through main.py: rows that do not apply are left out with a line, the rest is measured, drawn and judged."""
+    """Through main.py: rows that do not apply are left out with a line; the rest is measured, drawn and gets a verdict."""
     workdir = tmp_path / "run"
     rows = ",".join(name for name in (*INPUTS, "step", "loop", "loop_constant"))
     done = run_benchmark(
@@ -211,5 +211,5 @@ def test_a_stream_and_what_it_is_made_of(tmp_path, data_dir):
 
 
 def test_input_alone_is_no_verdict_and_needs_no_length():
-    """Rows that train nothing have no steps to choose the length of a round by."""
+    """Rows that train nothing have no steps from which to choose the length of a round."""
     assert benchmark_report.choose_length([], 20) == (20, benchmark_report.MOST_ROUNDS)

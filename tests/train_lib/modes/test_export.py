@@ -1,4 +1,4 @@
-"""What is exported gives the checkpoint's predictions, elsewhere and by others; what would not is not kept."""
+"""An export computes the checkpoint's predictions, in other processes too. One that would not is not kept."""
 
 import csv
 import json
@@ -29,17 +29,17 @@ if tf.config.list_physical_devices("GPU"):
 
 
 def answers_here(saved_model, batches, files):
-    """`export_check._answers_elsewhere` without the new process, which takes seconds."""
+    """`export_check._answers_elsewhere` without a new process, which would take seconds."""
     signatures = tf.saved_model.load(saved_model).signatures
     answers = [signatures["serving_default"](images=tf.constant(images)) for images in batches]
     answers.append(signatures["encoded"](encoded=tf.constant(files)))
     arrays = [{name: value.numpy() for name, value in answer.items()} for answer in answers]
-    return [{**answer, "top_classes": answer["top_classes"].astype(str)} for answer in arrays]
+    return [{**answer, "top_classes": answer["top_classes"].astype("S")} for answer in arrays]
 
 
 @pytest.fixture(scope="module")
 def exported(small_run, tmp_path_factory):
-    """(folder, workdir, images): an export of the small run, checked in a process that finds traps where our modules were."""
+    """(folder, workdir, images): an export of the small run, checked in a process that ends if it imports one of our modules."""
     workdir, images = small_run
     folder = tmp_path_factory.mktemp("exported")
     for package in ("alexnet", "input_pipeline", "train_lib", "main"):
@@ -60,7 +60,7 @@ def predicted(workdir, images):
 
 
 def test_the_saved_model_agrees_with_predict(exported):
-    """For the bytes of files and for their pixels; averages of the weights and the stream's crop included."""
+    """For the bytes of files and for their pixels. The run has averaged weights and was read as a stream."""
     folder, workdir, images = exported
     rows = dict(list(predicted(workdir, images).items())[::10])
     served = tf.saved_model.load(folder / "saved_model").signatures
@@ -92,19 +92,19 @@ def test_files_of_any_size_and_kind_in_one_request(exported):
 
 
 def test_the_keras_file_opens(exported):
-    """By Keras's own function, with alexnet.layers imported; pixels of the network's size, probabilities out."""
+    """Keras loads it if alexnet.layers is imported. It turns pixels of the network's size into probabilities."""
     folder, workdir, images = exported
     rows = dict(list(predicted(workdir, images).items())[::30])
     model = keras.models.load_model(folder / "model.keras")
-    # By the rule of a run read as a stream: scaled to 28 + 28 // 7 = 32 pixels, which they have, and the middle 28.
+    # A run read as a stream scales images to 28 + 28 // 7 = 32 pixels, which these have already, and takes the middle 28.
     pixels = np.stack([np.asarray(Image.open(path))[2:30, 2:30] for path in rows])
     names = json.loads((folder / "export.json").read_text())["class_names"]
     for probabilities, ranked in zip(model.predict(pixels, verbose=0), rows.values(), strict=True):
         np.testing.assert_allclose([probabilities[names.index(name)] for name in ranked], list(ranked.values()), atol=1e-6)
 
 
-def test_averages_are_what_is_used(exported):
-    """The small run has --ema_decay; its checkpoint holds both, and they differ."""
+def test_the_averages_are_used(exported):
+    """The small run has --ema_decay. Its checkpoint contains weights and averages, and they differ."""
     _, workdir, _ = exported
     config = make_config(model_options="width=0.25,dense_units=32,dense7_relu=true", image_size=28, pixels="minus_one_one")
     classifier = open_classifier(config, Workdir(workdir), mirrored(1))
@@ -114,7 +114,7 @@ def test_averages_are_what_is_used(exported):
     assert np.abs(kernel - tensors["model/conv1/kernel"]).max() > 1e-4
 
 
-def test_the_folder_holds_what_is_said(exported):
+def test_the_folder_contains_the_documented_files(exported):
     folder, _, _ = exported
     assert sorted(path.name for path in folder.iterdir()) == ["export.json", "model.keras", "saved_model"]
     assert [path.name for path in folder.parent.iterdir()] == ["export"]
@@ -122,12 +122,12 @@ def test_the_folder_holds_what_is_said(exported):
     assert about["model"] == "alexnet_mini" and about["image_shape"] == [28, 28, 3] and len(about["class_names"]) == 10
 
 
-# What is not kept.
+# Exports that are not kept.
 
 
 @pytest.fixture
 def quick(tmp_path, monkeypatch):
-    """A workdir with an untrained network, and no new process for the check."""
+    """A workdir with an untrained network. The check runs in this process."""
     monkeypatch.setattr(export_check, "_answers_elsewhere", answers_here)
     return save_run(tmp_path / "run", make_config(model_options="width=0.1,dense_units=16"), "abc")
 
@@ -170,7 +170,7 @@ def spoil_keras(monkeypatch):
 @pytest.mark.parametrize("spoil", [spoil_files, spoil_names, *(pytest.param(spoil, marks=pytest.mark.slow) for spoil in (
     spoil_signature, spoil_keras))])
 def test_other_predictions_are_noticed(quick, monkeypatch, spoil):
-    """Images mirrored, files upside down, names in another order, a bias of 0.1: none may pass for the checkpoint."""
+    """Mirrored images, files upside down, names in another order and a bias of 0.1 must all fail the check."""
     spoil(monkeypatch)
     with pytest.raises(UnusableError, match="probabilities up to .* off") as error:
         run_mode(export, f"--workdir={quick}")
@@ -190,7 +190,7 @@ def test_an_interrupted_export_leaves_nothing(quick, monkeypatch):
 
 @pytest.mark.slow
 def test_a_process_that_cannot_load_it(tmp_path):
-    with pytest.raises(UnusableError, match="a new process cannot use what"):
+    with pytest.raises(UnusableError, match="a new process cannot use the exported model"):
         export_check._answers_elsewhere(tmp_path, [np.zeros((1, 2, 2, 3), np.uint8)], [b""])
 
 
@@ -210,7 +210,7 @@ def test_a_target_that_cannot_be_written(quick, tmp_path):
         run_mode(export, f"--workdir={quick}", f"--export_dir={tmp_path / 'file' / 'export'}")
 
 
-def test_a_leftover_of_a_killed_export_is_no_obstacle(quick):
+def test_a_killed_export_does_not_block_the_next_one(quick):
     (quick / ".export.exporting" / "saved_model").mkdir(parents=True)
     assert run_mode(export, f"--workdir={quick}") == 0
     assert sorted(path.name for path in quick.iterdir()) == ["checkpoints", "config.json", "export", "run.flags"]
@@ -244,7 +244,7 @@ def export_network(tmp_path, image_shape, values):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_networks_and_settings(tmp_path, monkeypatch, name):
-    """The export's own check compares with the checkpoint; here in one process."""
+    """The export itself compares with the checkpoint, here in one process."""
     monkeypatch.setattr(export_check, "_answers_elsewhere", answers_here)
     export_network(tmp_path, *SMALL[name])
 
@@ -257,7 +257,7 @@ def test_more_networks_and_settings(tmp_path, name):
 
 @pytest.mark.slow
 def test_a_keras_file_loads_by_the_documented_recipe(tmp_path):
-    """In a process that has imported `alexnet.layers` and nothing else of this project."""
+    """In a process that imports only `alexnet.layers` of this project."""
     workdir = save_run(tmp_path / "run", make_config(model="resnet20", model_options=""), "abc")
     assert run_mode(export, f"--workdir={workdir}") == 0
     code = f"import keras, alexnet.layers; keras.models.load_model({str(workdir / 'export' / 'model.keras')!r})"

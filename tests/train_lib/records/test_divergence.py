@@ -1,4 +1,4 @@
-"""A run that diverges: which step and which examples, what it leaves, and how it goes on."""
+"""A run that diverges names the step and the examples, keeps finite weights, and can go on."""
 
 import json
 
@@ -13,7 +13,7 @@ from input_pipeline.splits.stream import StreamingSplit
 from train_lib import config as config_lib
 from train_lib import steps
 from train_lib.checkpoints.store import CheckpointStore, verify
-from train_lib.records import divergence
+from train_lib.records.terminal import divergence_in_words
 from train_lib.records.workdir import open_workdir
 from train_lib.setup import open_run
 from train_lib.train import Trainer
@@ -23,12 +23,12 @@ VALUES = {
     "validation_split": "train[300:330]", "global_batch_size": 24, "steps_per_loop": 4, "log_every_steps": 3, "epochs": 2,
     "augment": "crop,flip", "learning_rate": 0.005,
 }
-BAD_STEP = 13  # its batch ends the first epoch and begins the second: 12.5 batches are one
+BAD_STEP = 13  # in the second epoch; an epoch has 12.5 batches
 
 
 @pytest.fixture
 def spoil(monkeypatch):
-    """Lets the gradients of chosen steps be infinite on the replica whose share begins at a chosen row."""
+    """Makes the gradients infinite where `is_bad(step)`, called on each replica, is true."""
     compute = steps.forward_and_backward
 
     def spoil_at(is_bad):
@@ -55,16 +55,16 @@ def train(folder, data_dir, **values):
 
 
 def images_of_step(run, step):
-    """The images of a batch as training gets them, not augmented."""
+    """The images of a training batch, without augmentation."""
     config = run.config
     batches = run.train_split.training_batches(config.general.seed, step, config.optimization.global_batch_size, ())
     return next(iter(batches))["image"].numpy()
 
 
 def test_divergence_names_step_and_examples_and_a_restart_goes_on_after_them(tmp_path, data_dir, spoil, capsys):
-    """Somebody has to find out at night which batch it was; a checkpoint of NaN would be worth nothing.
+    """The user has to find out which batch it was, and a checkpoint of NaN would be useless.
 
-    The same batch once more would end it for ever: a batch that was bad by accident costs no more than itself.
+    A restart skips that batch. With the same batch again, the run could never go on.
     """
     _, whole, _ = train(tmp_path / "whole", data_dir, max_steps=BAD_STEP)
     before = {name: variable.numpy() for name, variable in whole.state.weights().items()}
@@ -96,18 +96,18 @@ def test_divergence_names_step_and_examples_and_a_restart_goes_on_after_them(tmp
 
 @pytest.mark.slow
 def test_skipped_updates_in_a_row_are_counted_over_a_resume(tmp_path, data_dir, spoil):
-    """Counted anew after every kill, a run that is killed often would never stop."""
+    """If the count began anew after every kill, a run that is killed often would never stop."""
     spoil(lambda step: step >= BAD_STEP - 1)
     assert train(tmp_path / "run", data_dir, max_steps=BAD_STEP + 1, max_nonfinite_steps=3)[0] == 0  # two are skipped
     assert train(tmp_path / "run", data_dir, max_nonfinite_steps=3)[0] == 4
     about = json.loads((tmp_path / "run" / "result.json").read_text())["diverged"]
     assert (about["step"], about["skipped_in_a_row"]) == (BAD_STEP + 2, 4)
-    assert ", update 4 in a row, " in divergence.in_words(about)
+    assert ", update 4 in a row, " in divergence_in_words(about)
 
 
 @pytest.mark.parametrize("num_replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_an_infinity_on_any_replica_leaves_all_weights_finite(spoil, num_replicas):
-    """Replica r at step 2 r + 1: that update is not made, those between are; none is seen on one replica alone."""
+    """Replica r is bad at step 2 r + 1. That update is skipped on all replicas, and the updates between are made on all."""
     def is_bad(step):
         replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int64)
         return tf.equal(step, 2 * replica + 1)
@@ -125,8 +125,8 @@ def test_an_infinity_on_any_replica_leaves_all_weights_finite(spoil, num_replica
             assert step % 2 == 0 or (copies[0] == weight).all()
 
 
-def test_an_update_that_no_float_can_hold_is_skipped():
-    """Loss and gradient are finite, and yet the weights would be infinite after it."""
+def test_an_update_beyond_the_range_of_float32_is_skipped():
+    """Loss and gradient are finite, but the weights would be infinite afterwards."""
     driver = Driver(make_config(learning_rate=1e38, model_options="width=0.1,dense_units=32"), random_split())
     before = driver.weights()
     done, skipped, reports = driver.run(3)
@@ -136,7 +136,7 @@ def test_an_update_that_no_float_can_hold_is_skipped():
 
 
 def test_weights_that_are_not_finite_never_become_a_checkpoint(tmp_path, data_dir):
-    """By whatever way they became so, the checkpoint before is worth more."""
+    """The checkpoint before is worth more, whatever made the weights infinite."""
     run, store = open_at(tmp_path / "run", data_dir)
     assert run.save(False) is None and store.steps() == [0]
     name, variable = next(iter(run.state.weights().items()))
@@ -145,18 +145,18 @@ def test_weights_that_are_not_finite_never_become_a_checkpoint(tmp_path, data_di
     assert run.save(False) == f"{name} is not finite" and store.steps() == [0]
 
 
-def test_a_stream_tells_the_positions_of_the_batch():
-    """What it shuffles it does not remember: the place in the order of the epoch is all that can be said."""
+def test_a_stream_names_the_positions_of_the_batch():
+    """It does not remember how it shuffled, so it can only name the place in the order of the epoch."""
     stream = StreamingSplit(Source, "train", 300, 32, 0)
     assert stream.locate_batch(0, 3, 24) == {"positions": [[0, 72, 95]]}
     assert stream.locate_batch(0, 12, 24) == {"positions": [[0, 288, 299], [1, 0, 11]]}
     about = {"step": 12, "skipped_in_a_row": 1, "loss": None, "gradient_norm": None, "split": "train"}
-    words = divergence.in_words(about | stream.locate_batch(0, 12, 24))
+    words = divergence_in_words(about | stream.locate_batch(0, 12, 24))
     assert words == ("the loss is not finite at step 12, positions 288 to 299 of epoch 0 and 0 to 11 of epoch 1 in the shuffled "
                      "order of train")
 
 
-# Through main.py, with the batch spoiled in the process that trains.
+# Runs main.py with a spoiled batch.
 SPOILED = """
 import sys
 import numpy as np
@@ -179,7 +179,7 @@ main.app.run(main.main, argv=["main.py", *sys.argv[1:]], flags_parser=main.parse
 @pytest.mark.slow
 @pytest.mark.parametrize(("replicas", "bad"), [(2, 0), (2, 1), (4, 0), (4, 1), (4, 2), (4, 3)])
 def test_an_infinity_on_each_replica_through_the_command_line(tmp_path, data_dir, replicas, bad):
-    """Exit code 4 with the step; the checkpoint is that of a run that ended before it, bit for bit."""
+    """Exit code 4 and a line with the step. The checkpoint equals that of a run that ended before the step, bit for bit."""
     import os
     import subprocess
     import sys

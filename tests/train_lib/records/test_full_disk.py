@@ -1,4 +1,4 @@
-"""A disk that is full, read-only or gone while a run trains: nothing old is harmed, and the run goes on."""
+"""If the disk is full, read-only or gone while a run trains, old files stay whole and the run goes on."""
 
 import contextlib
 import json
@@ -16,9 +16,9 @@ from helpers import ROOT
 from input_pipeline.common.errors import UnusableError
 from train_lib import config as config_lib
 from train_lib.checkpoints.store import CheckpointStore, verify
+from train_lib.cli.environment import Unfailing
 from train_lib.hooks import PictureBook
 from train_lib.records.json_lines import JsonLines
-from train_lib.records.terminal import Unfailing
 from train_lib.records.workdir import Workdir, open_workdir
 from train_lib.setup import open_run
 from train_lib.train import Trainer
@@ -32,7 +32,7 @@ VALUES = {
 
 @contextlib.contextmanager
 def largest_file(size):
-    """Inside, a file of this process that would grow above `size` bytes fails as on a full disk: some of it is written."""
+    """Inside, no file of this process can grow above `size` bytes. As on a full disk, a part may be written."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
@@ -54,7 +54,7 @@ def small_disk(tmp_path):
 
 @contextlib.contextmanager
 def all_but(folder, size):
-    """Inside, the file system of `folder` has `size` bytes left, rounded down to pages."""
+    """Inside, the file system of `folder` has `size` free bytes, rounded down to pages."""
     ballast = folder / "ballast"
     free = os.statvfs(folder)
     pages = free.f_bavail - size // free.f_bsize
@@ -93,7 +93,7 @@ def losses(folder, kind):
 
 
 def broken_between(trainer, first, last, break_it):
-    """Lets a context manager lie around the turns that begin from step `first` up to `last`."""
+    """Puts a context manager around the turns that begin at steps from `first` up to `last`."""
     turn, stack = trainer.turn, contextlib.ExitStack()
 
     def turn_then(batches):
@@ -113,7 +113,7 @@ def moved_away(folder):
     try:
         yield
     finally:
-        assert not folder.exists()  # a run that makes its folder anew, below an empty mount point, hides what was there
+        assert not folder.exists()  # below an empty mount point, a new folder would hide the old one
         folder.with_name("elsewhere").rename(folder)
 
 
@@ -138,14 +138,14 @@ def undisturbed(tmp_path_factory, data_dir):
 
 
 def assert_repaired(folder, undisturbed, out):
-    """What a run leaves whose disk was broken from step 6 to step 14."""
+    """Checks the workdir of a run whose disk was broken from step 6 to step 14."""
     assert (folder / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
     steps = [json.loads(line)["step"] for line in (folder / "timing.jsonl").read_text().splitlines()]
     assert steps == list(range(2, 21, 2))
     for kind in ("train", "validation"):
         assert scalars(folder, kind) == losses(folder, kind)
     store = CheckpointStore(folder / "checkpoints")
-    assert store.steps() == [4, 16, 20]  # 8, 10 and 12 failed and are said
+    assert store.steps() == [4, 16, 20]  # 8, 10 and 12 failed, and a line was printed for each
     assert not [path.name for path in folder.rglob("*") if path.suffix in (".tmp", ".old")]
     ours, theirs = store.newest().tensors(), CheckpointStore(undisturbed / "checkpoints").newest().tensors()
     for name, tensor in theirs.items():
@@ -164,13 +164,13 @@ BREAKS = {
 
 @pytest.mark.parametrize("how", BREAKS)
 def test_a_run_goes_on_without_its_disk_and_catches_up(tmp_path, data_dir, undisturbed, capsys, how):
-    """Every record and every event is there once, in its order; what was saved before stays; the next save works."""
+    """Every record and every event is there once and in order, what was saved before stays, and the next save works."""
     folder = tmp_path / "run"
     trainer = make_trainer(folder, data_dir)
     with broken_between(trainer, 6, 14, lambda: BREAKS[how](folder)):
         assert trainer.train() == 0
     lines = assert_repaired(folder, undisturbed, capsys.readouterr().out)
-    assert sum("metrics.jsonl: cannot be written" in line for line in lines) == 1, lines  # once, not at every record
+    assert sum("metrics.jsonl: cannot be written" in line for line in lines) == 1, lines  # one line, not one per record
 
 
 @pytest.mark.slow
@@ -188,7 +188,7 @@ def test_the_same_on_a_real_file_system(small_disk, data_dir, undisturbed, capsy
 
 @pytest.mark.slow
 def test_disk_full_at_20_positions_of_a_save(small_disk, data_dir, capsys):
-    """From no room at all to one page less than the checkpoint takes: the old ones stay whole, nothing half-written stays."""
+    """From no room at all to one page less than the checkpoint needs. Old checkpoints stay, and no part of a new one."""
     folder = small_disk / "run"
     trainer = make_trainer(folder, data_dir, max_steps=8)
     assert trainer.train() == 0
@@ -208,7 +208,7 @@ def test_disk_full_at_20_positions_of_a_save(small_disk, data_dir, capsys):
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.99])
 def test_a_file_that_cannot_grow_leaves_the_old_checkpoints(tmp_path, share):
-    """The same by a limit on the size of a file, which any user can set: ulimit -f."""
+    """The same with a limit on the size of files, which any user can set: ulimit -f."""
     store = CheckpointStore(tmp_path)
     tensors = {"model/kernel": np.random.default_rng(0).normal(size=10_000)}
     store.save(5, tensors, {}, is_best=True)
@@ -220,8 +220,8 @@ def test_a_file_that_cannot_grow_leaves_the_old_checkpoints(tmp_path, share):
     assert store.newest().step == 6
 
 
-def test_a_last_save_that_fails_is_exit_code_3(tmp_path, data_dir, capsys):  # which keeps what is printed in memory
-    """A run that ends without its last state must not look like one that is done."""
+def test_a_last_save_that_fails_is_exit_code_3(tmp_path, data_dir, capsys):  # capsys keeps the output in memory
+    """A run that could not save its last state must not look finished."""
     trainer = make_trainer(tmp_path / "run", data_dir, max_steps=6)
     with broken_between(trainer, 4, 99, lambda: largest_file(0)), pytest.raises(UnusableError) as error:
         trainer.train()
@@ -231,7 +231,7 @@ def test_a_last_save_that_fails_is_exit_code_3(tmp_path, data_dir, capsys):  # w
 
 
 def test_a_record_is_written_whole_or_not_at_all(tmp_path):
-    """Half a line would spoil the one after it; a line written again after a failure would count twice."""
+    """Half a line would spoil the next one, and a line that is written again after a failure would count twice."""
     lines = JsonLines(tmp_path / "metrics.jsonl")
     lines.append({"step": 0})
     size = lines.path.stat().st_size
@@ -261,8 +261,8 @@ def test_small_files_are_replaced_or_left_alone(tmp_path, name):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has /dev/full")
-def test_what_cannot_be_printed_ends_nothing():
-    """By any print, of ours or of a library."""
+def test_output_that_cannot_be_written_is_no_error():
+    """For any print, in our code or in a library."""
     full = open("/dev/full", "w")  # noqa: SIM115, closing it fails
     try:
         stream = Unfailing(full)
@@ -277,7 +277,7 @@ def test_what_cannot_be_printed_ends_nothing():
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has /dev/full")
 def test_output_into_a_full_disk_does_not_end_a_run(tmp_path, data_dir):
-    """`python main.py > log`, the log on the same full disk."""
+    """`python main.py > log`, with the log on the same full disk."""
     flags = [f"--{name}={value}" for name, value in VALUES.items()]
     command = [sys.executable, str(ROOT / "main.py"), f"--workdir={tmp_path}", f"--data_dir={data_dir}", *flags, "--max_steps=4"]
     with open("/dev/full", "w") as full:

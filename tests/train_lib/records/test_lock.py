@@ -1,4 +1,4 @@
-"""One writer a workdir: the second is refused at once, a dead one's lock is taken over, whatever the file says."""
+"""One writer per workdir: a second run is refused at once, a dead process's lock is taken over, whatever the file says."""
 
 import contextlib
 import errno
@@ -28,14 +28,14 @@ import sys, time
 from train_lib.records.lock import locked
 with locked(sys.argv[1]): print('held', flush=True); time.sleep(600)
 """
-# main.py, on a machine where importing TensorFlow fails: what is refused must be refused before.
+# main.py on a machine where importing TensorFlow fails: a second run must be refused before the import.
 WITHOUT_TENSORFLOW = """
 import sys
 sys.modules["tensorflow"] = None
 import main
 main.app.run(main.main, flags_parser=main.parse_flags)
 """
-# Adds to a number in a file, under the lock, as often as it is told; a second writer would lose an addition.
+# Adds 1 to a number in a file under the lock, as often as its argument says. Two writers at a time would lose an addition.
 ADD = """
 import pathlib, sys
 from input_pipeline.common.errors import UnusableError
@@ -60,7 +60,7 @@ def python(code, *arguments):
 
 @contextlib.contextmanager
 def held(folder):
-    """Another process that holds the lock; gives it."""
+    """Yields another process that holds the lock."""
     process = python(HOLD, folder)
     try:
         assert process.stdout.readline() == "held\n"
@@ -82,12 +82,12 @@ def lines():
 
 @pytest.fixture
 def quick(monkeypatch):
-    """A heartbeat that is looked for during 0.3 s."""
+    """Watches for a heartbeat for 0.3 s only."""
     monkeypatch.setattr(lock, "SILENCE_SECONDS", 0.3)
     monkeypatch.setattr(lock, "BEAT_SECONDS", 0.05)
 
 
-def test_the_file_names_the_writer_and_goes_with_it(tmp_path, lines):
+def test_the_file_names_the_writer_and_disappears_with_it(tmp_path, lines):
     with locked(tmp_path, lines.append):
         assert holder_of(tmp_path) == Holder.myself()
         assert (Holder.myself().host, Holder.myself().pid) == (socket.gethostname(), os.getpid())
@@ -121,7 +121,7 @@ def test_other_modes_read_a_run_while_it_is_written(tmp_path, monkeypatch, mode)
 
 
 def test_only_the_chief_locks(tmp_path, monkeypatch):
-    """The others of a job write nothing, and would be refused because of their own chief."""
+    """The other workers of a job write nothing, and their own chief's lock would refuse them."""
     monkeypatch.setattr(main_module, "import_mode", lambda mode, cluster: lambda config, workdir, cluster: 0)
     addresses = ["127.0.0.1:1", "127.0.0.1:2"]
     config = config_lib.from_values({"workdir": str(tmp_path), "global_batch_size": 128})
@@ -134,7 +134,7 @@ def test_only_the_chief_locks(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("reaped", [True, False])
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path, lines, reaped):
-    """At once, and also while its parent has not noticed: a zombie still has a process id."""
+    """At once, and also before its parent has noticed: a zombie still has a process id."""
     with held(tmp_path) as process:
         os.kill(process.pid, signal.SIGKILL)
         if reaped:
@@ -172,8 +172,8 @@ def test_a_file_that_cannot_be_a_lock(tmp_path, spoil):
         pass
 
 
-def test_a_writer_on_another_machine_is_known_by_its_heartbeat(tmp_path, quick, lines):
-    """Its lock may be one that this machine's kernel does not see."""
+def test_a_writer_on_another_machine_is_recognized_by_its_heartbeat(tmp_path, quick, lines):
+    """This machine's kernel may not see the lock of another machine."""
     path = tmp_path / ".lock"
     path.write_text(json.dumps(ELSEWHERE))
     over = threading.Event()
@@ -202,7 +202,7 @@ def test_the_writer_beats(tmp_path, quick):
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks(tmp_path, monkeypatch, lines, number):
-    """Then the process that the file names decides, and one that was given a dead one's number is not it."""
+    """The process that the file names decides. A later process with the same number does not count."""
     def flock(descriptor, operation):
         raise OSError(number, os.strerror(number))
 
@@ -217,7 +217,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, lines, number):
 
 
 def test_a_file_that_its_holder_removes_between_our_opening_and_locking_it(tmp_path, monkeypatch):
-    """A lock on what is no longer the folder's file would keep no one out."""
+    """A lock on a file that is no longer in the folder would keep no one out."""
     original = fcntl.flock
 
     def late(descriptor, operation):

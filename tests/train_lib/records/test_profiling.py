@@ -1,4 +1,4 @@
-"""--profile_steps: which steps are traced, and that a trace ends and stays."""
+"""--profile_steps: the right steps are traced, and a trace ends and stays in the workdir."""
 
 import pytest
 import tensorflow as tf
@@ -10,7 +10,7 @@ from train_lib.records.profiling import Profile
 
 @pytest.fixture
 def traced(monkeypatch):
-    """What Profile asks of TensorFlow's profiler, instead of doing it."""
+    """Records what Profile asks of TensorFlow's profiler, instead of doing it."""
     calls = []
     monkeypatch.setattr(tf.profiler.experimental, "start", lambda folder: calls.append("start"))
     monkeypatch.setattr(tf.profiler.experimental, "stop", lambda: calls.append("stop"))
@@ -18,7 +18,7 @@ def traced(monkeypatch):
 
 
 def go(profile, stops, calls):
-    """Runs a loop that stops at `stops`; returns {stretch: whether it was traced}."""
+    """Runs a loop that stops at `stops`; returns {(first step, stop): whether it was traced}."""
     seen = {}
     with profile:
         for first, stop in zip(stops, stops[1:], strict=False):
@@ -29,7 +29,7 @@ def go(profile, stops, calls):
 
 
 def test_the_plan_stops_where_a_profile_starts_and_stops():
-    """A stretch that ran over START or STOP would put steps into the trace that were not asked for."""
+    """A call of the loop that ran past START or STOP would put steps into the trace that nobody asked for."""
     values = {"profile_steps": "7:13", "steps_per_loop": 10, "global_batch_size": 10, "log_every_steps": 100}
     plan = make_plan(config_lib.from_values(values), 1000)
     stops = [0]
@@ -47,16 +47,16 @@ def test_the_plan_stops_where_a_profile_starts_and_stops():
         (None, 0, 10, [], []),
         ((10, 12), 0, 10, [], ["--profile_steps=10:12", "ends at step 10", "nothing"]),
         ((2, 4), 4, 10, [], ["--profile_steps=2:4", "goes on at step 4", "nothing"]),
-        ((2, 6), 4, 10, [(4, 6)], ["--profile_steps=2:6", "profiled is 4:6"]),
-        ((8, 20), 0, 10, [(8, 10)], ["--profile_steps=8:20", "profiled is 8:10"]),
+        ((2, 6), 4, 10, [(4, 6)], ["--profile_steps=2:6", "the profile covers 4:6"]),
+        ((8, 20), 0, 10, [(8, 10)], ["--profile_steps=8:20", "the profile covers 8:10"]),
     ],
 )
-def test_exactly_the_steps_that_were_asked_for_or_a_line(tmp_path, traced, steps, first, last, expected, words):
-    """A range that the run never reaches must not leave a user waiting for a trace in silence."""
+def test_exactly_the_requested_steps_or_a_line(tmp_path, traced, steps, first, last, expected, words):
+    """If the run never reaches the range, the user must not wait for a trace in vain."""
     lines = []
     profile = Profile(steps, tmp_path, first, last, lines.append)
-    said = list(lines)
-    assert len(said) == bool(words) and all(word in said[0] for word in words), said
+    logged = list(lines)
+    assert len(logged) == bool(words) and all(word in logged[0] for word in words), logged
     seen = go(profile, list(range(first, last + 1, 2)), traced)
     assert [stretch for stretch, on in seen.items() if on] == [
         (step, step + 2) for start, stop in expected for step in range(start, stop, 2)]
@@ -64,7 +64,7 @@ def test_exactly_the_steps_that_were_asked_for_or_a_line(tmp_path, traced, steps
 
 
 def test_a_trace_ends_when_the_loop_fails(tmp_path, traced):
-    """A profiler that is left on writes nothing, and keeps the next one of the process from starting."""
+    """A profiler that is left on writes nothing, and the next one of the process cannot start."""
     with pytest.raises(ZeroDivisionError), Profile((0, 5), tmp_path, 0, 10, lambda line: None) as profile:
         profile.begin_before(0)
         raise ZeroDivisionError
@@ -78,12 +78,12 @@ def test_a_trace_that_cannot_be_written_does_not_end_the_run(tmp_path, traced, m
     monkeypatch.setattr(tf.profiler.experimental, "stop", refuse)
     lines = []
     go(Profile((0, 2), tmp_path, 0, 4, lines.append), [0, 2, 4], traced)
-    assert lines == ["no profile: disk full; going on"]
+    assert lines == ["no profile: disk full more; going on"]
 
 
 @pytest.mark.slow
 def test_a_profile_through_the_command_line_outlives_the_resume(main, tmp_path, data_dir):
-    """Resuming writes TensorBoard's scalars anew; it must not take the trace with it. Nor may a trace change the records."""
+    """Resuming rewrites TensorBoard's scalars and must leave the trace alone. And a trace must not change the records."""
     common = (
         f"--data_dir={data_dir}", "--model=alexnet_mini", "--model_options=width=0.1,dense_units=32", "--train_split=train[:128]",
         "--validation_split=", "--test_split=", "--global_batch_size=32", "--log_every_steps=4", "--steps_per_loop=4",

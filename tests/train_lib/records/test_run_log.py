@@ -1,4 +1,4 @@
-"""metrics.jsonl, timing.jsonl and TensorBoard hold each step once, however often a run is killed and goes on."""
+"""metrics.jsonl, timing.jsonl and TensorBoard hold each step once, however often a run is killed and resumed."""
 
 import collections
 import json
@@ -31,7 +31,7 @@ def scalars(folder, kind, tag):
 
 
 def assert_records(folder, steps, validation_steps):
-    """Each step once in each file, in its order, and the same values in all."""
+    """Every file has each step once, in order, and all files have the same values."""
     metrics, timing = records(folder / "metrics.jsonl"), records(folder / "timing.jsonl")
     for kind, expected in (("train", steps), ("validation", validation_steps)):
         of_kind = [record for record in metrics if record["kind"] == kind]
@@ -43,9 +43,9 @@ def assert_records(folder, steps, validation_steps):
     assert scalars(folder, "train", "images_per_second") == speeds
 
 
-def test_what_lies_beyond_the_step_that_a_run_goes_on_from_is_dropped(tmp_path):
-    """Written again it would stand there twice, and TensorBoard would draw a zigzag."""
-    killed = []  # a process that is killed closes nothing
+def test_records_after_the_step_that_a_run_resumes_at_are_removed(tmp_path):
+    """The resumed run writes them again. If they were there twice, TensorBoard would draw a zigzag."""
+    killed = []  # a killed process closes nothing
     for life, (start, stop) in enumerate([(0, 10), (6, 12), (6, 8), (8, 20), (20, 24)]):
         log = RunLog(Workdir(tmp_path), start)
         for step in range(start + 2, stop + 1, 2):
@@ -64,12 +64,12 @@ def test_what_lies_beyond_the_step_that_a_run_goes_on_from_is_dropped(tmp_path):
     assert "test" not in (tmp_path / "metrics.jsonl").read_text()
 
 
-def test_events_of_before_a_failure_are_not_there_twice(tmp_path):
-    """After a failure TensorBoard's files are made anew from the records; what they held is not written beside it."""
-    said = []
-    log = RunLog(Workdir(tmp_path), 0, said.append)
+def test_events_from_before_a_failure_are_not_there_twice(tmp_path):
+    """After a failure, TensorBoard's files are rewritten from the records. Nothing of the old files may stay beside them."""
+    logged = []
+    log = RunLog(Workdir(tmp_path), 0, logged.append)
     for step in range(2, 13, 2):
-        if step == 6:  # as if its folder were gone: a file stands in the place of it
+        if step == 6:  # as if its folder were gone: a file has taken its place
             log.flush()
             (tmp_path / "tensorboard").rename(tmp_path / "elsewhere")
             (tmp_path / "tensorboard").touch()
@@ -80,13 +80,13 @@ def test_events_of_before_a_failure_are_not_there_twice(tmp_path):
         log.add_timing(step, {"seconds": 1.0, "train_seconds": 0.5, "images": 64, "images_per_second": 100.0 + step})
         log.flush()
     assert_records(tmp_path, list(range(2, 13, 2)), list(range(2, 13, 2)))
-    assert said and all(line.startswith(f"{tmp_path / 'tensorboard'}: cannot be written (") for line in said)
-    assert len(said) == len(set(said))  # each reason once, not at every record
+    assert logged and all(line.startswith(f"{tmp_path / 'tensorboard'}: cannot be written (") for line in logged)
+    assert len(logged) == len(set(logged))  # logs each reason once, not at every record
 
 
 @pytest.mark.slow
 def test_each_step_once_after_six_kills(tmp_path, data_dir):
-    """kill -9 of main.py whenever it has written some more records, at a moment that nobody chose."""
+    """kill -9 of main.py whenever it has written some more records, at moments that nobody chose."""
     command = [sys.executable, str(ROOT / "main.py"), f"--workdir={tmp_path}", f"--data_dir={data_dir}", "--model=alexnet_mini",
                "--model_options=width=0.1,dense_units=32", "--train_split=train[:240]", "--validation_split=train[300:330]",
                "--test_split=", "--global_batch_size=24", "--steps_per_loop=2", "--log_every_steps=2", "--epochs=20",

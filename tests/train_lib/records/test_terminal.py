@@ -1,4 +1,4 @@
-"""What a run shows and records: lines, bars, TensorBoard, seconds. Every clock is passed in."""
+"""What a run prints and records: lines, bars, TensorBoard, seconds. Every clock is passed in."""
 
 import json
 
@@ -15,7 +15,7 @@ VALUES = {"loss": 1.23456, "accuracy": 0.5, "learning_rate": 0.01}
 
 
 class Clock:
-    """Stands still until it is told to go on."""
+    """A clock that only moves when a test moves it."""
 
     def __init__(self):
         self.now = 1000.0
@@ -45,7 +45,7 @@ def test_the_line_of_an_evaluation():
 
 
 def test_a_file_gets_a_line_every_15_seconds_and_no_control_characters(capsys):
-    """A log of a night must be readable: no bar, no carriage return, not a line a step."""
+    """The log of a night must be readable: without a bar, without carriage returns, without a line per step."""
     clock = Clock()
     terminal = Terminal(100, 0, clock, is_terminal=False)
     shown = []
@@ -73,11 +73,11 @@ def test_a_terminal_gets_a_bar_with_the_same_figures(capsys):
     terminal.progress(100, VALUES, 10.0)
     terminal.close()
     done = capsys.readouterr()
-    assert done.out == "something happened\n"  # what is piped away is whole lines, not pieces of a bar
+    assert done.out == "something happened\n"  # a pipe gets whole lines, not pieces of a bar
     assert "60/100" in done.err and "loss -, accuracy -" in done.err and "100/100" in done.err
 
 
-def test_without_a_word_stderr_is_asked(capsys):
+def test_by_default_stderr_decides_about_the_bar(capsys):
     terminal = Terminal(100, 0, Clock())  # under pytest stderr is a file
     terminal.line("plain")
     assert capsys.readouterr() == ("plain\n", "")
@@ -107,11 +107,11 @@ def test_the_parameter_table():
 
 
 def test_a_stopwatch_leaves_the_first_call_out_of_the_throughput():
-    """The first call compiles: its images per second say nothing about the run."""
+    """The first call compiles, so its images/s say nothing about the run."""
     clock = Clock()
     watch = Stopwatch(clock)
     watch.add_training(8.0, 64, 6.0)
-    assert watch.images_per_second == 8.0  # all there is to show
+    assert watch.images_per_second == 8.0  # there is nothing else to show yet
     watch.add_training(2.0, 640, 0.5)
     watch.add_training(3.0, 960, 0.75)
     clock.now += 15.0
@@ -120,7 +120,7 @@ def test_a_stopwatch_leaves_the_first_call_out_of_the_throughput():
     assert watch.lap() == lap
 
 
-def test_each_lap_starts_anew():
+def test_each_lap_starts_at_zero():
     clock = Clock()
     watch = Stopwatch(clock)
     clock.now += 4.0
@@ -196,7 +196,7 @@ def test_records_of_a_run(workdir):
 
 @pytest.mark.parametrize("resumed_at", [0, 4, 5, 8, 12])
 def test_a_resumed_run_has_each_step_once(workdir, resumed_at):
-    """Killed after step 12 and gone on from an earlier checkpoint: the steps are done again, their records are not doubled."""
+    """Killed after step 12 and resumed at an earlier checkpoint: the steps are repeated, but their records are there once."""
     write_run(workdir).add_metrics("test", 12, 1.2, {"loss": 0.5, "accuracy": 0.5})
     rest = [step for step in (4, 8, 12) if step > resumed_at]
     write_run(workdir, rest, resumed_at)
@@ -204,7 +204,7 @@ def test_a_resumed_run_has_each_step_once(workdir, resumed_at):
         assert [record["step"] for record in lines(workdir) if record["kind"] == kind] == [4, 8, 12]
         assert [step for step, _ in scalars(workdir, kind)["loss"]] == [4, 8, 12]
     assert [record["step"] for record in lines(workdir, "timing.jsonl")] == [4, 8, 12]
-    assert "test" not in [record["kind"] for record in lines(workdir)]  # it belongs to the end that is no longer one
+    assert "test" not in [record["kind"] for record in lines(workdir)]  # the run went on after it
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "timing.jsonl"])
@@ -229,7 +229,7 @@ def test_a_resumed_run_refuses_garbage_in_one_line(workdir, name, garbage):
 
 
 def test_values_that_are_missing_or_not_finite(workdir):
-    """A record in which every step was skipped has no loss; it must not stop the run, nor a later resume."""
+    """A record in which every step was skipped has no loss. It must stop neither the run nor a later resume."""
     log = RunLog(workdir, 0)
     log.add_metrics("train", 1, 0.1, {"loss": None, "accuracy": None, "skipped_steps": 1})
     log.add_metrics("validation", 1, 0.1, {"loss": float("nan"), "accuracy": 0.0})

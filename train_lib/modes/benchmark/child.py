@@ -1,8 +1,9 @@
-"""The process of the row `model_fit_default`: `model.fit` as tutorials write it, under TensorFlow's defaults.
+"""The process of the row `model_fit_default`: `model.fit` as tutorials write it, with TensorFlow's defaults.
 
-`benchmark_fit.DefaultFitRow` starts it and describes what the two say to each other.
+`fit.DefaultFitRow` starts it. Its docstring describes the messages.
 """
 
+import functools
 import json
 import os
 import sys
@@ -12,81 +13,69 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline.common.errors import ExpectedError
+from input_pipeline.common.errors import ExpectedError, one_line_of
 from input_pipeline.sources import open_source
 from input_pipeline.splits import open_split
 from train_lib import config as config_lib
 from train_lib.distribution.strategy import create_strategy
-from train_lib.modes.benchmark.fit import make_fit_model, reason_of
-
-SHUFFLED = 10_000
-
-
-class LastStep(keras.callbacks.Callback):
-    """Remembers when the steps of a fit were done; what follows is the end of its iterator."""
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Called by Keras after the last step."""
-        self.time = time.monotonic()
+from train_lib.modes.benchmark.fit import make_fit_model
+from train_lib.modes.benchmark.pipelines import tutorial
+from train_lib.modes.benchmark.rows import RowFailed
 
 
-class Fit:
-    """A compiled model and its data.
+def prepare(config):
+    """Loads the data of an ExperimentConfig and compiles its network.
 
-    Args:
-      config: ExperimentConfig.
+    Returns:
+      A function of the number of steps. It calls `model.fit` once and returns {"seconds", "seconds_after_last_step"}; the latter
+      is the time that the end of the iterator takes.
 
     Raises:
       ExpectedError: the data cannot be used.
-      ValueError: the images are not in memory, where the tutorial has them.
+      RowFailed: the images are not in memory, where the tutorial has them.
     """
+    strategy = create_strategy(config)
+    source = open_source(config.data)
+    split = open_split(config.data, source, config.data.train_split, "train_split", log=lambda line: None)
+    if not hasattr(split, "images"):
+        raise RowFailed("the images do not fit in memory, where tutorials have them")
+    batch_size = config.optimization.global_batch_size
+    model = make_fit_model(config, strategy, len(source.class_names), split.image_shape)
 
-    def __init__(self, config):
-        strategy = create_strategy(config)
-        source = open_source(config.data)
-        self._split = open_split(config.data, source, config.data.train_split, "train_split", log=lambda line: None)
-        if not hasattr(self._split, "images"):
-            raise ValueError("the images do not fit in memory, where tutorials have them")
-        self._batch_size = config.optimization.global_batch_size
-        self._model = make_fit_model(config, strategy, len(source.class_names), self._split.image_shape)
-        self._datasets = {}
+    @functools.lru_cache(maxsize=1)
+    def dataset(num_steps):
+        index = np.arange(num_steps * batch_size) % split.num_examples  # repeats the images of a small split
+        return tutorial(split.images[index], split.labels[index], batch_size, epochs=1)
 
-    def run(self, num_steps):
-        """One call of fit over so many batches; seconds in all, and those after the last step."""
-        dataset, last_step = self._dataset(num_steps), LastStep()
+    def fit(num_steps):
+        batches, ends = dataset(num_steps), []
+        after_last_step = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: ends.append(time.monotonic()))
         start = time.monotonic()
-        self._model.fit(dataset, epochs=1, callbacks=[last_step])
+        model.fit(batches, epochs=1, callbacks=[after_last_step])
         end = time.monotonic()
-        return {"seconds": end - start, "seconds_after_last_step": end - last_step.time}
+        return {"seconds": end - start, "seconds_after_last_step": end - ends[0]}
 
-    def _dataset(self, num_steps):
-        """The tutorial's pipeline over so many batches of images, those of the split again where it is smaller."""
-        if num_steps not in self._datasets:
-            index = np.arange(num_steps * self._batch_size) % self._split.num_examples
-            slices = tf.data.Dataset.from_tensor_slices((self._split.images[index], self._split.labels[index]))
-            scaled = slices.map(lambda image, label: (tf.cast(image, tf.float32) / 255, label))
-            self._datasets = {num_steps: scaled.shuffle(SHUFFLED).batch(self._batch_size, drop_remainder=True)}
-        return self._datasets[num_steps]
+    return fit
 
 
 def serve(questions, answers):
-    """Answers line after line until there is no more; an error is an answer too."""
+    """Answers each line until there are no more. An error becomes an answer too."""
     fit = None
     for question in questions:
         try:
             message = json.loads(question)
             if fit is None:
-                fit, answer = Fit(config_lib.from_values(message)), {}
+                fit, answer = prepare(config_lib.from_values(message)), {}
             else:
-                answer = fit.run(message["steps"])
-        except (ExpectedError, ValueError, TypeError, RuntimeError, tf.errors.OpError) as error:
-            answer = {"error": reason_of(error)}
+                answer = fit(message["steps"])
+        except (ExpectedError, RowFailed, ValueError, TypeError, RuntimeError, tf.errors.OpError) as error:
+            answer = {"error": one_line_of(error)}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 
 if __name__ == "__main__":
-    # The pipe is for answers alone; what Keras and TensorFlow print goes nowhere.
+    # Only answers go through the pipe. What Keras and TensorFlow print is thrown away.
     with os.fdopen(os.dup(1), "w") as pipe, open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         serve(sys.stdin, pipe)

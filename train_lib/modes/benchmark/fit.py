@@ -10,25 +10,20 @@ import tempfile
 import keras
 import tensorflow as tf
 
+from input_pipeline.common.errors import one_line_of
 from train_lib import config as config_lib
 from train_lib import steps
 from train_lib.cli import environment
-from train_lib.modes.benchmark.rows import RowFailed, wait_for_devices
+from train_lib.modes.benchmark.rows import Row, RowFailed, wait_for_devices
 from train_lib.state import create_state
 
 CHILD = "train_lib.modes.benchmark.child"
-
-
-class ScalePixels(keras.layers.Layer):
-    """`steps.scale_pixels` as a layer, so that `model.fit` gets the uint8 images that the loop gets."""
-
-    def __init__(self, pixels, dtype):
-        super().__init__(dtype=dtype, name="scale_pixels")
-        self._pixels = pixels
-
-    def call(self, images):
-        """uint8 images to the network's input."""
-        return steps.scale_pixels(images, self._pixels, self.compute_dtype)
+# {--optimizer: makes the Keras optimizer to compare with, from an OptimizerConfig and the arguments that all of them take}.
+KERAS_OPTIMIZERS = {
+    "sgd": lambda config, common: keras.optimizers.SGD(momentum=config.momentum, nesterov=config.nesterov, **common),
+    "adam": lambda config, common: keras.optimizers.Adam(**common),
+    "adamw": lambda config, common: keras.optimizers.AdamW(**common | {"weight_decay": config.weight_decay}),  # it refuses None
+}
 
 
 def make_fit_model(config, strategy, num_classes, image_shape, pixels=None, **compile_options):
@@ -36,111 +31,105 @@ def make_fit_model(config, strategy, num_classes, image_shape, pixels=None, **co
 
     Args:
       config: ExperimentConfig.
-      strategy: what it is built and trained under.
+      strategy: the tf.distribute strategy to build and train it under.
       num_classes, image_shape: of the data.
-      pixels: PixelScaling, to be done inside the model; None: the images are scaled already.
+      pixels: the PixelScaling that the model applies first; None if the images are scaled already.
       compile_options: for `model.compile`.
+
+    Raises:
+      RowFailed: Keras has no optimizer to compare --optimizer with.
     """
     network = create_state(config, strategy, num_classes, image_shape, pixels).model
     with strategy.scope():
         model = network
         if pixels is not None:
             images = keras.Input(tuple(image_shape), dtype="uint8")
-            model = keras.Model(images, network(ScalePixels(pixels, network.inputs[0].dtype)(images)))
+            # As in the loop, the model gets uint8 images.
+            scale = keras.layers.Lambda(lambda images: steps.scale_pixels(images, pixels, network.inputs[0].dtype))
+            model = keras.Model(images, network(scale(images)))
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         if smoothing := config.optimization.label_smoothing:
 
             def loss(labels, logits):
-                return steps.cross_entropy(tf.cast(labels, tf.int32), logits, smoothing)  # Keras makes floats of them
+                return steps.cross_entropy(tf.cast(labels, tf.int32), logits, smoothing)  # Keras passes labels as floats
 
         model.compile(make_fit_optimizer(config.optimization), loss, metrics=["accuracy"], **compile_options)
     return model
 
 
 def make_fit_optimizer(config):
-    """The Keras optimizer for an OptimizerConfig. Keras decays weights by a formula of its own, at the same cost."""
-    common = {
+    """The Keras optimizer for an OptimizerConfig. Keras decays weights by a formula of its own, which costs the same."""
+    if config.optimizer not in KERAS_OPTIMIZERS:
+        raise RowFailed(f"there is no entry for --optimizer={config.optimizer} in {__name__}.KERAS_OPTIMIZERS")
+    return KERAS_OPTIMIZERS[config.optimizer](config, {
         "learning_rate": config.learning_rate,
         "weight_decay": config.weight_decay or None,
         "global_clipnorm": config.clip_global_norm or None,
         "use_ema": bool(config.ema_decay),
         "ema_momentum": config.ema_decay or 0.99,
-    }
-    if config.optimizer == "sgd":
-        return keras.optimizers.SGD(momentum=config.momentum, nesterov=config.nesterov, **common)
-    if config.optimizer == "adam":
-        return keras.optimizers.Adam(**common)
-    return keras.optimizers.AdamW(**common | {"weight_decay": config.weight_decay})
+    })
 
 
-class FitRow:
-    """`model.fit` on the loop's own batches: one call a round, as many steps in a compiled call as the loop has."""
+class FitRow(Row):
+    """`model.fit` on the loop's own batches: one call per round, with as many steps per compiled call as the loop has."""
 
     def __init__(self, bench):
-        self._bench, run, config = bench, bench.run, bench.config
+        super().__init__(bench)
+        run, config = bench.run, bench.config
         if config.optimization.accumulate_steps > 1:
-            bench.note("model_fit works through each batch at once: Keras has nothing like --accumulate_steps")
+            bench.note("model_fit computes each batch at once: Keras has nothing like --accumulate_steps")
         steps_per_execution = config.device.steps_per_loop
         if run.strategy.num_replicas_in_sync > 1 and steps_per_execution > 1:
-            # Keras 3.15 ends with "You must feed a value for placeholder" otherwise (tried on two logical devices).
+            # Otherwise Keras 3.15 fails with "You must feed a value for placeholder" (seen on two logical devices).
             bench.note("model_fit calls each step from Python: Keras has no steps_per_execution for several replicas")
             steps_per_execution = 1
-        self._dataset = run.train_split.on_host.training_batches(
-            config.general.seed, 0, config.optimization.global_batch_size, config.data.augmentations,
-        ).map(lambda batch: (batch["image"], batch["label"]))
+        batches = bench.training_batches(run.train_split.on_host)
+        self._dataset = batches.map(lambda batch: (batch["image"], batch["label"]))
         self._model = make_fit_model(
             config, run.strategy, len(run.source.class_names), run.train_split.image_shape, run.state.pixels,
             steps_per_execution=steps_per_execution, jit_compile=config.device.xla == "on")
 
     def warm_up(self):
-        """Traces and compiles; images/s of the second call."""
+        """Traces and compiles the model; returns images/s of the second call."""
         self.measure(self._bench.config.device.steps_per_loop)
         return self.measure(self._bench.config.device.steps_per_loop)
 
     def measure(self, num_steps):
-        """Images/s of one call of fit; `num_steps` is a multiple of steps_per_loop."""
+        """Returns images/s of one call of fit; `num_steps` is a multiple of steps_per_loop."""
         start = self._bench.clock()
         try:
             self._model.fit(self._dataset, epochs=1, steps_per_epoch=num_steps, verbose=0, shuffle=False)
         except (ValueError, TypeError, RuntimeError, tf.errors.OpError) as error:
             if self._bench.run.strategy.num_replicas_in_sync == 1:
                 raise
-            # Not ours to mend: Keras 3 promises little for model.fit under tf.distribute.
-            raise RowFailed(f"model.fit fails under this strategy, {reason_of(error)}") from None
+            # We cannot fix this: Keras 3 promises little for model.fit under tf.distribute.
+            raise RowFailed(f"model.fit fails under this strategy: {one_line_of(error)}") from None
         wait_for_devices()
         return self._bench.images_per_second(num_steps, self._bench.clock() - start)
 
-    def close(self):
-        """Nothing to close."""
-
-
-def reason_of(error):
-    """An exception's type and first line."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-
 
 class DefaultFitRow:
-    """`model.fit` as tutorials write it, in a child process that is asked for one round after the other.
+    """`model.fit` as tutorials write it, in a child process that runs one round per message.
 
-    The two talk in JSON, a line each way: first the configuration, then {"steps": n}; the answers are {} and
-    {"seconds", "seconds_after_last_step"}, or {"error"}.
+    Messages and answers are JSON, one line each. The first message is the configuration, whose answer is {}. All others are
+    {"steps": n}, whose answer is {"seconds", "seconds_after_last_step"}. Any answer may be {"error": text} instead.
     """
 
     def __init__(self, bench):
         self._bench = bench
-        self.stalls = []  # seconds that fit took to return after the last step of each round
+        self.stalls = []  # seconds that fit took to return after the last step, one entry per round
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, `close` closes it
-        own = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore"}
-        own["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # it shares the GPU with this process
-        root = str(pathlib.Path(__file__).resolve().parents[3])
         users = environment.of_the_user()
-        path = os.pathsep.join(filter(None, [root, users.get("PYTHONPATH")]))
+        root = str(pathlib.Path(__file__).resolve().parents[3])
+        own = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore",
+               "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # it shares the GPU with this process
+               "PYTHONPATH": os.pathsep.join(filter(None, [root, users.get("PYTHONPATH")]))}
         self._child = subprocess.Popen(
             [sys.executable, "-P", "-m", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
-            env=users | own | {"PYTHONPATH": path})
+            env=users | own)
 
     def warm_up(self):
-        """Lets the child load the data and compile; images/s of its second call."""
+        """Lets the child load the data and compile the model; returns images/s of its second call."""
         self._ask(config_lib.to_values(self._bench.config))
         self.measure(2)
         speed = self.measure(4)
@@ -148,19 +137,18 @@ class DefaultFitRow:
         return speed
 
     def measure(self, num_steps):
-        """Images/s of one call of fit."""
+        """Returns images/s of one call of fit."""
         answer = self._ask({"steps": num_steps})
         self.stalls.append(answer["seconds_after_last_step"])
         return self._bench.images_per_second(num_steps, answer["seconds"])
 
     def _ask(self, message):
         try:
-            self._child.stdin.write(json.dumps(message) + "\n")
-            self._child.stdin.flush()
+            print(json.dumps(message), file=self._child.stdin, flush=True)
             line = self._child.stdout.readline()
         except BrokenPipeError:
             line = ""
-        if not line.endswith("\n"):  # the pipe closes when the child ends, however it ends
+        if not line.endswith("\n"):  # the pipe closes when the child ends for any reason
             code = self._child.wait()
             how = f"by signal {-code}" if code < 0 else f"with code {code} ({self._last_words()})"
             raise RowFailed(f"its process ended {how}")
@@ -171,11 +159,11 @@ class DefaultFitRow:
 
     def _last_words(self):
         self._errors.seek(0)
-        lines = [line.strip() for line in self._errors.read().splitlines() if line.strip()]
-        return lines[-1] if lines else "it said nothing"
+        lines = [line.strip() for line in self._errors if line.strip()]
+        return lines[-1] if lines else "it printed no error"
 
     def close(self):
-        """Ends the child, which may be waiting for threads of tf.data."""
+        """Kills the child, which may be waiting for threads of tf.data."""
         self._child.kill()
         self._child.wait()
         self._errors.close()

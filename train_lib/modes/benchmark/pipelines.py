@@ -1,17 +1,18 @@
-"""The input pipelines that the benchmark compares with: what tutorials and per-example code do, and the parts of a stream.
+"""The input pipelines that the benchmark compares with: those of tutorials and of per-example code, and the parts of a stream.
 
-None of them trains anything. Each `epochs` is how often the examples come; None: for ever, the usual case. They repeat before the
-shuffle: else its refill at the end of each epoch would fall into some of the short rounds of a benchmark and not into others.
+None of them trains anything. `epochs` is how often the examples are repeated; None, the usual case, repeats them without end.
+They repeat before the shuffle. Otherwise the shuffle buffer would be refilled at the end of each epoch, in some of the short
+rounds of a benchmark and not in others.
 """
 
 import numpy as np
 import tensorflow as tf
 
 from input_pipeline.common.batches import CORES, without_autotune
-from input_pipeline.images import decoding as augment
+from input_pipeline.images import decoding
 
 SHUFFLED = 10_000  # examples
-SHUFFLED_RECORDS = 1024  # encoded ones, fewer than a real stream's: their number costs memory, not time
+SHUFFLED_RECORDS = 1024  # encoded examples, fewer than a real stream shuffles: more would cost memory, not time
 PREFETCHED_BATCHES = 2
 
 
@@ -20,7 +21,7 @@ def _scaled(image, label):
 
 
 def tutorial(images, labels, batch_size, epochs=None):
-    """What tutorials write: slices, map(cast), shuffle(10000), batch; no augmentation, TensorFlow's own options.
+    """The pipeline of tutorials: slices, map(cast), shuffle(10000), batch. No augmentation, TensorFlow's own options.
 
     Args:
       images, labels: uint8 [n, height, width, 3] and int32 [n]; arrays or tensors.
@@ -28,18 +29,19 @@ def tutorial(images, labels, batch_size, epochs=None):
       epochs: see the module.
 
     Returns:
-      Dataset of (float32 [batch_size, height, width, 3] in [0, 1], int32 [batch_size]), without a shorter last batch.
+      Dataset of (float32 [batch_size, height, width, 3] in [0, 1], int32 [batch_size]). A shorter last batch is dropped.
     """
     slices = tf.data.Dataset.from_tensor_slices((images, labels)).map(_scaled)
-    return slices.repeat(epochs).shuffle(SHUFFLED).batch(batch_size, drop_remainder=True)
+    repeated = slices if epochs == 1 else slices.repeat(epochs)
+    return repeated.shuffle(SHUFFLED).batch(batch_size, drop_remainder=True)
 
 
 def canonical(images, labels, batch_size, augmentations, epochs=None):
-    """The per-example pipeline of good practice, with the distribution of `ResidentSplit.training_batches`.
+    """The recommended pipeline that works on one example at a time, with the augmentations of `ResidentSplit`.
 
-    Shuffle (first, so that its buffer holds uint8), then per example zero padding by an eighth of the height, a random window,
-    a random flip, cast; batch, prefetch. All parallelism and buffers are AUTOTUNE. Arguments and elements: see `tutorial`;
-    augmentations: any of "crop", "flip".
+    It shuffles first, so that the buffer holds uint8. Then each example is padded with zeros by an eighth of the height, cropped
+    and flipped at random and cast; then batch and prefetch. All parallelism and buffers are AUTOTUNE. Arguments and elements are
+    those of `tutorial`; augmentations: any of "crop", "flip".
     """
     padding = images.shape[1] // 8 if "crop" in augmentations else 0
     shape = tuple(images.shape[1:])
@@ -56,19 +58,19 @@ def canonical(images, labels, batch_size, augmentations, epochs=None):
 
 
 def canonical_stream(split, batch_size, augmentations, epochs=None):
-    """`canonical` for a StreamingSplit: decodes, resizes, cuts, flips and casts one record at a time, AUTOTUNE throughout."""
+    """`canonical` for a StreamingSplit: decodes, resizes, crops, flips and casts record by record, AUTOTUNE everywhere."""
     size = split.image_size
 
-    def decoded(record):
+    def decoded(_, record):
         example = split.source.parse(record)
-        image = augment.resize_short_side(augment.decode(example["image"]), size + split.margin)
+        image = decoding.resize_short_side(decoding.decode(example["image"]), size + split.margin)
         image = tf.image.random_crop(image, (size, size, 3))
         if "flip" in augmentations:
             image = tf.image.random_flip_left_right(image)
         return _scaled(image, tf.cast(example["label"], tf.int32))
 
-    records = split.source.records(split.split).repeat(epochs).shuffle(SHUFFLED_RECORDS)
-    return _batched(_without_bad(split, records.map(decoded, num_parallel_calls=tf.data.AUTOTUNE)), batch_size)
+    shuffled = split.source.records(split.split).repeat(epochs).shuffle(SHUFFLED_RECORDS)
+    return _batched(_without_bad(split, shuffled.map(decoded, num_parallel_calls=tf.data.AUTOTUNE)), batch_size)
 
 
 def _batched(examples, batch_size):
@@ -76,39 +78,40 @@ def _batched(examples, batch_size):
 
 
 def records(split, batch_size, seed, epochs=None):
-    """What a StreamingSplit reads, in a shuffled order: encoded examples, bytes [batch_size], neither parsed nor decoded."""
-    return without_autotune(_shuffled(split, seed, epochs).batch(batch_size, drop_remainder=True).prefetch(PREFETCHED_BATCHES))
+    """What a StreamingSplit reads, shuffled, neither parsed nor decoded: (numbers, encoded examples), [batch_size] each."""
+    return _fixed_batches(_shuffled(split, seed, epochs), batch_size)
 
 
 def decoded_records(split, batch_size, seed, epochs=None):
-    """`records`, each parsed and decoded in full: (its first pixel, uint8 [batch_size, 3]; label int64 [batch_size]).
+    """`records`, each parsed and decoded completely: (its first pixel, uint8 [batch_size, 3]; label, int64 [batch_size]).
 
-    Whole images of different sizes make no batch; without a pixel TensorFlow would leave the decoding out.
+    Whole images of different sizes cannot be batched. Without any pixel, TensorFlow would leave out the decoding.
     """
 
-    def decode(record):
+    def decode(_, record):
         example = split.source.parse(record)
-        return augment.decode(example["image"])[0, 0], example["label"]
+        return decoding.decode(example["image"])[0, 0], example["label"]
 
-    return _first_pixels(split, _shuffled(split, seed, epochs), decode, batch_size)
+    pixels = _shuffled(split, seed, epochs).map(decode, num_parallel_calls=CORES)
+    return _fixed_batches(_without_bad(split, pixels), batch_size)
 
 
 def decoded_windows(split, batch_size, seed, augmentations, epochs=None):
-    """`decoded_records` of JPEGs, of which only the windows are decoded that training would cut; neither scaled nor mirrored."""
+    """`decoded_records` of JPEGs, but only the windows that training would cut are decoded. They are not resized or flipped."""
 
-    def decode(position, record):
-        example = split.source.parse(record)
+    def decode(position, numbered):
+        example = split.source.parse(numbered[1])
         window_of, _ = split.random_window(seed, position, augmentations)
         height, width, _ = tf.unstack(tf.image.extract_jpeg_shape(example["image"]))
         image = tf.image.decode_and_crop_jpeg(example["image"], window_of(height, width), channels=3)
         return image[0, 0], example["label"]
 
-    return _first_pixels(split, _shuffled(split, seed, epochs).enumerate(), decode, batch_size)
+    pixels = _shuffled(split, seed, epochs).enumerate().map(decode, num_parallel_calls=CORES)
+    return _fixed_batches(_without_bad(split, pixels), batch_size)
 
 
-def _first_pixels(split, records, decode, batch_size):
-    pixels = _without_bad(split, records.map(decode, num_parallel_calls=CORES))
-    return without_autotune(pixels.batch(batch_size, drop_remainder=True).prefetch(PREFETCHED_BATCHES))
+def _fixed_batches(examples, batch_size):
+    return without_autotune(examples.batch(batch_size, drop_remainder=True).prefetch(PREFETCHED_BATCHES))
 
 
 def _without_bad(split, examples):
@@ -121,9 +124,10 @@ def _shuffled(split, seed, epochs):
 
 
 def numpy_gather(images, labels, batch_size, seed=0):
-    """Yields for ever NumPy's gather of whole images in random order, one thread, nothing else: the bound of what memory gives.
+    """Yields batches of whole images without end, gathered by NumPy in random order in one thread, with no other work.
 
-    Elements are (uint8 [batch_size, ...], int32 [batch_size]). An epoch that does not divide by batch_size goes on in the next.
+    This is the upper bound of what memory allows. Elements are (uint8 [batch_size, ...], int32 [batch_size]). If batch_size does
+    not divide an epoch, its last batch goes on with examples of the next epoch.
     """
     generator = np.random.default_rng(seed)
     order = np.empty(0, np.int64)

@@ -1,7 +1,8 @@
-"""What all rows of the benchmark share, and those of the bare step.
+"""What all rows of the benchmark share, and the rows of the bare train step.
 
-A row is made from a Bench and has `warm_up()`, which does what only the first call pays for and returns images/s of a later one;
-`measure(steps)`, images/s over at least so many steps; and `close()`. The first two may raise RowFailed.
+A row is created from a Bench and has three methods. `warm_up()` does what only the first calls have to do and returns the
+images/s of a later call; `measure(steps)` returns the images/s over at least so many steps; `close()` ends the row. Creating a
+row and the first two methods may raise RowFailed.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from input_pipeline.common.batches import ONE_REPLICA
 from input_pipeline.common.errors import SettingError
 from train_lib import config as config_lib
 from train_lib import steps
@@ -21,24 +23,24 @@ from train_lib.setup import Run, open_run
 from train_lib.state import create_state
 
 OF_A_STREAM = ("read", "read_decode", "decode_crop", "read_decode_augment")
-# Rows that draw batches and train nothing. Their rounds last a moment.
+# Rows that draw batches and train nothing. Their rounds are short.
 INPUTS = ("input", *OF_A_STREAM, "numpy_gather", "canonical", "tutorial")
-# (row, row that it is divided by).
+# Each row is divided by the other.
 RATIOS = (
     ("input", "canonical"), ("input", "tutorial"), ("input", "numpy_gather"), ("input", "decode_crop"),
     ("read_decode", "read"), ("read_decode_augment", "read_decode"), ("input", "step"), ("step", "one_device"),
     ("loop", "step"), ("loop", "loop_constant"), ("loop", "model_fit"), ("loop", "model_fit_default"),
 )
-MOST_SKIPPED = 40  # first steps of float16, in which its loss scale falls to where it belongs
+MOST_SKIPPED = 40  # first steps in float16, during which the loss scale falls to a value that works
 REST_INTERVAL, REST_SHARE, REST_SECONDS = 0.05, 0.2, 5.0  # seconds; cores; seconds at most
 
 
 class RowFailed(Exception):
-    """A row that cannot be measured here; the message says why. The others are measured without it."""
+    """A row cannot be measured here; the message says why. The benchmark continues without it."""
 
 
 def rest(clock=time.monotonic, busy=time.process_time, sleep=time.sleep):
-    """Waits until this process is idle: measured pipelines go on until their buffers are full, autotune's for seconds."""
+    """Waits until this process is idle: after a measurement, pipelines run on until their buffers are full, some for seconds."""
     start = clock()
     while clock() - start < REST_SECONDS:
         before, moment = busy(), clock()
@@ -52,11 +54,11 @@ class Bench:
     """What all rows share.
 
     Attributes:
-      run: an open Run in a temporary folder, which the row `loop` trains; the others have weights of their own.
+      run: an open Run in a temporary folder. The row `loop` trains it; the other rows have weights of their own.
       log: called with a line for the user.
       clock: seconds, monotonic.
-      notes: the lines of `note`.
-      shared: what one row has and another can use too.
+      notes: the lines that `note` was called with.
+      shared: what one row has made and another can use too.
     """
 
     run: Run
@@ -66,7 +68,7 @@ class Bench:
     shared: dict = dataclasses.field(default_factory=dict)
 
     def note(self, line):
-        """Tells the user, and whoever reads benchmark.json, of something that bears on the figures."""
+        """Logs a line that helps to understand the figures. It also becomes part of benchmark.json."""
         self.notes.append(line)
         self.log(line)
 
@@ -75,9 +77,20 @@ class Bench:
         """The ExperimentConfig that is measured."""
         return self.run.config
 
+    @property
+    def batch_size(self):
+        """Images in a global batch."""
+        return self.config.optimization.global_batch_size
+
     def images_per_second(self, num_steps, seconds):
         """Throughput of so many global batches."""
-        return num_steps * self.config.optimization.global_batch_size / seconds
+        return num_steps * self.batch_size / seconds
+
+    def training_batches(self, split=None, shard=ONE_REPLICA):
+        """The training batches of the replicas of a Shard as an endless Dataset; `split` may replace the training split."""
+        config = self.config
+        return (split or self.run.train_split).training_batches(
+            config.general.seed, 0, self.batch_size, config.data.augmentations, shard)
 
     def new_state(self, strategy):
         """A TrainState with fresh weights."""
@@ -86,9 +99,9 @@ class Bench:
 
 
 def open_bench(config, folder, log):
-    """Opens data, devices and network of a configuration in an empty folder, as a Bench.
+    """Opens the data, devices and network of a configuration in an empty folder, as a Bench.
 
-    Evaluation is not what is measured, so there is no validation split, and nothing that looks at one.
+    The benchmark does not measure evaluation. So there is no validation split, and nothing that depends on one.
     """
     without = {"validation_split": "", "test_split": "", "early_stopping_patience": 0, "profile_steps": "", "init_from": None}
     if config.schedule.schedule == "plateau":
@@ -96,23 +109,34 @@ def open_bench(config, folder, log):
     config = config_lib.from_values(config_lib.to_values(config) | without)
     store = CheckpointStore(Workdir(folder).checkpoints, config.cadence.keep_checkpoints)
     run = open_run(config, Workdir(folder), None, store, log)
-    run.plan = dataclasses.replace(run.plan, last_step=sys.maxsize)  # how long is decided round by round
+    run.plan = dataclasses.replace(run.plan, last_step=sys.maxsize)  # the benchmark decides how many steps it takes
     return Bench(run, log)
 
 
 def wait_for_devices():
-    """Returns when everything that was started on a device is done: without it a GPU's round would end before its work."""
+    """Waits until the devices have finished all work. Without this, the clock of a GPU's round would stop too early."""
     tf.test.experimental.sync_devices()
 
 
-class StepRow:
-    """The compiled train step, called from Python once a step, on one batch that lies on the device."""
+class Row:
+    """What most rows do: keep the Bench, and nothing when they are closed."""
+
+    def __init__(self, bench):
+        self._bench = bench
+
+    def close(self):
+        """Ends the row."""
+
+
+class StepRow(Row):
+    """The compiled train step, called from Python once per step, always on the same batch, which is on the device."""
 
     def __init__(self, bench, strategy=None):
-        self._bench = bench
-        strategy = strategy or bench.run.strategy
-        config, split, state = bench.config, bench.run.train_split, bench.new_state(strategy)
-        self._batch = _batch_on_devices(config, strategy, split)
+        super().__init__(bench)
+        strategy, config = strategy or bench.run.strategy, bench.config
+        state = bench.new_state(strategy)
+        batches = distribute(strategy, lambda shard: bench.training_batches(shard=shard), bench.run.train_split)
+        self._batch = _on_device(next(batches), strategy)
         self._rate = tf.constant(config.optimization.learning_rate, tf.float64)
         self._next_step, self._finite = 0, False
 
@@ -124,7 +148,7 @@ class StepRow:
         self._step = step
 
     def warm_up(self):
-        """Traces and compiles; images/s of the calls after the first."""
+        """Traces and compiles the step; returns images/s of later calls."""
         for _ in range(MOST_SKIPPED):
             self.measure(1)
             if self._finite:
@@ -132,7 +156,7 @@ class StepRow:
         return self.measure(3)
 
     def measure(self, num_steps):
-        """Images/s."""
+        """Returns images/s."""
         start = self._bench.clock()
         for index in range(self._next_step, self._next_step + num_steps):
             report = self._step(self._batch, tf.constant(index, tf.int64), self._rate)
@@ -143,30 +167,23 @@ class StepRow:
         refuse_diverged(self._bench.config, not report["counts"].numpy())
         return self._bench.images_per_second(num_steps, seconds)
 
-    def close(self):
-        """Nothing to close."""
+
+def one_device_row(bench):
+    """One device on its own with the whole batch. With N devices, the row `step` should be N times as fast."""
+    if bench.run.strategy.num_replicas_in_sync == 1:
+        raise RowFailed("there is only one device, so this would be the row step again")
+    return StepRow(bench, tf.distribute.get_strategy())  # TensorFlow's default strategy uses the first device
 
 
-class OneDeviceRow(StepRow):
-    """What one device does with the whole batch: the row `step` is to be as many times as fast as there are devices."""
-
-    def __init__(self, bench):
-        if bench.run.strategy.num_replicas_in_sync == 1:
-            raise RowFailed("there is one device only, so that it would be the row step again")
-        super().__init__(bench, tf.distribute.get_strategy())  # TensorFlow's default: the first device
-
-
-def _batch_on_devices(config, strategy, split):
-    batch = next(distribute(strategy, lambda shard: split.training_batches(
-        config.general.seed, 0, config.optimization.global_batch_size, config.data.augmentations, shard), split))
-    if strategy.num_replicas_in_sync > 1:  # lies on the replicas' devices already
+def _on_device(batch, strategy):
+    if strategy.num_replicas_in_sync > 1:  # each replica's part is on its device already
         return batch
     with tf.device("/gpu:0" if tf.config.list_logical_devices("GPU") else "/cpu:0"):
         return {name: tf.identity(values) for name, values in batch.items()}
 
 
 def refuse_diverged(config, going_on):
-    """Raises SettingError where training has diverged: a step that is skipped takes less time than one that is made."""
+    """Raises SettingError unless `going_on`. After a divergence, updates are skipped, and a skipped one takes less time."""
     if not going_on:
-        remedy = "the loss or its gradient is not finite, so that nothing can be measured; give a lower one"
+        remedy = "the loss or its gradient is not finite, so nothing can be measured; give a lower one"
         raise SettingError("learning_rate", config.optimization.learning_rate, remedy)

@@ -1,4 +1,4 @@
-"""From measured rounds to figures, a verdict and a table. Pure functions, no TensorFlow."""
+"""Turns measured rounds into figures, a verdict and a table. Pure functions without TensorFlow."""
 
 from statistics import mean, median
 
@@ -6,19 +6,19 @@ from alexnet import names
 from train_lib.config import BENCHMARK_ROWS
 from train_lib.modes.benchmark.rows import OF_A_STREAM, RATIOS
 
-SECONDS_PER_ROW = 2.5  # of a round, on average over the rows: shorter ones measure the machine's hiccups
-MOST_SECONDS = 100.0  # of all rounds together
+SECONDS_PER_ROW = 2.5  # mean length of a round over the rows; shorter rounds measure the hiccups of the machine
+MOST_SECONDS = 100.0  # for all rounds together
 MOST_ROUNDS, FEWEST_ROUNDS = 5, 3
 INPUT_MARGIN, LOOP_MARGIN = 1.1, 0.9
-LARGE_SHARE = 0.05  # of the loop's time, from which on a part of the bookkeeping is the first thing to change
+LARGE_SHARE = 0.05  # of the loop's time; a part of the bookkeeping that takes more is what to change first
 
 
 def choose_length(seconds_per_step, steps_per_loop):
-    """How many steps a round has, the same for every row, and how many rounds there are.
+    """Returns how many steps a round has, which is the same for every row, and how many rounds to measure.
 
     Args:
-      seconds_per_step: one value a row that trains, measured after its first call.
-      steps_per_loop: what the steps are a whole multiple of.
+      seconds_per_step: one value per row that trains, measured after its first call.
+      steps_per_loop: the steps of a round are a multiple of this.
     """
     if not seconds_per_step:
         return steps_per_loop, MOST_ROUNDS
@@ -29,7 +29,7 @@ def choose_length(seconds_per_step, steps_per_loop):
 
 
 def row_figures(rounds):
-    """benchmark.json's "rows", from {row: [images/s of each round]}."""
+    """The "rows" of benchmark.json, from {row: [images/s of each round]}."""
     return [
         {"name": name, "images_per_second": median(values), "low": min(values), "high": max(values), "rounds": len(values),
          "images_per_second_by_round": values}
@@ -38,7 +38,7 @@ def row_figures(rounds):
 
 
 def ratio_figures(rounds):
-    """{"a/b": median over the rounds of a's images/s divided by b's in the same round}, where both were measured."""
+    """{"a/b": median over the rounds of a's images/s divided by b's in the same round}, if both were measured."""
     return {
         f"{above}/{below}": median(a / b for a, b in zip(rounds[above], rounds[below], strict=True))
         for above, below in RATIOS if above in rounds and below in rounds
@@ -46,11 +46,11 @@ def ratio_figures(rounds):
 
 
 def bookkeeping_figures(seconds, every_steps, seconds_per_step):
-    """What of the loop's time its bookkeeping takes.
+    """The share of the loop's time that each part of its bookkeeping takes.
 
     Args:
       seconds: {part: mean seconds of one call}.
-      every_steps: {part: steps between two calls at the run's own cadence}.
+      every_steps: {part: steps between two calls in a real run}.
       seconds_per_step: of the whole loop, bookkeeping included.
 
     Returns:
@@ -64,9 +64,9 @@ def bookkeeping_figures(seconds, every_steps, seconds_per_step):
 
 
 def decide(rounds, bookkeeping, config, on_gpu):
-    """The verdict, None where the rows for it were not measured, and a line that says what it rests on and what to try next."""
+    """Returns a verdict, None if its rows were not measured, and a line with the reason for it and what to try next."""
     if not {"step", "loop"} <= rounds.keys():
-        return None, "a verdict needs the rows step and loop, better input too"
+        return None, "a verdict needs the rows step and loop, and preferably input"
     share = ratio_figures(rounds)["loop/step"]
     if "input" in rounds:
         margin = median(a / b for a, b in zip(rounds["input"], rounds["step"], strict=True))
@@ -93,7 +93,7 @@ def _lighter_input(config, rounds):
 
 
 def _less_bookkeeping(config, bookkeeping):
-    """The flag whose larger value takes most from the loop's overhead."""
+    """The flag whose larger value saves most of the loop's overhead."""
     part, figures = max(bookkeeping["parts"].items(), key=lambda item: item[1]["share"])
     if part == "checkpoint" and figures["share"] >= LARGE_SHARE:
         return "fewer checkpoints: a larger --eval_every_epochs or --checkpoint_every_steps, or a larger --train_split"
@@ -104,7 +104,7 @@ def _less_bookkeeping(config, bookkeeping):
 
 
 def table(result):
-    """What a user reads, as text, of the content of benchmark.json."""
+    """The content of benchmark.json as text for the terminal."""
     ratios, bookkeeping, stalls = result["ratios"], result["bookkeeping"], result["model_fit_default_stall_seconds"]
     lines = [f"{'row':<19} {'images/s':>10} {'low':>10} {'high':>10} {'rounds':>7}"]
     for row in result["rows"]:
@@ -123,7 +123,7 @@ def table(result):
         lines += ["", f"bookkeeping, of the loop's time: {100 * bookkeeping['share']:.2f} %: {parts}"]
     if first := result["first_epoch"]:
         what = "the first pass over the files" if first["complete"] else "a part of the first pass over the files"
-        lines += ["", f"{what}: {first['images_per_second']:,.0f} images/s read; it is in no row"]
+        lines += ["", f"{what}: {first['images_per_second']:,.0f} images/s read; not part of any row"]
     if stalls:
         lines += ["", f"model_fit_default waits after its last step: {median(stalls):.2f} s (median), {max(stalls):.2f} s (most)"]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Compares what was exported with the checkpoint, before anybody relies on it."""
+"""Compares an export with the checkpoint, before anybody relies on it."""
 
 import os
 import pathlib
@@ -14,12 +14,12 @@ from input_pipeline.common.errors import UnusableError
 from train_lib.evaluate import make_eval_step
 
 CHILD = pathlib.Path(__file__).with_name("child.py")
-# Of probabilities that one machine computes twice; the graph that was saved may be fused, and so rounded, in another way.
+# For probabilities that one machine computes twice. The saved graph may be fused, and so rounded, in another way.
 TOLERANCE = {"float32": 1e-5, "float64": 1e-5, "bfloat16": 0.02, "float16": 0.005}
 
 
 def check(classifier, folder, precision):
-    """Compares `folder`/saved_model, in a process that has TensorFlow alone, and `folder`/model.keras with the checkpoint.
+    """Compares `folder`/saved_model, in a process that has only TensorFlow, and `folder`/model.keras with the checkpoint.
 
     Args:
       classifier: Classifier with the checkpoint's weights.
@@ -35,19 +35,19 @@ def check(classifier, folder, precision):
     batches = _sample_batches(*classifier.state.model.inputs[0].shape[1:3])
     files = [tf.io.encode_png(images[0]).numpy() for images in batches]
     views = [classifier.view(images) for images in batches]
-    views.append(np.stack([view[0] for view in views]))  # what `files` hold
+    views.append(np.stack([view[0] for view in views]))  # the contents of `files`
     differences = [_difference_of_keras(classifier, folder / "model.keras", batches[0])]
     for view, answer in zip(views, _answers_elsewhere(folder / "saved_model", batches, files), strict=True):
         expected = tf.nn.softmax(classifier.eval_step({"image": view})).numpy()
         differences += [np.abs(expected - answer["probabilities"]).max(), _difference_of_top(classifier, expected, answer)]
-    if not max(differences) <= TOLERANCE[precision]:  # NaN too
-        how = f"gives probabilities up to {max(differences):.2g} off those of {classifier.checkpoint.folder}"
-        raise UnusableError(f"--mode=export: what was written {how}; nothing is kept")
+    if not max(differences) <= TOLERANCE[precision]:  # NaN is an error too
+        how = f"computes probabilities up to {max(differences):.2g} off those of {classifier.checkpoint.folder}"
+        raise UnusableError(f"--mode=export: the exported model {how}; nothing is kept")
     return float(max(differences))
 
 
 def _sample_batches(height, width):
-    """Images of soft noise, uint8, a batch of two for each of several sizes, the first (height, width)."""
+    """Images of soft noise, uint8: a batch of two for each of several sizes, the first of which is (height, width)."""
     sizes = [(height, width), (2 * height + 3, 3 * width + 1), (height // 2 + 1, width)]
     generator = np.random.default_rng(0)
     noise = [tf.image.resize(generator.integers(0, 256, (2, 4, 4, 3)), size, "bicubic") for size in sizes]
@@ -56,32 +56,36 @@ def _sample_batches(height, width):
 
 def _difference_of_keras(classifier, path, images):
     expected = tf.nn.softmax(make_eval_step(classifier.strategy, classifier.state)({"image": images}))
-    # In a graph: called eagerly, some of Keras's layers trace anew each time, and TensorFlow warns.
+    # In a graph, because some layers of Keras trace again in each eager call, and TensorFlow warns about it.
     return np.abs(expected - tf.function(keras.models.load_model(path))(images)).max()
 
 
 def _difference_of_top(classifier, expected, answer):
-    """How far the named classes' probabilities, and their order, are from the expected ones."""
-    class_names, best = np.array(classifier.class_names), -np.sort(-expected, axis=1)[:, : classifier.top]
+    """How far the probabilities of the named classes, and the best probabilities in order, are from the expected ones."""
+    class_names = np.array([name.encode("utf-8", "surrogateescape") for name in classifier.class_names])
     of_names = [[np.abs(row[class_names == name] - p).min() for name, p in zip(names, ps, strict=True)]
                 for row, names, ps in zip(expected, answer["top_classes"], answer["top_probabilities"], strict=True)]
+    best = -np.sort(-expected, axis=1)[:, : classifier.top]
     return max(np.max(of_names), np.abs(best - answer["top_probabilities"]).max())
 
 
 def _answers_elsewhere(saved_model, batches, files):
-    """What a SavedModel answers, on the CPU of a new process: a dict of arrays for each of `batches` and, last, for `files`."""
+    """The answers of a SavedModel, computed on the CPU of a new process.
+
+    Returns:
+      A list of {output: array}, one for each of `batches` and, last, one for all `files`.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        asked, answered = os.path.join(folder, "asked.npz"), os.path.join(folder, "answered.npz")
+        inputs, outputs = os.path.join(folder, "inputs.npz"), os.path.join(folder, "outputs.npz")
         encoded = {f"file_{index}": np.frombuffer(file, np.uint8) for index, file in enumerate(files)}
-        np.savez(asked, **{f"batch_{index}": images for index, images in enumerate(batches)}, **encoded)
-        # -P: no module of ours lies on the path.
-        command = [sys.executable, "-P", str(CHILD), str(saved_model), asked, answered]
+        np.savez(inputs, **{f"batch_{index}": images for index, images in enumerate(batches)}, **encoded)
+        # With -P, no module of this project is on the path.
+        command = [sys.executable, "-P", str(CHILD), str(saved_model), inputs, outputs]
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise UnusableError(f"--mode=export: a new process cannot use what was written ({reason}); nothing is kept")
-        with np.load(answered) as arrays:
-            count = len(batches) + 1
+            raise UnusableError(f"--mode=export: a new process cannot use the exported model ({reason}); nothing is kept")
+        with np.load(outputs) as arrays:
             names = {name.split("/")[1] for name in arrays}
-            return [{name: arrays[f"{index}/{name}"] for name in names} for index in range(count)]
+            return [{name: arrays[f"{index}/{name}"] for name in names} for index in range(len(batches) + 1)]

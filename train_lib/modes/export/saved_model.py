@@ -1,4 +1,4 @@
-"""Writes a checkpoint down for use elsewhere: a SavedModel with its preprocessing inside, and a .keras file."""
+"""The mode `export`: writes a checkpoint as a SavedModel that contains its preprocessing, and as a .keras file."""
 
 import contextlib
 import errno
@@ -10,18 +10,18 @@ import keras
 import tensorflow as tf
 
 from input_pipeline.common.errors import UnusableError, one_line_of
-from input_pipeline.images import decoding as augment
+from input_pipeline.images import decoding
 from train_lib.cli.failures import explained
 from train_lib.modes.classifier import open_classifier
 from train_lib.modes.export.check import check
 
 
 class Served(tf.Module):
-    """What the SavedModel offers: two functions with the same answer.
+    """The two functions of the SavedModel. Both return the same answer for the same images.
 
     Answer:
-      {"probabilities": float32 [n, classes], "top_classes": string [n, 5], "top_probabilities": float32 [n, 5]}, the best class
-      first; fewer than 5 where there are fewer classes.
+      {"probabilities": float32 [n, classes], "top_classes": string [n, 5], "top_probabilities": float32 [n, 5]}, with the best
+      class first; fewer than 5 if there are fewer classes.
 
     Args:
       classifier: Classifier; its weights are saved with this object.
@@ -34,17 +34,17 @@ class Served(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, "images")])
     def classify_images(self, images):
-        """uint8 [n, height, width, 3], of one size and any -> the answer."""
+        """uint8 [n, height, width, 3] of any size -> the answer."""
         return self._answer(self._classifier.view(images))
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "encoded")])
     def classify_encoded(self, encoded):
-        """The bytes of image files, string [n], of any sizes and kinds -> the answer."""
+        """The bytes of image files, string [n], of any sizes and formats -> the answer."""
         shape = tf.TensorSpec([*self._classifier.view.size, 3], tf.uint8)
         return self._answer(tf.map_fn(self._view_of, encoded, fn_output_signature=shape))
 
     def _view_of(self, encoded):
-        return self._classifier.view(augment.decode_unchecked(encoded))
+        return self._classifier.view(decoding.decode_unchecked(encoded))
 
     def _answer(self, views):
         logits = self._classifier.eval_step({"image": views})
@@ -56,12 +56,12 @@ class Served(tf.Module):
 
 
 def export(config, workdir):
-    """The mode `export`: writes --checkpoint of a Workdir into --export_dir, once what it wrote has been checked; returns 0.
+    """The mode `export`: writes --checkpoint of a Workdir into --export_dir, checks it, and returns 0.
 
     Raises:
-      UnusableError: the folder cannot be written, or what was exported computes something else than the checkpoint.
+      UnusableError: the folder cannot be written, or the export and the checkpoint compute different probabilities.
     """
-    # One device that every machine has: what is exported is compared with the checkpoint on the same arithmetic.
+    # Every machine has a CPU. The export and the checkpoint must be compared with the same arithmetic.
     tf.config.set_visible_devices([], "GPU")
     target = workdir.export_target(config)
     with explained(config):
@@ -70,7 +70,7 @@ def export(config, workdir):
             _write(classifier, config, folder)
             difference = check(classifier, folder, config.network.precision)
     height, width, _ = classifier.state.model.inputs[0].shape[1:]
-    for line in (
+    print(
         f"exported {classifier.checkpoint.folder}; loaded in a new process, probabilities are within {difference:.1g} of its own",
         f"{target / 'saved_model'}",
         "    tf.saved_model.load(...).signatures: serving_default(images=uint8 [n, height, width, 3] of any size)",
@@ -79,8 +79,7 @@ def export(config, workdir):
         f"    import alexnet.layers; keras.models.load_model(...): pixels 0 to 255, [n, {height}, {width}, 3], to probabilities",
         f"{target / 'export.json'}",
         "    the names of the classes in the order of the probabilities",
-    ):
-        print(line)
+        sep="\n")
     return 0
 
 
@@ -89,14 +88,24 @@ def _write(classifier, config, folder):
     signatures = {"serving_default": served.classify_images, "encoded": served.classify_encoded}
     try:
         tf.saved_model.save(served, folder / "saved_model", signatures)
-    except tf.errors.OpError as error:  # how TensorFlow says that the disk is full
+    except tf.errors.OpError as error:  # TensorFlow's error if the disk is full
         raise OSError(errno.EIO, one_line_of(error)) from None
     keras_model(classifier).save(folder / "model.keras")
-    (folder / "export.json").write_text(json.dumps(describe(config, classifier), indent=1) + "\n")
+    description = {
+        "checkpoint": classifier.checkpoint.folder.name,
+        "step": classifier.checkpoint.step,
+        "model": config.network.model,
+        "model_options": config.network.model_options,
+        "precision": config.network.precision,
+        "image_shape": list(classifier.state.model.inputs[0].shape[1:]),
+        "test_crops": config.modes.test_crops,
+        "class_names": list(classifier.class_names),
+    }
+    (folder / "export.json").write_text(json.dumps(description, indent=1) + "\n")
 
 
 def keras_model(classifier):
-    """A Keras model from pixels in [0, 255], [n, height, width, 3] of the network's own size, to probabilities [n, classes]."""
+    """A Keras model from pixels in [0, 255], [n, height, width, 3] of the network's size, to probabilities [n, classes]."""
     network, pixels = classifier.state.model, classifier.state.pixels
     dtype = network.inputs[0].dtype
     return keras.Sequential([
@@ -107,30 +116,16 @@ def keras_model(classifier):
     ], name=f"{network.name}_classifier")
 
 
-def describe(config, classifier):
-    """The content of export.json."""
-    return {
-        "checkpoint": classifier.checkpoint.folder.name,
-        "step": classifier.checkpoint.step,
-        "model": config.network.model,
-        "model_options": config.network.model_options,
-        "precision": config.network.precision,
-        "image_shape": list(classifier.state.model.inputs[0].shape[1:]),
-        "test_crops": config.modes.test_crops,
-        "class_names": list(classifier.class_names),
-    }
-
-
 @contextlib.contextmanager
 def _folder_by_rename(target):
-    """Context manager that gives an empty folder, which becomes `target` when it is left and vanishes after an error."""
+    """Inside, an empty folder exists. It becomes `target` at the end, or is removed after an error."""
     temporary = target.with_name(f".{target.name}.exporting")
     made = [folder for folder in target.parents if not folder.exists()]
     try:
-        shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
+        shutil.rmtree(temporary, ignore_errors=True)  # left by an export that was killed
         temporary.mkdir(parents=True)
         yield temporary
-        if os.path.lexists(target):  # since the start
+        if os.path.lexists(target):  # somebody has made it since the start
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         temporary.rename(target)
     except OSError as error:
@@ -138,6 +133,6 @@ def _folder_by_rename(target):
         raise UnusableError(f"--export_dir={target}: cannot be written ({reason}); make room, or give another folder") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        for folder in made:  # the deepest first; one with the export in it stays
+        for folder in made:  # the deepest first; those that contain the export stay
             with contextlib.suppress(OSError):
                 folder.rmdir()
