@@ -1,4 +1,4 @@
-"""Augmentation inside the compiled step: PCA colour noise, cutout, mixup, on images that are scaled already.
+"""Augmentation inside the compiled step: PCA colour noise, cutout and mixup, on images that are already scaled.
 
 All randomness is a pure function of (seed, step, position of the example in the global batch), so an example looks the same
 on 1 or N replicas, in any number of --accumulate_steps, after a resume, under every precision and with XLA.
@@ -12,44 +12,37 @@ import tensorflow as tf
 from alexnet.layers import example_integers
 
 COLOR_SIGMA = 0.1  # paper, section 4.1
-CUTOUT_SHARE = 2  # the square's side is the short side over this: the 16 pixels of 32 that its paper takes for CIFAR-10
-MIXUP_ALPHA = 0.2  # of Beta(alpha, alpha); its paper takes 0.2 for ImageNet in 90 epochs
-# Each draws with a key of its own. Those of dropout are below 2**31, as --seed is.
+# The side of the square is the short side of the image divided by this: 16 of 32 pixels, as its paper uses for CIFAR-10.
+CUTOUT_SHARE = 2
+MIXUP_ALPHA = 0.2  # of Beta(alpha, alpha); the mixup paper uses 0.2 for ImageNet in 90 epochs
+# Each augmentation draws with its own key. The keys of dropout are below 2**31, like --seed.
 _COLOR, _CUTOUT, _MIXUP = (2**32 * number for number in (1, 2, 3))
 
 
 class Targets(NamedTuple):
-    """What the examples of a part of the batch are to be recognised as.
+    """The classes that the network should predict for the examples of part of the batch.
 
     Attributes:
-      labels: int32 [b], that with the larger weight; an accuracy counts these.
-      others: int32 [b], that with the smaller weight; None without mixup.
-      weight: float [b], at least 1/2, of `labels`; `others` have the rest. None without mixup.
+      labels: int32 [b], the classes with the larger weight. The accuracy counts these.
+      others: int32 [b], the classes with the smaller weight; None without mixup.
+      weight: float [b], at least 1/2: the weight of `labels`. `others` have 1 - weight. None without mixup.
     """
 
     labels: tf.Tensor
     others: tf.Tensor | None = None
     weight: tf.Tensor | None = None
 
-    def mean_loss(self, loss_of):
-        """The weighted sum of loss_of(labels) and loss_of(others), each float [b]; loss_of(labels) without mixup."""
-        if self.others is None:
-            return loss_of(self.labels)
-        loss = loss_of(self.labels)
-        weight = tf.cast(self.weight, loss.dtype)
-        return weight * loss + (1 - weight) * loss_of(self.others)
-
 
 def augment(config, pixels, images, labels, step, first_example):
-    """Applies what --augment names of pca_color, cutout and mixup, in this order, to a part of the global batch.
+    """Applies pca_color, cutout and mixup, as far as --augment names them and in this order, to part of the global batch.
 
     Args:
       config: ExperimentConfig.
-      pixels: PixelScaling that the images went through, measured with the same --augment.
+      pixels: the PixelScaling of the images, measured with the same --augment.
       images: float [b, height, width, 3], scaled.
       labels: int32 [b].
       step: int64 scalar.
-      first_example: position in the global batch of the part's first example; even with mixup, as b then is.
+      first_example: the position of the part's first example in the global batch. With mixup, it and b must be even.
 
     Returns:
       (images, Targets).
@@ -67,11 +60,12 @@ def augment(config, pixels, images, labels, step, first_example):
 
 
 def color_noise(seed, step, first_example, batch_size, pixels, dtype):
-    """What the paper's section 4.1 adds to all pixels of an image: the sum of alpha[i] * eigenvalue[i] * eigenvector[i].
+    """The colour noise of the paper, section 4.1, which is added to all pixels of an image: the sum over i of
+    alpha[i] * eigenvalue[i] * eigenvector[i].
 
-    The eigenvectors are those of the channels' covariance, alpha is drawn once an image from N(0, 0.1). The paper does not
-    give the unit; an eigenvalue grows with its square. It is [0, 1] here: with [0, 255] the noise would be several times as
-    strong as any image. Nothing is clipped.
+    The eigenvectors are those of the covariance of the channels; alpha is drawn once per image from N(0, 0.1). The paper does
+    not state the unit of the pixels, whose square scales the eigenvalues. Here it is [0, 1]: with [0, 255] the noise would be
+    several times as strong as any image. Nothing is clipped.
 
     Returns:
       `dtype` [batch_size, 3], in the scale of the network's input.
@@ -82,21 +76,21 @@ def color_noise(seed, step, first_example, batch_size, pixels, dtype):
 
 
 def uniforms(integers):
-    """float64 in (0, 1), never 0 or 1, from uint32: the same under every precision."""
+    """float64 in (0, 1), without 0 and 1, from uint32. They are the same under every precision."""
     return (tf.cast(integers, tf.float64) + 0.5) * 2.0**-32
 
 
 def normals(integers):
-    """Standard normal numbers, float64 [b, 2 n], from uint32 [b, 2 n] (Box and Muller)."""
+    """Standard normal numbers, float64 [b, 2 n], from uint32 [b, 2 n], by the method of Box and Muller."""
     radius, angle = tf.split(uniforms(integers), 2, axis=1)
     radius, angle = tf.sqrt(-2 * tf.math.log(radius)), 2 * np.pi * angle
     return tf.concat([radius * tf.cos(angle), radius * tf.sin(angle)], axis=1)
 
 
 def cutout_masks(seed, step, first_example, batch_size, height, width):
-    """Which pixels cutout hides (DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout").
+    """The pixels that cutout hides (DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout").
 
-    A square of half the short side whose centre is any pixel with equal probability; what lies outside the image is cut off.
+    They form a square of half the short side. Its centre is any pixel with equal probability; what is outside is cut off.
 
     Returns:
       bool [batch_size, height, width].
@@ -105,7 +99,7 @@ def cutout_masks(seed, step, first_example, batch_size, height, width):
     integers = tf.cast(example_integers(seed + _CUTOUT, step, first_example, batch_size, 2), tf.int64)
 
     def inside(column, size):
-        # In integers: a float32 near 1 times the size can round up to the size.
+        # Use integers: in float32, a number just below 1 times the size can round up to the size.
         first = integers[:, column, tf.newaxis] * size // 2**32 - side // 2
         place = tf.range(size, dtype=tf.int64)
         return (place >= first) & (place < first + side)
@@ -114,17 +108,17 @@ def cutout_masks(seed, step, first_example, batch_size, height, width):
 
 
 def mixing_weights(seed, step, first_example, batch_size):
-    """float64 [batch_size] from Beta(0.2, 0.2): how much of itself each example keeps."""
+    """float64 [batch_size] from Beta(0.2, 0.2): the weight that each example keeps in its mixture."""
     integers = example_integers(seed + _MIXUP, step, first_example, batch_size, 2)
     return symmetric_beta(uniforms(integers), MIXUP_ALPHA)
 
 
 def symmetric_beta(uniform, alpha):
-    """Numbers from Beta(alpha, alpha), float64 [b], from uniform ones in (0, 1), float64 [b, 2]; any alpha > 0.
+    """Numbers from Beta(alpha, alpha), float64 [b], from uniform numbers in (0, 1), float64 [b, 2], for any alpha > 0.
 
-    In closed form, since a number of rejections that depends on the draw would not compile: Bailey, "Polar generation of
+    This is a closed form, because rejection sampling, whose number of draws varies, would not compile. Bailey, "Polar generation of
     random variates with the t-distribution", gives t = sqrt(2 alpha (u^(-1/alpha) - 1)) cos(2 pi v) with 2 alpha degrees of
-    freedom, and 1/2 + t / (2 sqrt(2 alpha + t^2)) has the distribution wanted. Multiplied by u^(1/alpha), nothing overflows.
+    freedom, and 1/2 + t / (2 sqrt(2 alpha + t^2)) has the wanted distribution. Multiplying by u^(1/alpha) avoids overflows.
     """
     power, cosine = tf.pow(uniform[:, 0], 1 / alpha), tf.cos(2 * np.pi * uniform[:, 1])
     squared = (1 - power) * cosine**2
@@ -134,14 +128,14 @@ def symmetric_beta(uniform, alpha):
 def mix(images, labels, kept):
     """Mixes each example with its neighbour (Zhang et al., "mixup: Beyond Empirical Risk Minimization").
 
-    Examples 2 i and 2 i + 1 of the batch are each other's partners: which examples these are is as random as the order of the
-    epoch, and no pair straddles two replicas or parts of the batch. Where the paper's code has one weight a batch, each
-    example here has its own.
+    Examples 2 i and 2 i + 1 of the batch are partners. Which examples these are is as random as the order of the epoch, and no
+    pair is split between two replicas or parts of the batch. The paper's code draws one weight per batch; here each example has
+    its own.
 
     Args:
       images: float [b, height, width, 3], b even.
       labels: int32 [b].
-      kept: float64 [b], what each example keeps of itself.
+      kept: float64 [b], the weight of each example in its own mixture.
 
     Returns:
       (images, Targets).
@@ -154,6 +148,6 @@ def mix(images, labels, kept):
 
 
 def _partners(values):
-    """Rows 1, 0, 3, 2, ... of a tensor with an even number of rows."""
+    """The rows 1, 0, 3, 2, ... of a tensor with an even number of rows."""
     pairs = tf.reshape(values, [-1, 2, *values.shape[1:]])
     return tf.reshape(pairs[:, ::-1], [-1, *values.shape[1:]])

@@ -1,4 +1,7 @@
-"""The whole configuration of an experiment: frozen, validated when it is made, the same as JSON."""
+"""The whole configuration of an experiment. It is frozen, validated when it is made, and equal to its JSON form.
+
+A new setting is one line here: its flag, help text, validation and place in config.json follow from it.
+"""
 
 import dataclasses
 
@@ -9,27 +12,27 @@ from input_pipeline.config import DataConfig
 
 MODES = ("train", "evaluate", "predict", "export", "benchmark", "report")
 NEED_A_RUN = ("evaluate", "predict", "export", "report")
-# What says how this process works, not what the experiment is; a run's config.json never decides it for a later process.
+# Settings of the process, not of the experiment. A later process never takes them from the config.json of a run.
 OF_THIS_PROCESS = ("mode", "workdir", "debug", "init_from", "devices", "virtual_devices", "split", "checkpoint", "profile_steps",
                    "benchmark_rows", "inputs", "export_dir")
-TRAINING = ("train", "benchmark")  # modes; others train nothing
-WITHOUT_SHARES = ("predict", "export", "report")  # modes that pad a batch or need none
+TRAINING = ("train", "benchmark")  # the modes that train
+WITHOUT_SHARES = ("predict", "export", "report")  # modes that pad a batch or have none
 MONITORS = ("validation_accuracy", "validation_loss")
 
-# {row: what it is}, in the order of the table. `benchmark.MAKERS` has a maker for each.
+# {row of --mode=benchmark: what it measures}, in the order of the table.
 BENCHMARK_ROWS = {
     "input": "training batches drawn on the host, no training",
-    "read": "of a stream: its records, neither parsed nor decoded",
-    "read_decode": "of a stream: records, parsed and decoded",
-    "decode_crop": "of a stream of JPEGs: records, parsed; decoded no more than the windows that training cuts",
-    "read_decode_augment": "of a stream: all of it, which is input once more",
-    "numpy_gather": "NumPy's random gather of whole images, one thread: the bound of what memory gives",
+    "read": "streams: the records, neither parsed nor decoded",
+    "read_decode": "streams: the records, parsed and decoded",
+    "decode_crop": "streams of JPEGs: the records, parsed, and only the windows decoded that training cuts",
+    "read_decode_augment": "streams: all of it; the same as input",
+    "numpy_gather": "NumPy's random gather of whole images in one thread: the speed limit of the memory",
     "canonical": "per-example tf.data: shuffle, pad, crop, flip, cast, batch, prefetch; all AUTOTUNE",
     "tutorial": "the tutorial's tf.data: slices, cast, shuffle, batch; no augmentation",
-    "step": "the compiled train step alone, on one batch that lies on the device",
-    "one_device": "the same step on one device with the whole batch, where there are several",
+    "step": "the compiled train step alone, on one batch that is on the device",
+    "one_device": "the same step with the whole batch on one device, if there are several",
     "loop": "the whole loop: input, steps, records, display, checkpoints",
-    "loop_constant": "the same loop on one batch, again and again: what it does where no data is waited for",
+    "loop_constant": "the same loop on one batch again and again: its speed without any waiting for data",
     "model_fit": "Keras model.fit on the same batches and settings",
     "model_fit_default": "model.fit as tutorials write it, in a process with TensorFlow's defaults",
 }
@@ -42,23 +45,23 @@ def is_step(text):
 
 @dataclasses.dataclass(frozen=True)
 class GeneralConfig(Settings):
-    """Run: what to do, and where it is kept."""
+    """General: what to do, and where the run is kept."""
 
     mode: str = setting("train", "what to do", choices=MODES, on_resume="ignore")
     preset: str = setting(
-        "quickstart", "named defaults, a file in train_lib/cli/presets; a flag on the command line wins",
+        "quickstart", "named defaults, from a file in train_lib/cli/presets; a flag on the command line wins",
         on_resume="ignore",
     )
     workdir: str | None = setting(
-        None, "the run's folder; one that holds a checkpoint is resumed; not given: a new one under runs/", on_resume="ignore",
+        None, "the run's folder; if it holds a checkpoint, the run resumes; not given: a new one under runs/", on_resume="ignore",
     )
     seed: int = setting(
-        0, "of initial weights, order of examples, augmentation and dropout", low=0, high=2**31 - 1,
+        0, "seed of the initial weights, the order of the examples, augmentation and dropout", low=0, high=2**31 - 1,
         on_resume="refuse",
     )
     deterministic: bool = setting(False, "bit-reproducible on one machine; costs speed on GPUs")
     debug: bool = setting(
-        False, "one device, eager, no threads around your code: a breakpoint() in the step stops there",
+        False, "one device, eager, no threads around your code, so that a breakpoint() in the step works",
         on_resume="ignore",
     )
 
@@ -68,15 +71,15 @@ class ModelConfig(Settings):
     """Network."""
 
     model: str = setting(
-        "alexnet_mini", f"{', '.join(names.OWN)}, or a network of keras.applications such as VGG16",
+        "alexnet_mini", f"{', '.join(names.OWN)}, or a network of keras.applications, such as VGG16",
         on_resume="refuse",
     )
     model_options: str = setting(
-        "", "comma list of switches of the network, such as lrn=false,dense_units=256",
+        "", "comma list of options of the network, such as lrn=false,dense_units=256",
         on_resume="refuse",
     )
     dropout_rate: float | None = setting(
-        None, "of the dense layers of the networks in alexnet/; not given: the network's own", low=0.0, below=1.0,
+        None, "dropout of the networks in alexnet/; not given: the network's own rate", low=0.0, below=1.0,
         on_resume="refuse",
     )
     init_from: str | None = setting(
@@ -84,8 +87,8 @@ class ModelConfig(Settings):
         on_resume="ignore",
     )
     precision: str = setting(
-        "float32", "of the computation; under bfloat16 and float16 the weights, response normalization, softmax and loss stay "
-        "float32; float16 scales the loss by a factor that it adapts; float64 is for proofs on CPU",
+        "float32", "type of the computation; with bfloat16 and float16 the weights, response normalization, softmax and loss "
+        "stay float32; float16 adapts a loss scale; float64 is for proofs on a CPU",
         choices=("float32", "bfloat16", "float16", "float64"), on_resume="refuse",
     )
 
@@ -109,43 +112,45 @@ class OptimizerConfig(Settings):
     """Optimization: the update of the weights."""
 
     optimizer: str = setting("sgd", "update rule", choices=("sgd", "adam", "adamw"), on_resume="refuse")
-    learning_rate: float = setting(0.01, "the schedule's highest", above=0.0)
-    momentum: float = setting(0.9, "of sgd", low=0.0, below=1.0)
-    nesterov: bool = setting(False, "Nesterov's form of sgd's momentum")
+    learning_rate: float = setting(0.01, "highest learning rate of the schedule", above=0.0)
+    momentum: float = setting(0.9, "momentum of sgd; adam and adamw have none", low=0.0, below=1.0)
+    nesterov: bool = setting(False, "Nesterov's form of the momentum of sgd")
     weight_decay: float = setting(
-        0.0, "of kernels, not of biases and normalisation; inside the momentum update for sgd, in the gradient for "
-        "adam, decoupled for adamw", low=0.0,
+        0.0, "weight decay of kernels; biases and normalization are left alone; inside the momentum update for sgd, in the "
+        "gradient for adam, decoupled for adamw", low=0.0,
     )
-    clip_global_norm: float = setting(0.0, "largest norm of the whole batch's gradient, 0: off", low=0.0)
-    label_smoothing: float = setting(0.0, "probability spread over all classes", low=0.0, below=1.0)
+    clip_global_norm: float = setting(0.0, "largest norm of the gradient of the whole batch, 0: off", low=0.0)
+    label_smoothing: float = setting(
+        0.0, "fraction of the target probability that is spread evenly over the classes", low=0.0, below=1.0)
     global_batch_size: int = setting(
         128, "images per step over all replicas together, never per replica", low=1,
         on_resume="refuse",
     )
     accumulate_steps: int = setting(
-        1, "parts that each replica works through its share of the batch in, one after the other, to save memory; the update "
-        "stays that of the whole batch", low=1,
+        1, "number of parts in which each replica works through its share of the batch, to save memory; the update stays that "
+        "of the whole batch", low=1,
     )
     ema_decay: float = setting(
-        0.0, "of an exponential moving average of the weights, evaluated and saved beside them, such as 0.999; 0: off",
+        0.0, "decay of an exponential moving average of the weights, such as 0.999; it is evaluated and saved too; 0: off",
         low=0.0, below=1.0,
     )
-    max_nonfinite_steps: int = setting(0, "updates in a row skipped for a NaN or infinity before the run stops", low=0)
+    max_nonfinite_steps: int = setting(
+        0, "how many updates in a row may be skipped because of a NaN or infinity before the run stops", low=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig(Settings):
-    """Schedule: how long, and how the learning rate goes over --epochs."""
+    """Schedule: how long to train, and how the learning rate changes over --epochs."""
 
     epochs: float = setting(10.0, "passes over the training split, fractions allowed", above=0.0)
-    max_steps: int = setting(0, "end after so many steps if that comes first, 0: no limit; does not change the schedule", low=0)
+    max_steps: int = setting(0, "end after this many steps if that comes first, 0: no limit; does not change the schedule", low=0)
     schedule: str = setting(
-        "constant", "of the learning rate; step: divided by 10 at 1/2 and 3/4 of --epochs; plateau: divided by 10 when the "
-        "monitored value has not gained for 5 evaluations, three times at most",
+        "constant", "schedule of the learning rate; step: divided by 10 at 1/2 and 3/4 of --epochs; plateau: divided by 10 when "
+        "the monitored value has not improved for 5 evaluations, three times at most",
         choices=("constant", "step", "cosine", "one_cycle", "plateau"),
     )
     warmup_epochs: float = setting(
-        0.0, "first epochs in which a linear rise is laid over the schedule", low=0.0
+        0.0, "number of epochs at the start in which the learning rate also rises linearly", low=0.0
     )
 
 
@@ -154,33 +159,33 @@ class CadenceConfig(Settings):
     """Evaluation, logs, checkpoints and early stopping: how often. The last step is always evaluated and saved."""
 
     eval_every_epochs: float = setting(1.0, "epochs between two evaluations of the validation split", above=0.0)
-    log_every_steps: int = setting(50, "steps that one train record is the mean of", low=1)
-    checkpoint_every_steps: int = setting(0, "steps between checkpoints, beside each epoch's end; 0: only there", low=0)
-    keep_checkpoints: int = setting(2, "how many of the newest to keep, beside the best; 0: all", low=0)
-    early_stopping_patience: int = setting(0, "evaluations without gain before the run stops, 0: never", low=0)
+    log_every_steps: int = setting(50, "steps per train record, which holds the mean of their metrics", low=1)
+    checkpoint_every_steps: int = setting(0, "steps between checkpoints, besides the end of each epoch; 0: only there", low=0)
+    keep_checkpoints: int = setting(2, "how many of the newest checkpoints to keep, besides the best; 0: all", low=0)
+    early_stopping_patience: int = setting(0, "evaluations without improvement before the run stops, 0: never", low=0)
     early_stopping_monitor: str = setting(
-        "validation_accuracy", "the value that early stopping, the plateau schedule and the best checkpoint look at",
+        "validation_accuracy", "the metric of early stopping, the plateau schedule and the best checkpoint",
         choices=MONITORS,
     )
-    early_stopping_min_delta: float = setting(0.0, "smallest gain that counts for early stopping", low=0.0)
+    early_stopping_min_delta: float = setting(0.0, "smallest improvement that counts for early stopping", low=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class DeviceConfig(Settings):
     """Devices."""
 
-    devices: int = setting(0, "how many accelerators to train on, 0: all there are", low=0)
+    devices: int = setting(0, "how many accelerators to train on, 0: all", low=0)
     virtual_devices: int = setting(1, "logical devices to split the CPU into, to try N replicas without a GPU", low=1, high=64)
     steps_per_loop: int = setting(
-        20, "steps in one call of the compiled loop; fewer where a log, evaluation or checkpoint is due", low=1, high=10**6
+        20, "steps in one call of the compiled loop; fewer if a log, evaluation or checkpoint is due", low=1, high=10**6
     )
     xla: str = setting(
-        "auto", "compile each replica's forward and backward pass with XLA, the reduction outside; auto: off, since on CPU with "
-        "oneDNN a step of alexnet_mini took 1.17 times as long with it; GPUs not measured yet",
+        "auto", "whether to compile the forward and backward pass of each replica with XLA; auto: off, because on a CPU with "
+        "oneDNN a step of alexnet_mini took 1.17 times as long with it; not measured on GPUs yet",
         choices=("auto", "on", "off"),
     )
     profile_steps: str = setting(
-        "", "START:STOP writes a TensorBoard trace of the steps from START up to STOP; empty: none",
+        "", "START:STOP writes a TensorBoard trace of the steps from START up to STOP; empty: no trace",
         on_resume="ignore",
     )
 
@@ -205,16 +210,16 @@ class ModesConfig(Settings):
     split: str = setting("", "the examples to evaluate on, TFDS slicing syntax; empty: --test_split", on_resume="ignore")
     checkpoint: str = setting("best", "best, latest or a step", on_resume="ignore")
     inputs: str = setting(
-        "", "comma list of what to predict: image files, globs, or folders, which are searched with all below",
+        "", "comma list of what to predict: image files, globs, or folders, which are searched recursively",
         on_resume="ignore",
     )
     export_dir: str | None = setting(
-        None, "where --mode=export writes; must not exist; not given: export/ in the workdir",
+        None, "the folder that --mode=export writes; it must not exist; not given: export/ in the workdir",
         on_resume="ignore",
     )
     test_crops: int = setting(
-        1, "views of an image to judge the test split by; 10: the four corners and the middle of a larger image, and their "
-        "mirror images, predictions averaged (AlexNet's test), at the end of training and by evaluate, predict and export"
+        1, "views per test image, whose predictions are averaged, at the end of training and in evaluate, predict and export; "
+        "10: the four corners and the middle of a larger image, and their mirror images (AlexNet's test)"
     )
     benchmark_rows: str = setting(
         "", f"comma list of what to measure: {', '.join(BENCHMARK_ROWS)}; empty: all",
@@ -232,7 +237,7 @@ class ModesConfig(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig(Settings):
-    """Everything that a run depends on, one section a field."""
+    """Everything that a run depends on: one section per field."""
 
     general: GeneralConfig = dataclasses.field(default_factory=GeneralConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -251,7 +256,7 @@ class ExperimentConfig(Settings):
         ]
         for name, value, needed in needs_validation:
             if needed and not self.data.validation_split:
-                raise SettingError(name, value, "needs a --validation_split to look at; give one, or leave this out")
+                raise SettingError(name, value, "needs a --validation_split; give one, or leave this flag out")
         if self.general.mode in NEED_A_RUN and self.general.workdir is None:
             raise SettingError("workdir", None, f"--mode={self.general.mode} needs the folder of a run")
         if self.general.mode == "predict" and not self.modes.inputs:
@@ -278,10 +283,10 @@ def leaves():
 
 
 def from_values(values):
-    """Makes an ExperimentConfig from a flat dict {setting name: value}; what is missing takes its default.
+    """Makes an ExperimentConfig from a flat dict {setting name: value}. A setting that is missing takes its default.
 
     Raises:
-      SettingError: an unknown name, or a value that cannot work.
+      SettingError: a name is unknown, or a value cannot work.
     """
     known = {field.name for _, field in leaves()}
     for name in values:
@@ -300,10 +305,10 @@ def to_values(config):
 
 
 def parse_rows(text):
-    """The rows that --benchmark_rows names, a tuple in the table's order; all where it is empty.
+    """The rows that --benchmark_rows names, as a tuple in the order of the table; all of them if it is empty.
 
     Raises:
-      SettingError: no such row.
+      SettingError: there is no such row.
     """
     names = [name.strip() for name in text.split(",")] if text.strip() else list(BENCHMARK_ROWS)
     for name in names:
@@ -314,19 +319,19 @@ def parse_rows(text):
 
 
 def check_shares(config, num_replicas):
-    """Raises SettingError where an ExperimentConfig's batch does not divide, or leaves mixup an example without a partner."""
+    """Raises SettingError if the batch of an ExperimentConfig does not divide by the replicas, or mixup lacks a partner."""
     if config.general.mode in WITHOUT_SHARES:
         return
     accumulate_steps = config.optimization.accumulate_steps if config.general.mode in TRAINING else 1
     check_divisible(config.optimization.global_batch_size, num_replicas, accumulate_steps)
     rows = config.optimization.global_batch_size // (num_replicas * accumulate_steps)
     if config.general.mode in TRAINING and "mixup" in config.data.augmentations and rows % 2:
-        remedy = f"mixup pairs the {rows} images that a replica works on at a time; give a --global_batch_size that makes it even"
+        remedy = f"mixup pairs the {rows} images that a replica handles at a time; choose --global_batch_size so that they are even"
         raise SettingError("augment", config.data.augment, remedy)
 
 
 def check_divisible(size, num_replicas, accumulate_steps=1):
-    """Raises SettingError, with the nearest that do, where a batch of `size` does not divide by replicas and their parts."""
+    """Raises SettingError, naming the nearest sizes that do, if a batch does not divide by the replicas and their parts."""
     parts = num_replicas * accumulate_steps
     if size % parts == 0:
         return
@@ -335,3 +340,13 @@ def check_divisible(size, num_replicas, accumulate_steps=1):
     accumulated = f" times {accumulate_steps} accumulate_steps" if accumulate_steps > 1 else ""
     remedy = f"must divide by the {num_replicas} replicas{accumulated}; the nearest that do: {nearest}"
     raise SettingError("global_batch_size", size, remedy)
+
+
+def refuse_ignored_settings(config):
+    """Raises SettingError if the chosen optimizer would ignore a setting that does not have its default."""
+    optimization = config.optimization
+    for field in dataclasses.fields(optimization):
+        value = getattr(optimization, field.name)
+        if field.name in ("momentum", "nesterov") and optimization.optimizer != "sgd" and value != field.default:
+            remedy = f"--optimizer={optimization.optimizer} has no such setting; leave it out, or give --optimizer=sgd"
+            raise SettingError(field.name, value, remedy)

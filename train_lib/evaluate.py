@@ -47,19 +47,19 @@ def make_eval_step(strategy, state, test_crops=1):
 
 
 VIEWS = 10
-PADDED_SHARE = 8  # of the height: what the training crop pads by, too
+PADDED_SHARE = 8  # of the height; the training crop pads by the same share
 
 
 def ten_views(images, height, width):
-    """The windows at the four corners and in the middle, and their mirror images.
+    """The windows at the four corners and in the middle, and their mirror images (paper, section 4.1).
 
-    Images that have the network's own size already are padded by an eighth of their height with zeros first, as for the random
-    crop in training; larger ones, such as the streaming path gives, are cut as they are.
+    Images of the network's own size are first padded with zeros by an eighth of their height, as for the random crop in
+    training. Larger ones, which come from a stream, are cut as they are.
 
     Args:
       images: uint8 [b, at least height, at least width, 3].
       height: of the network's input.
-      width: likewise.
+      width: of the network's input.
 
     Returns:
       A list of ten uint8 [b, height, width, 3]: top left, top right, bottom left, bottom right, middle, then the mirror images.
@@ -76,21 +76,21 @@ def ten_views(images, height, width):
 def mean_prediction(logits_of, views):
     """The logarithm of the mean of the softmax predictions for several views.
 
-    It serves as logits: its softmax is that mean, which the loss, the accuracy and the top-5 accuracy are then of.
+    It can be used as logits, because its softmax is that mean. Loss, accuracy and top-5 accuracy then evaluate the mean.
 
     Args:
-      logits_of: from views, [b, height, width, 3], to logits, float [b, classes].
+      logits_of: function from views, [b, height, width, 3], to logits, float [b, classes].
       views: a list of tensors, each with the same examples.
 
     Returns:
-      float [b, classes], never below float32.
+      float32 or float64 [b, classes].
     """
 
     def log_probabilities(view):
         logits = logits_of(view)
         return tf.nn.log_softmax(logits if logits.dtype == tf.float64 else tf.cast(logits, tf.float32))
 
-    # One view after the other, to need no more memory than for one, in a loop, to trace the network twice and not ten times.
+    # One view after the other needs no more memory than one view; the loop traces the network twice instead of ten times.
     first = log_probabilities(views[0])
     others = tf.map_fn(log_probabilities, tf.stack(views[1:]), parallel_iterations=1, fn_output_signature=first.dtype)
     return tf.reduce_logsumexp(tf.concat([first[tf.newaxis], others], axis=0), axis=0) - math.log(len(views))

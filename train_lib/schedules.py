@@ -1,10 +1,10 @@
-"""Learning rates as plain functions of the step, on the host: no tensor, no state."""
+"""Learning rates: plain functions of the step, computed on the host. To add one, write a function and name it in SHAPES."""
 
 import math
 
-ONE_CYCLE_RISE = 0.3  # share of the run; Smith and Topin, "Super-Convergence", and its usual implementations
+ONE_CYCLE_RISE = 0.3  # of the run; Smith and Topin, "Super-Convergence", and its usual implementations
 ONE_CYCLE_START = 1 / 25
-PLATEAU_FACTOR = 0.1  # paper, section 5: divided by 10 when the validation error stopped improving, three times
+PLATEAU_FACTOR = 0.1  # paper, section 5: divided by 10, three times, when the validation error stopped improving
 
 
 def learning_rate(step, config, schedule_steps, epoch_steps, plateau_drops=0):
@@ -13,7 +13,7 @@ def learning_rate(step, config, schedule_steps, epoch_steps, plateau_drops=0):
     Args:
       step: steps done before this one.
       config: ExperimentConfig.
-      schedule_steps: the steps that the schedule spans.
+      schedule_steps: the number of steps that the schedule spans.
       epoch_steps: steps in an epoch.
       plateau_drops: how often the plateau schedule has lowered the rate so far.
     """

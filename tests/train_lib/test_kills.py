@@ -210,7 +210,7 @@ UNDER_WAY = {
     "flushing": [at("os:fsync", 20, within=SAVE)],
     "renaming": [at("os:rename", 3, within=SAVE)],
     "pointing": [at("os:replace", 4, within=SAVE)],
-    "removing old checkpoints": [at("train_lib.checkpoints.housekeeping:remove_checkpoint", 2)],
+    "removing old checkpoints": [at("train_lib.checkpoints.store:remove_checkpoint", 2)],
     "the best for the test": [at("train_lib.train:restore_best")],
     "the test": [at(HOST, 2, within=CONCLUDE)],
 }

@@ -1,4 +1,4 @@
-"""Whether a checkpoint's progress.json describes a run: it may agree with its manifest and yet come from elsewhere."""
+"""Checks that progress.json describes a run: a checkpoint can agree with its manifest and still be from another program."""
 
 from input_pipeline.common.errors import SettingError, UnusableError
 from input_pipeline.common.small_files import is_of
@@ -10,10 +10,10 @@ LARGEST_SIDE = 2**16  # pixels
 
 
 def check_description(checkpoint):
-    """Raises UnusableError where a Checkpoint's description lacks something, or has it in another form than a run writes."""
+    """Raises UnusableError if the description of a Checkpoint lacks something, or has it in another form than a run writes."""
     reason = _why_not(checkpoint.description, checkpoint.step)
     if reason:
-        remedy = "it is no checkpoint of a run, or one of another version; give another --workdir"
+        remedy = "it is not the checkpoint of a run, or of another version; give another --workdir"
         raise UnusableError(f"{checkpoint.folder / 'progress.json'}: {reason}; {remedy}")
 
 
@@ -28,7 +28,7 @@ def _why_not(about, step):
         return "image_shape is no [height, width, 3]"
     if not isinstance(about.get("data"), dict):
         return "holds no data"
-    if not isinstance(about.get("last_step"), int):  # of any size: --epochs may be as good as endless
+    if not isinstance(about.get("last_step"), int):  # of any size, because --epochs may be huge
         return "last_step is no number"
     return _wrong_config(about.get("config")) or _wrong_progress(about.get("progress"), step)
 
@@ -38,7 +38,7 @@ def _wrong_config(config):
     if not isinstance(config, dict) or not known & config.keys():
         return "holds no config"
     try:
-        # What an older version had besides is no matter.
+        # An older version may have had more settings.
         config_lib.from_values({name: value for name, value in config.items() if name in known})
     except SettingError as error:
         return f"config has {error}"
@@ -59,9 +59,9 @@ def _wrong_progress(progress, step):
 
 
 def _has_form(value, form):
-    """Whether a JSON value has the keys of `form`, and numbers where it has numbers; None stands for a number or none.
+    """Whether a JSON value has the keys of `form`, and numbers in the same places. None in `form` allows a number or None.
 
-    What it has besides is numbers, too: sums of metrics that this version may not know.
+    Further keys must hold numbers: they are sums of metrics that this version may not have.
     """
     if isinstance(form, dict):
         whole = isinstance(value, dict) and form.keys() <= value.keys()

@@ -1,9 +1,9 @@
-"""Checkpoints that are either whole or not there.
+"""Checkpoints that are either complete or do not exist.
 
-A save is written into a temporary sibling, every file and the folder are flushed to the disk, the manifest with sizes and
-SHA-256 comes last, and one rename makes it a checkpoint. `best` and `latest` are small text files, replaced by a rename
-too. What is read is verified against its manifest before any variable is assigned. Only tensors and JSON are stored, so
-a checkpoint from elsewhere cannot run code.
+A save goes into a temporary sibling folder. Every file and the folder are flushed to the disk, the manifest with sizes and
+SHA-256 comes last, and one rename turns the folder into a checkpoint. `best` and `latest` are small text files, which are also
+replaced by a rename. A checkpoint is verified against its manifest before any variable is assigned. It holds only tensors and
+JSON, so one from a stranger cannot run code. Cleaning up only ever deletes what this project wrote.
 """
 
 import contextlib
@@ -12,39 +12,48 @@ import hashlib
 import json
 import os
 import pathlib
+import re
+import shutil
 
 import numpy as np
 import tensorflow as tf
 
 from input_pipeline.common.errors import ExpectedError, SettingError, UnusableError
 from input_pipeline.common.small_files import read_file, read_json
-from train_lib.checkpoints import housekeeping
-from train_lib.checkpoints.housekeeping import STEP_FOLDER, beside
 from train_lib.checkpoints.tensor_files import read_tensors
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
 WRITTEN = {PROGRESS, "ckpt.index", "ckpt.data-00000-of-00001"}
+STEP_FOLDER = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})")
+_LEFTOVER = re.compile(rf"\.{STEP_FOLDER.pattern}\.(tmp|old)|\.(best|latest)\.tmp")
+_FILE_OF_A_CHECKPOINT = re.compile(r"ckpt\..*|progress\.json|manifest\.json")
 
 
 class DamagedCheckpoint(Exception):
-    """A checkpoint folder that does not agree with its manifest; the message names the file and what is wrong."""
+    """A checkpoint folder does not agree with its manifest. The message names the file and what is wrong."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint. `description` is its progress.json: the configuration, the classes, the host's state."""
+    """A verified checkpoint.
+
+    Attributes:
+      folder: of the checkpoint.
+      step: of its weights.
+      description: the content of progress.json: the configuration, the classes, and the state of the host.
+    """
 
     folder: pathlib.Path
     step: int
     description: dict
 
     def tensors(self, prefix=""):
-        """{name: NumPy array} of all tensors whose name starts with `prefix`."""
+        """{name: NumPy array} of all tensors whose names start with `prefix`."""
         return read_tensors(self.folder / "ckpt", prefix)
 
     def evaluated_weights(self):
-        """{name: NumPy array} of the network's weights as they were evaluated: averaged where the run has averages."""
+        """{name: NumPy array} of the network's weights as they were evaluated: the averages, if the run has some."""
         averages = {name.replace("ema/", "model/", 1): tensor for name, tensor in self.tensors("ema/").items()}
         return self.tensors("model/") | averages
 
@@ -53,9 +62,9 @@ class CheckpointStore:
     """The checkpoints of one workdir.
 
     Args:
-      folder: the workdir's `checkpoints`.
-      keep: how many of the newest to keep beside the best, 0: all.
-      log: called with one line about a damaged checkpoint that was passed over.
+      folder: `checkpoints` in the workdir.
+      keep: how many of the newest to keep besides the best, 0: all.
+      log: called with one line about each damaged checkpoint that is passed over.
     """
 
     def __init__(self, folder, keep=0, log=print):
@@ -64,27 +73,32 @@ class CheckpointStore:
         self._log = log
 
     def steps(self):
-        """The steps that have a folder, ascending, valid or not."""
+        """The steps that have a folder, in ascending order, valid or not."""
         if not self.folder.is_dir():
             return []
         matches = (STEP_FOLDER.fullmatch(path.name) for path in self.folder.iterdir())
         return sorted(int(match[1]) for match in matches if match)
 
     def remove_leftovers(self):
-        """Removes what a killed save left behind; a checkpoint that it was about to replace is put back."""
-        housekeeping.remove_leftovers(self.folder)
+        """Removes what a killed save or clean-up left behind, and puts back a checkpoint that it was about to replace."""
+        for path in [path for path in self.folder.glob(".*") if _LEFTOVER.fullmatch(path.name)]:
+            replaced = path.with_name(path.stem.removeprefix("."))
+            if path.suffix == ".old" and not replaced.exists():
+                path.rename(replaced)
+            else:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
     def save(self, step, tensors, description, is_best):
-        """Writes a checkpoint, points `latest` (and `best`) to it, removes those that need not be kept.
+        """Writes a checkpoint, points `latest` (and `best`) to it, and removes those that need not be kept.
 
         Args:
-          step: names the folder.
+          step: the number of the checkpoint.
           tensors: {name: array}.
-          description: JSON object for progress.json.
-          is_best: whether `best` shall name it.
+          description: the JSON object for progress.json.
+          is_best: whether `best` should name it.
 
         Raises:
-          OSError or tf.errors.OpError: the file system refused; nothing half-written is left.
+          OSError or tf.errors.OpError: the file system refused. Nothing half-written is left.
         """
         folder = self.folder / f"step-{step:08d}"
         temporary = beside(folder, "tmp")
@@ -95,7 +109,7 @@ class CheckpointStore:
             self.remove_leftovers()
             temporary.mkdir()
             _write_files(temporary, step, tensors, description)
-            if folder.exists():  # the same step, saved again by a run that went back to an older checkpoint
+            if folder.exists():  # a run that went back to an older checkpoint saves the same step again
                 folder.rename(beside(folder, "old"))
             temporary.rename(folder)
             _flush(self.folder)
@@ -106,9 +120,14 @@ class CheckpointStore:
         self._remove_old()
 
     def repair_pointers(self, latest, best):
-        """Lets the pointers name these steps, as they did or would have done once step `latest` was saved.
+        """Repairs `latest` and `best` if the process died after saving a checkpoint but before updating them.
 
-        Returns whether step `best` is there and valid; where it is not, or None, `best` stays as it is.
+        Args:
+          latest: the newest step.
+          best: the best step, or None.
+
+        Returns:
+          Whether step `best` exists and is valid. If not, the pointer `best` stays as it is.
         """
         try:
             has_best = best is not None and bool(verify(self.folder / f"step-{best:08d}"))
@@ -132,7 +151,7 @@ class CheckpointStore:
         kept = {f"step-{step:08d}" for step in self.steps()[-self._keep :]} | {self._pointed("best"), self._pointed("latest")}
         for step in self.steps():
             if (name := f"step-{step:08d}") not in kept:
-                housekeeping.remove_checkpoint(self.folder / name)
+                remove_checkpoint(self.folder / name)
 
     def _pointed(self, pointer):
         with contextlib.suppress(OSError, ValueError):
@@ -140,10 +159,10 @@ class CheckpointStore:
         return None
 
     def newest(self):
-        """The newest valid checkpoint, None where there is no checkpoint at all.
+        """The newest valid checkpoint, or None if there is no checkpoint at all.
 
         Raises:
-          UnusableError: there are checkpoints and none is valid.
+          UnusableError: there are checkpoints, but none is valid.
         """
         damage = None
         for step in reversed(self.steps()):
@@ -160,7 +179,7 @@ class CheckpointStore:
         """The checkpoint that --checkpoint names: "best", "latest" or a step.
 
         Raises:
-          UnusableError: it is not there or damaged.
+          UnusableError: it does not exist or is damaged.
         """
         if not self.steps():
             raise UnusableError(f"{self.folder}: holds no checkpoint; give the --workdir of a run that has saved one")
@@ -174,6 +193,21 @@ class CheckpointStore:
             return verify(self.folder / name)
         except DamagedCheckpoint as error:
             raise UnusableError(f"--checkpoint={which}: {error}; there are {there}") from None
+
+
+def beside(path, suffix):
+    """The hidden sibling that a file or folder is written as ("tmp") or moved to ("old"). A user's copies have other names."""
+    return path.with_name(f".{path.name}.{suffix}")
+
+
+def remove_checkpoint(folder):
+    """Removes the folder of a checkpoint, unless it is a link or holds anything else, such as a user's notes."""
+    if not folder.is_dir() or folder.is_symlink():
+        return
+    if all(_FILE_OF_A_CHECKPOINT.fullmatch(path.name) for path in folder.iterdir()):
+        gone = beside(folder, "tmp")  # rename first: a kill must not leave half a checkpoint under its name
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _write_files(folder, step, tensors, description):
@@ -204,10 +238,12 @@ def _sha256(path):
 
 
 def verify(folder, renamed=False):
-    """Compares a checkpoint folder with its manifest and returns it as a Checkpoint; `renamed`: its name may be any.
+    """Compares a checkpoint folder with its manifest and returns it as a Checkpoint.
+
+    With `renamed`, the folder may have any name.
 
     Raises:
-      DamagedCheckpoint: a file is missing, has another size or other content, or the manifest cannot be read.
+      DamagedCheckpoint: a file is missing or has another size or content, or the manifest cannot be read.
     """
     folder = pathlib.Path(folder)
     try:
@@ -217,7 +253,7 @@ def verify(folder, renamed=False):
             raise DamagedCheckpoint(f"{folder / MANIFEST} describes another checkpoint")
         for name, entry in files.items():
             path = folder / name
-            if not path.is_file():  # a pipe would be waited for, a device read for ever
+            if not path.is_file():  # reading a pipe or a device might never end
                 raise DamagedCheckpoint(f"{path} is no plain file")
             if path.stat().st_size != entry["bytes"]:
                 raise DamagedCheckpoint(f"{path} has {path.stat().st_size} bytes, {entry['bytes']} were written")
@@ -232,7 +268,8 @@ def find_initial(path):
     """The checkpoint that --init_from names: a checkpoint folder, or the best of a workdir.
 
     Raises:
-      SettingError: there is none; UnusableError: it is damaged.
+      SettingError: there is none.
+      UnusableError: it is damaged.
     """
     folder = pathlib.Path(os.path.expanduser(path))
     if os.path.exists(folder / MANIFEST):

@@ -1,9 +1,9 @@
-"""Reads the tensors of a TensorFlow checkpoint that may come from elsewhere: plain numbers, no more than the file holds.
+"""Reads the tensors of a TensorFlow checkpoint that may come from a stranger.
 
-TensorFlow's own reader ends the process where an index was made to harm (a negative size, a reference for a dtype; tried), and
-allocates what the index claims before it looks at the data. The format is small: the index is a sorted table of blocks as in
-LevelDB (table_format.md there), each value a BundleEntryProto (tensor_bundle.proto in TensorFlow) that says where in the data
-file the bytes of a tensor lie.
+TensorFlow's own reader crashes the process if the index is malicious (tried: a negative size, a reference as dtype), and it
+allocates what the index claims before it looks at the data. This reader accepts only plain numbers, and no more than the file
+holds. The format is small: the index is a sorted table of blocks as in LevelDB (see table_format.md there). Each value is a
+BundleEntryProto (tensor_bundle.proto in TensorFlow), which states where in the data file the bytes of a tensor are.
 """
 
 import os
@@ -21,10 +21,10 @@ _MAGIC, _FOOTER_BYTES = 0xDB4775248B80FB57, 48
 
 
 def read_tensors(path, prefix=""):
-    """{name: NumPy array} of the tensors of a checkpoint `path`, in one data file, whose names begin with `prefix`.
+    """{name: NumPy array} of the tensors whose names start with `prefix`, from the checkpoint `path`, which has one data file.
 
     Raises:
-      UnusableError: it cannot be read, or its index claims what is no array of numbers within the data file.
+      UnusableError: it cannot be read, or its index names something that is not an array of numbers inside the data file.
     """
     data = f"{path}.data-00000-of-00001"
     try:
@@ -38,7 +38,7 @@ def read_tensors(path, prefix=""):
         return {name: _read(data, entry) for name, entry in sorted(found.items()) if name.startswith(prefix)}
     except (OSError, ValueError, TypeError, KeyError, IndexError, OverflowError, struct.error, DecodeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise UnusableError(f"{path}: is no checkpoint of TensorFlow, or damaged ({reason}); copy it again") from None
+        raise UnusableError(f"{path}: is not a TensorFlow checkpoint, or it is damaged ({reason}); copy it again") from None
 
 
 def _checked_entry(name, entry):
@@ -46,7 +46,7 @@ def _checked_entry(name, entry):
     shape = [dimension.size for dimension in entry.shape.dim]
     plain = (dtype.is_floating or dtype.is_integer or dtype.is_bool) and dtype == dtype.base_dtype
     if not plain or dtype.size != np.dtype(dtype.as_numpy_dtype).itemsize or entry.shard_id or entry.slices:
-        raise ValueError(f"{name} is no plain array of numbers")
+        raise ValueError(f"{name} is not a plain array of numbers")
     if min(shape, default=0) < 0 or entry.offset < 0 or entry.size != int(np.prod(shape, dtype=object)) * dtype.size:
         raise ValueError(f"{name} is {dtype.name} {shape}, in {entry.size} bytes from {entry.offset} on")
     return entry
@@ -55,32 +55,32 @@ def _checked_entry(name, entry):
 def _read(path, entry):
     dtype = np.dtype(tf.as_dtype(entry.dtype).as_numpy_dtype)
     values = np.fromfile(path, dtype, entry.size // dtype.itemsize, offset=entry.offset)
-    return values.reshape([dimension.size for dimension in entry.shape.dim])  # fails where the file ends before
+    return values.reshape([dimension.size for dimension in entry.shape.dim])  # fails if the file is too short
 
 
 def _table(content):
-    """Yields (key, value) of a table, keys ascending."""
+    """Yields (key, value) of a table, with the keys in ascending order."""
     footer = content[-_FOOTER_BYTES:]
     if len(footer) < _FOOTER_BYTES or struct.unpack("<Q", footer[-8:])[0] != _MAGIC:
         raise ValueError("its index has no footer")
     handle, position = [], 0
-    for _ in range(4):  # offset and size of a block that is not used, and of the one that lists the others
+    for _ in range(4):  # offset and size: of an unused block, then of the block that lists the others
         number, position = _varint(footer, position)
         handle.append(number)
     last = None
     for _, value in _block(content, *handle[2:]):
         offset, position = _varint(value, 0)
         for key, entry in _block(content, offset, _varint(value, position)[0]):
-            if last is not None and key <= last:  # which ends a list that names one block again and again
+            if last is not None and key <= last:  # otherwise a list that names one block again and again would not end
                 raise ValueError("its index is not sorted")
             yield key, entry
             last = key
 
 
 def _block(content, offset, size):
-    """Yields (key, value) of one block: each key without the bytes that it shares with the one before."""
+    """Yields (key, value) of one block. A key is stored without the bytes that it shares with the previous one."""
     block = content[offset : offset + size]
-    if len(block) < max(size, 4) or content[offset + size] != 0:  # the byte after it tells how it is compressed
+    if len(block) < max(size, 4) or content[offset + size] != 0:  # the byte after the block is its kind of compression
         raise ValueError("its index is cut off or compressed")
     end = size - 4 - 4 * struct.unpack("<I", block[-4:])[0]
     position, key = 0, b""
@@ -95,7 +95,7 @@ def _block(content, offset, size):
 
 
 def _varint(content, position):
-    """A number of seven bits a byte, the lowest first, and the position after it."""
+    """Reads a number of seven bits per byte, the lowest first. Returns it and the position after it."""
     number, shift = 0, 0
     while True:
         byte = content[position]

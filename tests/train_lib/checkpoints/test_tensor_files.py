@@ -115,6 +115,6 @@ def test_a_table_by_hand_is_read(tmp_path):
 def test_a_made_up_index_is_refused(tmp_path, name):
     (tmp_path / DATA).write_bytes(bytes(48))
     (tmp_path / "ckpt.index").write_bytes(MADE_UP[name])
-    with pytest.raises(UnusableError, match="is no checkpoint of TensorFlow, or damaged") as error:
+    with pytest.raises(UnusableError, match="is not a TensorFlow checkpoint, or it is damaged") as error:
         read_tensors(tmp_path / "ckpt")
     assert str(error.value).startswith(f"{tmp_path / 'ckpt'}: ") and error.value.exit_code == 3
