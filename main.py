@@ -31,9 +31,10 @@ train_flags.define(flags.FLAGS)
 
 def parse_flags(argv):
     """Turns the command line into an ExperimentConfig."""
+    sys.stdout, sys.stderr = environment.Unfailing(sys.stdout), environment.Unfailing(sys.stderr)
     if any(argument in train_flags.HELP_FLAGS for argument in argv[1:]):
         print(train_flags.help_text())
-        sys.exit(0)
+        end_process(0)
     try:
         return train_flags.parse(argv, flags.FLAGS)
     except (ExpectedError, flags.Error) as error:
@@ -43,7 +44,6 @@ def parse_flags(argv):
 def main(config):
     """Runs the chosen mode and ends the process with its exit code."""
     stop_request.listen()
-    sys.stdout, sys.stderr = environment.Unfailing(sys.stdout), environment.Unfailing(sys.stderr)
     try:
         with stop_request.raising():
             exit_code = run_mode(config)
@@ -58,16 +58,20 @@ def main(config):
             raise
         print(f"{stop_request.received}: stopped with nothing to save; the same command starts again", file=sys.stderr)
         exit_code = 75
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Without the interpreter's clean-up, which would wait for tf.data threads (see `train_lib.distribution.strategy.distribute`).
-    os._exit(exit_code)
+    end_process(exit_code)
 
 
 def report_error(text, exit_code):
     """Prints an error on one line and returns the exit code."""
     print(f"error: {one_line(text)}", file=sys.stderr)
     return exit_code
+
+
+def end_process(exit_code):
+    """Ends the process without the interpreter's clean-up, which would wait for tf.data threads (see `strategy.distribute`)."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 def run_mode(config):

@@ -152,8 +152,7 @@ def next_images(run):
     shown = max(n for n in range(1, most + 1) if size % n == 0 and (n % 2 == 0 or size % 2 == 1))
     if hasattr(split, "shuffle_buffer"):
         split = dataclasses.replace(split, shuffle_buffer=shown)
-    share = Shard(num_replicas=size // shown)
-    batch = next(iter(split.training_batches(config.general.seed, step, size, config.data.augmentations, share)))
+    batch = next(iter(run.training_dataset(step, Shard(num_replicas=size // shown), split)))
     images = scale_pixels(batch["image"], pixels, run.state.model.inputs[0].dtype)
     images, _ = augment(config, pixels, images, batch["label"], tf.constant(step, tf.int64), 0)
     return np.clip(np.rint(images.numpy() / pixels.scale + pixels.offset), 0, 255).astype(np.uint8)

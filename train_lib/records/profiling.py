@@ -28,12 +28,6 @@ class Profile:
             first, stop = max(self._start, first_step), min(self._stop, last_step)
             log(f"{flag}: the run goes from step {first_step} to {last_step}; the profile covers {first}:{stop}")
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
-
     def begin_before(self, step):
         """Call this before the steps from `step` on."""
         if self._has_begun or not self._start <= step < self._stop:

@@ -26,10 +26,6 @@ class Terminal:
         if sys.stderr.isatty() if is_terminal is None else is_terminal:
             self._bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True)
 
-    def line(self, text):
-        """Prints a line above the bar."""
-        say(text)
-
     def progress(self, step, values, images_per_second):
         """Shows how far training is; `values` has loss, accuracy and learning_rate."""
         shown = f"loss {number(values['loss'])}, accuracy {percent(values['accuracy'])}, lr {values['learning_rate']:.3g}"

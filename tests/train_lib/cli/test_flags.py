@@ -1,9 +1,12 @@
-"""An empty value makes a flag "not given" again, whether a preset or a config.json has set it."""
+"""An empty value makes a flag "not given" again, whether a preset or a config.json has set it. And the help goes into a pipe."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from absl import flags as absl_flags
+from helpers import ROOT
 
 from input_pipeline.common.errors import SettingError
 from train_lib import config as config_lib
@@ -113,3 +116,11 @@ def test_a_mode_that_needs_a_workdir_refuses_an_empty_one():
 
 def test_the_help_text_explains_it():
     assert '"not given"' in flags_lib.help_text() and "--dropout_rate=\n" in flags_lib.help_text()
+
+
+def test_a_reader_that_leaves_early_gets_no_traceback():
+    """`python main.py --helpshort | head -1`"""
+    command = [sys.executable, ROOT / "main.py", "--helpshort"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        child.stdout.close()
+        assert child.stderr.read() == b"" and child.wait(60) == 0

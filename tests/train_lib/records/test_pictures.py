@@ -1,4 +1,4 @@
-"""Pictures of a run against NumPy, and that to draw them changes nothing but the folder they lie in."""
+"""Pictures of a run are compared with NumPy. Drawing them changes nothing but their folder."""
 
 import base64
 import errno
@@ -28,15 +28,23 @@ from train_lib.metrics import KEPT, Mistakes
 from train_lib.records import charts, pictures
 from train_lib.records.pictures import Pictures, first_kernels, kernel_grid, next_images, tile
 from train_lib.records.workdir import Workdir, open_workdir
-from train_lib.setup import open_run
+from train_lib.setup import Run, open_run
 from train_lib.steps import scale_pixels
 from train_lib.train import Trainer
+
+
+def stand_in(**values):
+    """A stand-in for a Run, with these attributes."""
+    run = types.SimpleNamespace(**values)
+    run.training_dataset = types.MethodType(Run.training_dataset, run)
+    return run
+
 
 # Kernels and batches.
 
 
 def test_the_two_towers_lie_below_each_other_as_in_the_paper():
-    """96 kernels of 11x11: 48 in three rows of 16 above, 48 below. Each scaled by its own largest weight, 0 is grey."""
+    """96 kernels of 11 x 11: 48 in three rows of 16 above, 48 below. Each is scaled by its own largest weight, and 0 is grey."""
     kernels = np.random.default_rng(0).normal(0, 0.01, (11, 11, 3, 96))
     kernels[0, 0, 0, 5], kernels[3, 3, :, 60] = 0.0, 0.0
     kernels[..., 7] = 0.0
@@ -44,7 +52,7 @@ def test_the_two_towers_lie_below_each_other_as_in_the_paper():
     cell, gap, between = 4 * 11, 4, 12
     tower = 3 * (cell + gap) - gap
     assert grid.shape == (2 * tower + between, 16 * (cell + gap) - gap, 3) and grid.dtype == np.uint8
-    assert (grid[tower : tower + between] == 255).all()  # what parts the towers
+    assert (grid[tower : tower + between] == 255).all()  # the space between the towers
     for index in range(96):
         which, place = divmod(index, 48)
         top = which * (tower + between) + place // 16 * (cell + gap)
@@ -53,7 +61,7 @@ def test_the_two_towers_lie_below_each_other_as_in_the_paper():
         kernel = kernels[..., index]
         expected = 127.5 + 127.5 * kernel / (np.abs(kernel).max() or 1.0)
         assert np.abs(shown - expected).max() <= 0.5 + 1e-9, index
-    assert (kernel_grid(np.full((5, 5, 3, 2), np.nan)) == 128).mean() > 0.8  # of a run that diverged
+    assert (kernel_grid(np.full((5, 5, 3, 2), np.nan)) == 128).mean() > 0.8  # the kernels of a run that diverged
 
 
 def test_every_image_stands_in_its_place_on_a_sheet():
@@ -83,13 +91,12 @@ def test_a_network_without_such_kernels_has_no_picture():
 @pytest.mark.parametrize(("augment_names", "size", "step", "shown"), [
     ("none", 64, 2, 32), ("crop,flip", 50, 3, 10), ("crop,flip,pca_color,cutout,mixup", 48, 5, 24)])
 def test_the_batch_is_the_one_that_the_step_sees(augment_names, size, step, shown):
-    """The whole batch through what the compiled step calls, against the share that is drawn."""
+    """Compares the share that is drawn with the whole batch as the compiled step computes it."""
     config = make_config(augment=augment_names, global_batch_size=size, pixels="standardized", seed=3)
     split, chosen = random_split(), config.data.augmentations
     pixels = state.pixel_scaling("standardized", split, chosen)
     model = types.SimpleNamespace(inputs=[types.SimpleNamespace(dtype="float32")])
-    run = types.SimpleNamespace(config=config, train_split=split,
-                                state=types.SimpleNamespace(pixels=pixels, step=step, model=model))
+    run = stand_in(config=config, train_split=split, state=types.SimpleNamespace(pixels=pixels, step=step, model=model))
     images = next_images(run)
     batch = next(iter(split.training_batches(3, step, size, chosen, ONE_REPLICA)))
     scaled = scale_pixels(batch["image"], pixels, "float32")
@@ -101,7 +108,7 @@ def test_the_batch_is_the_one_that_the_step_sees(augment_names, size, step, show
 
 
 def test_the_batch_of_a_stream_needs_no_full_buffer(data_dir, monkeypatch):
-    """Filling it takes as long as the start of training, for ImageNet 900 MB."""
+    """Filling it takes as long as the start of training, and 900 MB for ImageNet."""
     source = open_source(DataConfig(data_dir=str(data_dir)))
     split = StreamingSplit(source, "train[:300]", 300, 32, 4)
     asked, shuffled = [], type(source).shuffled_records
@@ -111,8 +118,8 @@ def test_the_batch_of_a_stream_needs_no_full_buffer(data_dir, monkeypatch):
 
     monkeypatch.setattr(type(source), "shuffled_records", records)
     model = types.SimpleNamespace(inputs=[types.SimpleNamespace(dtype="float32")])
-    run = types.SimpleNamespace(config=make_config(global_batch_size=64), train_split=split,
-                                state=types.SimpleNamespace(pixels=ZERO_ONE, step=0, model=model))
+    run = stand_in(config=make_config(global_batch_size=64), train_split=split,
+                   state=types.SimpleNamespace(pixels=ZERO_ONE, step=0, model=model))
     assert next_images(run).shape == (32, 32, 32, 3) and set(asked) == {32}
 
 
@@ -120,7 +127,7 @@ def test_the_batch_of_a_stream_needs_no_full_buffer(data_dir, monkeypatch):
 
 
 def test_the_most_confident_mistakes_by_hand():
-    """Over batches with padding and with logits that are not finite, against one sort of all examples."""
+    """Batches with padding and with logits that are not finite, compared with one sort of all examples."""
     generator = np.random.default_rng(1)
     logits = generator.normal(0, 3, (96, 7)).astype(np.float32)
     labels, weights = generator.integers(0, 7, 96), (np.arange(96) < 90).astype(np.float32)
@@ -157,8 +164,8 @@ def entry(name="cat", width=8):
 
 
 @pytest.mark.parametrize("name", ["$\\frac{$", "a_very_long_name_of_a_class_that_would_not_fit", "猫", "<b>&"])
-def test_class_names_are_no_formulas(name, recwarn):
-    """Matplotlib takes text between dollar signs for mathematics, and fails on what is none."""
+def test_class_names_are_not_read_as_formulas(name, recwarn):
+    """Matplotlib reads text between dollar signs as mathematics, and fails if it is not."""
     confusion = np.array([[3, 1], [0, 2]])
     for figure in (charts.confusion_matrix([name, "dog"], confusion, name), charts.mistakes([entry(name)] * 3, name)):
         shown = matplotlib.image.imread(io.BytesIO(charts.to_png(figure)))
@@ -184,7 +191,7 @@ VALUES = {
 
 
 def train(folder, data_dir, last_step, lines=None):
-    """Trains up to `last_step`, from where the folder stands."""
+    """Trains up to `last_step`, from the newest checkpoint of the folder on."""
     config = config_lib.from_values(VALUES | {"data_dir": str(data_dir), "workdir": str(folder), "max_steps": last_step})
     store = CheckpointStore(folder / "checkpoints", 2)
     run = open_run(config, open_workdir(config), store.newest(), store, log=lambda line: None)
@@ -197,11 +204,11 @@ def train(folder, data_dir, last_step, lines=None):
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory, data_dir):
-    """A run of 20 steps that was interrupted at 9; its pictures of steps beyond were drawn and lost."""
+    """A run of 20 steps that was interrupted at 9. A picture of a later, lost step and a damaged picture lie in its folder."""
     folder = tmp_path_factory.mktemp("resumed") / "run"
     train(folder, data_dir, 9)
     (folder / "pictures" / "kernels-00000013.png").write_bytes(b"of a part of the run that was lost")
-    (folder / "pictures" / "kernels-00000008.png").touch()  # as a loss of power leaves it
+    (folder / "pictures" / "kernels-00000008.png").touch()  # as after a loss of power
     train(folder, data_dir, 20)
     return folder
 
@@ -219,8 +226,8 @@ def test_a_run_leaves_its_pictures_once_however_often_it_was_killed(resumed):
     names = sorted(path.name for path in (resumed / "pictures").glob("*.png"))
     best = int((resumed / "checkpoints" / "best").read_text().strip().removeprefix("step-"))
     evaluated = [7, 9, 13, 19, 20]  # 9 and 20 are ends
-    verdicts = {int(name[-12:-4]) for name in names if name.startswith("confusion_matrix")}
-    assert best in verdicts and verdicts <= {*evaluated} and len(verdicts) <= 2
+    matrices = {int(name[-12:-4]) for name in names if name.startswith("confusion_matrix")}
+    assert best in matrices and matrices <= {*evaluated} and len(matrices) <= 2
     expected = ["batch-00000000.png", *(f"kernels-{step:08d}.png" for step in evaluated)]
     assert [name for name in names if name.startswith(("batch", "kernels"))] == expected
     shown = images_in_tensorboard(resumed)
@@ -230,7 +237,7 @@ def test_a_run_leaves_its_pictures_once_however_often_it_was_killed(resumed):
         np.testing.assert_array_equal(tf.io.decode_png(png), tf.io.decode_png(file, channels=3))
 
 
-def test_what_was_evaluated_at_the_end_is_written_down(resumed):
+def test_the_evaluation_at_the_end_is_written_to_files(resumed):
     evaluation, noted = (json.loads((resumed / "pictures" / name).read_text()) for name in ("evaluation.json", "mistakes.json"))
     records = [json.loads(line) for line in (resumed / "metrics.jsonl").read_text().splitlines()]
     test_record = next(record for record in records if record["kind"] == "test")
@@ -244,7 +251,7 @@ def test_what_was_evaluated_at_the_end_is_written_down(resumed):
 
 
 def test_a_full_disk_costs_the_pictures_and_nothing_else(resumed, tmp_path, data_dir, monkeypatch):
-    """And the records are those of the run that drew all pictures, to the byte: drawing has no effect on them."""
+    """The records equal those of the run that drew all pictures, byte for byte, so drawing has no effect on them."""
     write_file = Workdir.write_file
 
     def refuse(self, name, content):
@@ -256,7 +263,7 @@ def test_a_full_disk_costs_the_pictures_and_nothing_else(resumed, tmp_path, data
     lines = []
     train(tmp_path / "run", data_dir, 20, lines)
     assert not list((tmp_path / "run" / "pictures").glob("*.png"))
-    assert len(lines) == 6  # the batch, four evaluations, the verdict
+    assert len(lines) == 6  # the batch, four evaluations, the test
     assert all("no picture at step" in line and "No space left" in line and "\n" not in line for line in lines)
     records = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (tmp_path / "run", resumed)]
     extra = set(records[1]) - set(records[0])  # the first part of the other run ended at step 9, with an evaluation
@@ -264,12 +271,12 @@ def test_a_full_disk_costs_the_pictures_and_nothing_else(resumed, tmp_path, data
 
 
 def pictures_of(folder, **about):
-    """Pictures of a run that is not one."""
+    """Pictures of a stand-in for a run."""
     values = {"config": make_config(), "train_split": random_split(), "source": types.SimpleNamespace(class_names=("a", "b"))}
     network = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Conv2D(4, 5)])
     values["state"] = types.SimpleNamespace(step=0, model=network, pixels=ZERO_ONE)
     lines = []
-    return Pictures(types.SimpleNamespace(workdir=Workdir(folder), **(values | about)), lines.append), lines
+    return Pictures(stand_in(workdir=Workdir(folder), **(values | about)), lines.append), lines
 
 
 def test_drawing_leaves_random_states_alone(tmp_path):
@@ -288,7 +295,7 @@ def test_drawing_leaves_random_states_alone(tmp_path):
 
 
 def test_a_new_run_removes_its_own_pictures_alone(tmp_path):
-    """A folder of that name may have been there before the run."""
+    """A folder of that name may have existed before the run."""
     (tmp_path / "pictures").mkdir()
     for name in ("holiday.png", "IMG-20261125.png", "kernels-00000099.png", "evaluation.json"):
         (tmp_path / "pictures" / name).write_bytes(b"x")
@@ -305,13 +312,11 @@ def test_tensorflow_refusing_an_event_file_costs_a_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pictures.tf.summary, "image", refuse)
     drawn.draw_batch()
-    assert len(lines) == 1 and "No space left on device); going on" in lines[0] and "\n" not in lines[0]
+    assert len(lines) == 1 and "No space left on device more); going on" in lines[0] and "\n" not in lines[0]
 
 
 def test_only_the_chief_draws(tmp_path):
-    from train_lib.records.workdir import ReadOnlyWorkdir
-
-    drawn = Pictures(types.SimpleNamespace(workdir=ReadOnlyWorkdir(tmp_path), state=types.SimpleNamespace(step=0)))
+    drawn = Pictures(types.SimpleNamespace(workdir=Workdir(tmp_path, is_ours=False), state=types.SimpleNamespace(step=0)))
     drawn.draw_batch()
     drawn.draw_evaluation(None, True)
     drawn.draw_test(None, 1)

@@ -1,5 +1,7 @@
 """--profile_steps: the right steps are traced, and a trace ends and stays in the workdir."""
 
+import contextlib
+
 import pytest
 import tensorflow as tf
 
@@ -20,7 +22,7 @@ def traced(monkeypatch):
 def go(profile, stops, calls):
     """Runs a loop that stops at `stops`; returns {(first step, stop): whether it was traced}."""
     seen = {}
-    with profile:
+    with contextlib.closing(profile):
         for first, stop in zip(stops, stops[1:], strict=False):
             profile.begin_before(first)
             seen[first, stop] = calls.count("start") > calls.count("stop")
@@ -65,7 +67,8 @@ def test_exactly_the_requested_steps_or_a_line(tmp_path, traced, steps, first, l
 
 def test_a_trace_ends_when_the_loop_fails(tmp_path, traced):
     """A profiler that is left on writes nothing, and the next one of the process cannot start."""
-    with pytest.raises(ZeroDivisionError), Profile((0, 5), tmp_path, 0, 10, lambda line: None) as profile:
+    profile = Profile((0, 5), tmp_path, 0, 10, lambda line: None)
+    with pytest.raises(ZeroDivisionError), contextlib.closing(profile):
         profile.begin_before(0)
         raise ZeroDivisionError
     assert traced == ["start", "stop"]

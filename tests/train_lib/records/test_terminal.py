@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from input_pipeline.common.errors import UnusableError
 from train_lib.records.run_log import RunLog, Stopwatch, totals_of
-from train_lib.records.terminal import SECONDS_BETWEEN_LINES, Terminal, evaluation_line, number, parameter_table, percent
+from train_lib.records.terminal import SECONDS_BETWEEN_LINES, Terminal, evaluation_line, number, parameter_table, percent, say
 from train_lib.records.workdir import Workdir
 
 VALUES = {"loss": 1.23456, "accuracy": 0.5, "learning_rate": 0.01}
@@ -57,7 +57,7 @@ def test_a_file_gets_a_line_every_15_seconds_and_no_control_characters(capsys):
     assert shown == [15, 30, 45, 60] and SECONDS_BETWEEN_LINES == 15.0
     clock.now += 15
     terminal.progress(75, VALUES, 1234.5)
-    terminal.line("something happened")
+    say("something happened")
     terminal.close()
     done = capsys.readouterr()
     assert done.out == "step 75/100: loss 1.2346, accuracy 50.00 %, lr 0.01, 1,234 images/s\nsomething happened\n"
@@ -69,7 +69,7 @@ def test_a_terminal_gets_a_bar_with_the_same_figures(capsys):
     terminal = Terminal(100, 40, clock, is_terminal=True)
     terminal.progress(60, {**VALUES, "loss": None, "accuracy": None}, 10.0)
     terminal._bar.refresh()
-    terminal.line("something happened")
+    say("something happened")
     terminal.progress(100, VALUES, 10.0)
     terminal.close()
     done = capsys.readouterr()
@@ -79,7 +79,8 @@ def test_a_terminal_gets_a_bar_with_the_same_figures(capsys):
 
 def test_by_default_stderr_decides_about_the_bar(capsys):
     terminal = Terminal(100, 0, Clock())  # under pytest stderr is a file
-    terminal.line("plain")
+    say("plain")
+    terminal.close()
     assert capsys.readouterr() == ("plain\n", "")
 
 
