@@ -116,8 +116,8 @@ def mixing_weights(seed, step, first_example, batch_size):
 def symmetric_beta(uniform, alpha):
     """Numbers from Beta(alpha, alpha), float64 [b], from uniform numbers in (0, 1), float64 [b, 2], for any alpha > 0.
 
-    This is a closed form, because rejection sampling, whose number of draws varies, would not compile. Bailey, "Polar generation of
-    random variates with the t-distribution", gives t = sqrt(2 alpha (u^(-1/alpha) - 1)) cos(2 pi v) with 2 alpha degrees of
+    This is a closed form, because rejection sampling, whose number of draws varies, would not compile. Bailey, "Polar generation
+    of random variates with the t-distribution", gives t = sqrt(2 alpha (u^(-1/alpha) - 1)) cos(2 pi v) with 2 alpha degrees of
     freedom, and 1/2 + t / (2 sqrt(2 alpha + t^2)) has the wanted distribution. Multiplying by u^(1/alpha) avoids overflows.
     """
     power, cosine = tf.pow(uniform[:, 0], 1 / alpha), tf.cos(2 * np.pi * uniform[:, 1])

@@ -326,7 +326,7 @@ def check_shares(config, num_replicas):
     check_divisible(config.optimization.global_batch_size, num_replicas, accumulate_steps)
     rows = config.optimization.global_batch_size // (num_replicas * accumulate_steps)
     if config.general.mode in TRAINING and "mixup" in config.data.augmentations and rows % 2:
-        remedy = f"mixup pairs the {rows} images that a replica handles at a time; choose --global_batch_size so that they are even"
+        remedy = f"mixup pairs the {rows} images of a replica; choose a --global_batch_size for which that is even"
         raise SettingError("augment", config.data.augment, remedy)
 
 
