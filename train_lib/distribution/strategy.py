@@ -36,7 +36,7 @@ def create_strategy(config, workers=None):
     ours = f"{wanted} {'GPU' if gpus else 'CPU'}"
     all_devices = workers.gather(ours) if workers else [ours]
     if set(all_devices) != {ours}:
-        remedy = f"the workers, in the order of their ranks, have {', '.join(all_devices)}; give a number and a kind that all have"
+        remedy = f"the workers, in the order of their ranks, have {', '.join(all_devices)}; give a number that all of them have"
         raise SettingError("devices", config.device.devices, remedy)
     check_shares(config, wanted * len(all_devices))
     _set_up(gpus[:wanted], config.device.virtual_devices)
