@@ -66,7 +66,8 @@ def parse(argv, flag_values):
     values = _preset_values(given.get("preset", flag_values["preset"].default))
     if given.get("mode", "train") != "train":
         values |= _stored_values(given.get("workdir"))
-    if given.get("model", values.get("model")) != values.get("model"):
+    model = values.get("model", flag_values["model"].default)
+    if given.get("model", model) != model:
         for name in ("model_options", "dropout_rate"):  # they were chosen for another network
             values.pop(name, None)
     return config_lib.from_values(values | given)
@@ -88,7 +89,7 @@ def _parse_flags(arguments, flag_values, source=""):
         name, _, value = str(error).removeprefix("flag --").removesuffix(f": {error.__context__}").partition("=")
         if isinstance(error, flags.IllegalFlagValueError) and name in settings:  # absl describes it in terms of Python
             wanted = ", ".join(filter(None, (describe_type(settings[name]), describe_range(settings[name]))))
-            remedy = f"give {wanted}{', or nothing for: not given' if _can_be_empty(settings[name]) else ''}{source}"
+            remedy = f"give {wanted}{', or nothing, which means not given' if _can_be_empty(settings[name]) else ''}{source}"
             raise SettingError(name, value, remedy) from None
         raise flags.Error(f"{' '.join(str(error).split())}{source}") from None
     if rest:

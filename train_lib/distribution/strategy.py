@@ -28,19 +28,19 @@ def create_strategy(config, workers=None):
     if config.general.deterministic:
         tf.config.experimental.enable_op_determinism()
     gpus = [] if config.device.virtual_devices > 1 else tf.config.list_physical_devices("GPU")
-    there = len(gpus) or config.device.virtual_devices
-    wanted = config.device.devices or (1 if config.general.debug else there)
-    if wanted > there:
-        kind = "GPUs" if gpus else "logical CPU devices" if there > 1 else "device (the CPU)"
-        raise SettingError("devices", wanted, f"only {there} {kind} can be used; give at most {there}, or 0 for all")
+    available = len(gpus) or config.device.virtual_devices
+    wanted = config.device.devices or (1 if config.general.debug else available)
+    if wanted > available:
+        kind = "GPUs" if gpus else "logical CPU devices" if available > 1 else "device (the CPU)"
+        raise SettingError("devices", wanted, f"only {available} {kind} can be used; give at most {available}, or 0 for all")
     ours = f"{wanted} {'GPU' if gpus else 'CPU'}"
-    everyones = workers.gather(ours) if workers else [ours]
-    if set(everyones) != {ours}:
-        remedy = f"the workers, in the order of their ranks, have {', '.join(everyones)}; give a number and a kind that all have"
+    all_devices = workers.gather(ours) if workers else [ours]
+    if set(all_devices) != {ours}:
+        remedy = f"the workers, in the order of their ranks, have {', '.join(all_devices)}; give a number that all of them have"
         raise SettingError("devices", config.device.devices, remedy)
-    check_shares(config, wanted * len(everyones))
+    check_shares(config, wanted * len(all_devices))
     _set_up(gpus[:wanted], config.device.virtual_devices)
-    if len(everyones) > 1:
+    if len(all_devices) > 1:
         strategy = _across_workers(workers.cluster, {"GPU": wanted} if gpus else {"CPU": 1})
         workers.gather(None)  # no reduction may begin before the servers of all workers are up
         return strategy

@@ -93,7 +93,7 @@ def test_the_command_that_repeats_a_run_can_undo_a_preset():
 
 
 @pytest.mark.parametrize(("argument", "words"), [
-    ("--dropout_rate=none", "--dropout_rate=none: give a number, at least 0 and below 1, or nothing for: not given"),
+    ("--dropout_rate=none", "--dropout_rate=none: give a number, at least 0 and below 1, or nothing, which means not given"),
     ("--dropout_rate= ", "--dropout_rate= : give a number"),
     ("--dropout_rate=1", "--dropout_rate=1.0: give a value that is at least 0 and below 1"),
     ("--dropout_rate=nan", "--dropout_rate=nan: give a finite number"),
@@ -107,6 +107,16 @@ def test_values_that_cannot_work(argument, words):
     with pytest.raises(SettingError) as error:
         parse("--preset=cifar10", argument)
     assert str(error.value).startswith(words)
+
+
+def test_a_preset_without_a_model_chooses_for_the_default_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(flags_lib, "PRESETS", tmp_path)
+    (tmp_path / "own.flags").write_text("--model_options=dense_units=8\n--dropout_rate=0.25")
+    for arguments in ([], [f"--model={config_lib.ExperimentConfig().network.model}"]):
+        values = values_of("--preset=own", *arguments)
+        assert (values["model_options"], values["dropout_rate"]) == ("dense_units=8", 0.25)
+    values = values_of("--preset=own", "--model=alexnet")
+    assert (values["model_options"], values["dropout_rate"]) == ("", None)
 
 
 def test_a_mode_that_needs_a_workdir_refuses_an_empty_one():

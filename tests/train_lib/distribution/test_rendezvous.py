@@ -14,6 +14,7 @@ import pytest
 from helpers import ROOT
 
 from input_pipeline.common.errors import LostWorkerError, UnusableError
+from train_lib.distribution import rendezvous
 from train_lib.distribution.cluster import Cluster, ClusterError
 from train_lib.distribution.rendezvous import _find_chief, connect
 from train_lib.distribution.workers import OneWorker, Workers
@@ -114,17 +115,24 @@ def test_strangers_are_turned_away():
     assert list(links) == [1]
 
 
-def test_a_second_process_with_the_same_task_is_refused_while_the_first_waits():
+def test_a_second_process_with_the_same_task_is_refused_while_the_first_waits(monkeypatch):
     """Two processes with one `task` must not train one share twice."""
     chief, worker, last = clusters(free_addresses(3))
+    greet, is_there = rendezvous._greet, threading.Event()
+
+    def noting(*arguments):
+        rank = greet(*arguments)
+        if rank == worker.rank:
+            is_there.set()
+        return rank
+
+    monkeypatch.setattr(rendezvous, "_greet", noting)
     calls = [threading.Thread(target=connect, args=(cluster, 20), daemon=True) for cluster in (chief, worker)]
     for call in calls:
         call.start()
-    time.sleep(0.5)  # until the first has said who it is
-    start = time.monotonic()
+    assert is_there.wait(20)
     (refused,) = together(lambda: _find_chief(worker, 10))
     assert isinstance(refused, ClusterError) and "another process is worker 1 " in str(refused)
-    assert time.monotonic() - start < 3
     assert 0 in connect(last, wait_seconds=20)
     for call in calls:
         call.join(20)
