@@ -379,3 +379,19 @@ def test_help_says_meaning_range_and_default_of_every_flag():
 
 def test_help_fits_a_terminal():
     assert max(len(line) for line in flags_lib.help_text().splitlines()) <= 110
+
+
+@pytest.mark.parametrize("flag", ["--momentum=0.5", "--nesterov=true"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_a_setting_that_the_optimizer_would_ignore_is_refused(flag, optimizer):
+    """Whoever types it believes that it does something."""
+    with pytest.raises(SettingError) as error:
+        parse(f"--optimizer={optimizer}", flag)
+    assert str(error.value).startswith(f"{flag.replace('true', 'True')}: --optimizer={optimizer} has no such setting")
+
+
+def test_an_optimizer_of_ones_own_leaves_out_what_the_preset_chose_for_its_own():
+    config = parse("--preset=cifar10_fast", "--optimizer=adam")
+    assert (config.optimization.momentum, config.optimization.nesterov) == (0.9, False)
+    assert parse("--preset=cifar10_fast").optimization.nesterov
+    assert parse("--mode=report", "--workdir=runs/a", "--optimizer=adam", "--momentum=0.5").optimization.momentum == 0.5

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import ROOT
 
 from input_pipeline.common.errors import SettingError
 from input_pipeline.common.settings import value_type
@@ -20,6 +19,7 @@ from train_lib.checkpoints.resume import (
     report_changes,
 )
 from train_lib.checkpoints.store import Checkpoint, CheckpointStore
+from train_lib.cli import flags as flags_lib
 from train_lib.distribution.workers import OneWorker
 from train_lib.state import TrainState
 
@@ -52,20 +52,32 @@ def checkpoint_of(config, tmp_path, **description):
     return Checkpoint(folder, 5, about | {"config": config_lib.to_values(config)} | description)
 
 
-def page():
-    """{"refused", "said", "silent": flags}, as docs/reliability.md has them."""
-    text = (ROOT / "docs" / "reliability.md").read_text()
-    rows = {name: re.search(rf"^\| \*{name}\* \|(.*)\|$", text, re.M)[1] for name in ("refused", "said", "silent")}
-    return {name: re.findall(r"`--(\w+)`", row) for name, row in rows.items()}
+# What others rely on. Settings that come later choose for themselves.
+REFUSED = {"seed", "dataset", "train_split", "validation_split", "test_split", "image_size", "pixels", "augment", "model",
+           "model_options", "dropout_rate", "precision", "optimizer", "global_batch_size"}
+IGNORED = {"mode", "preset", "workdir", "debug", "data_dir", "cache_dir", "input", "decode_threads", "max_bad_examples", "init_from",
+           "profile_steps", "split", "checkpoint", "inputs", "export_dir", "benchmark_rows"}
+
+
+def on_resume_by_help():
+    """{flag: "refused", "reported" or "ignored"}, as --helpshort states it."""
+    parts = re.split(r"^  --(\w+) ", flags_lib.help_text(), flags=re.M)[1:]
+    return {flag: re.search(r"on\s+resume:\s+(\w+)\)", text)[1] for flag, text in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def test_what_others_rely_on_is_refused_or_ignored():
+    stated = on_resume_by_help()
+    assert stated.keys() == FLAGS.keys()
+    assert all(stated[flag] == "refused" for flag in REFUSED) and all(stated[flag] == "ignored" for flag in IGNORED)
 
 
 @pytest.mark.parametrize("flag", FLAGS)
-def test_every_flag_against_a_checkpoint_as_documented(tmp_path, flag):
-    """What a flag does to a run that is there must be known before it is typed: each one stands in the page, in one row."""
+def test_every_flag_against_a_checkpoint_as_the_help_states(tmp_path, flag):
+    """What a flag does to a run that has a checkpoint must be known before it is typed."""
     before = config_lib.ExperimentConfig()
     after = config_lib.from_values(config_lib.to_values(before) | {flag: FLAGS[flag]})
     checkpoint, lines = checkpoint_of(before, tmp_path), []
-    (where,) = [name for name, flags in page().items() for other in flags if other == flag]
+    where = on_resume_by_help()[flag]
     if where == "refused":
         with pytest.raises(SettingError) as error:
             refuse_other_experiment(after, checkpoint)
@@ -75,8 +87,8 @@ def test_every_flag_against_a_checkpoint_as_documented(tmp_path, flag):
         return
     refuse_other_experiment(after, checkpoint)
     report_changes(after, checkpoint, lines.append)
-    said = [f"--{flag}={FLAGS[flag]} from here on; it was {config_lib.to_values(before)[flag]} when step-00000005 was saved"]
-    assert lines == (said if where == "said" else [])
+    reported = [f"--{flag}={FLAGS[flag]} from here on; it was {config_lib.to_values(before)[flag]} when step-00000005 was saved"]
+    assert lines == (reported if where == "reported" else [])
 
 
 def data(num_examples=30, classes="abc", size=8, streamed=False):

@@ -17,6 +17,9 @@ PRESETS = pathlib.Path(__file__).parent / "presets"
 HELP_FLAGS = ("--help", "--helpshort", "--helpfull", "-help", "-h", "-?")
 LARGEST_FLAGFILE = 2**16  # bytes; ours have 2,000
 EMPTY_IS_A_VALUE = ("cache_dir",)  # optional settings whose empty text does not mean "not given"; see their help
+# {flag: the flags of a preset that were chosen for its value}. With another value, they go back to their defaults.
+CHOSEN_TOGETHER = {"model": ("model_options", "dropout_rate"), "optimizer": ("momentum", "nesterov")}
+ON_RESUME = {"refuse": "refused", "tell": "reported", "ignore": "ignored"}
 LIST_FLAGS = "python main.py --helpshort lists the flags"
 _DEFINERS = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
 
@@ -66,11 +69,14 @@ def parse(argv, flag_values):
     values = _preset_values(given.get("preset", flag_values["preset"].default))
     if given.get("mode", "train") != "train":
         values |= _stored_values(given.get("workdir"))
-    model = values.get("model", flag_values["model"].default)
-    if given.get("model", model) != model:
-        for name in ("model_options", "dropout_rate"):  # they were chosen for another network
-            values.pop(name, None)
-    return config_lib.from_values(values | given)
+    for name, companions in CHOSEN_TOGETHER.items():
+        chosen = values.get(name, flag_values[name].default)
+        if given.get(name, chosen) != chosen:
+            values = {other: value for other, value in values.items() if other not in companions}
+    config = config_lib.from_values(values | given)
+    if config.general.mode in config_lib.TRAINING:
+        config_lib.refuse_ignored_settings(config)
+    return config
 
 
 def _parse_flags(arguments, flag_values, source=""):
@@ -196,14 +202,17 @@ def help_text():
     lines += [f"Presets (--preset): {', '.join(preset_names())}", ""]
     lines += ["A flag on the command line wins over the preset, and over the config.json of a run in --workdir.",
               'Where the default is "not given", an empty value undoes what these set: --preset=cifar10 --dropout_rate=',
-              "(but --cache_dir= means: no cache).", ""]
+              "(but --cache_dir= means: no cache).", "",
+              'If a run resumes with another value, a flag is "refused" (exit code 2), "reported" (a line names both values, and',
+              'the new one counts) or "ignored" (it is about the process, not about the experiment).', ""]
     fields = list(config_lib.leaves())
     for section, kind in config_lib.sections():
         lines += [kind.__doc__.splitlines()[0], ""]
         for field in (field for name, field in fields if name == section):
             limits = describe_range(field)
             default = "not given" if field.default is None else f"default {flag_text(field.default) or 'empty'}"
-            text = f"{field.metadata['help']} ({limits + '; ' if limits else ''}{default})"
+            on_resume = ON_RESUME[field.metadata["on_resume"]]
+            text = f"{field.metadata['help']} ({limits + '; ' if limits else ''}{default}; on resume: {on_resume})"
             lines += textwrap.wrap(text, 110, initial_indent=f"  --{field.name:<26}", subsequent_indent=" " * 30)
         lines.append("")
     return "\n".join(lines)
