@@ -57,6 +57,18 @@ def test_train_means_do_not_depend_on_how_the_steps_are_cut(seed):
     assert cut == whole and cut.values() == whole.values()
 
 
+def test_a_metric_may_be_a_sum_a_maximum_the_last_value_or_a_function_of_others():
+    reductions = {"a": "mean", "b": "sum", "c": "max", "d": "last", "e": lambda record: record["b"] / record["a"]}
+    totals = TrainTotals(sums={})
+    for values, finite in (([-3.0, 100.0, -1.0], [True, False, True]), ([-2.0], [True])):
+        totals.add({name: np.array(values) for name in "abcd"}, np.array(finite), reductions)
+        totals = TrainTotals(**json.loads(json.dumps(dataclasses.asdict(totals))))  # a resume in the middle
+    assert totals.values(reductions) == {"a": -2.0, "b": -6.0, "c": -1.0, "d": -2.0, "e": 3.0, "skipped_steps": 1}
+    nothing = TrainTotals(sums={})
+    nothing.add({"a": np.array([1.0])}, np.array([False]), reductions)
+    assert nothing.values(reductions) == {"a": None, "e": None, "skipped_steps": 1}
+
+
 def test_train_means_of_nothing_and_of_skipped_steps_alone():
     assert TrainTotals().values() == {"loss": None, "accuracy": None}
     totals = TrainTotals()

@@ -55,8 +55,8 @@ def checkpoint_of(config, tmp_path, **description):
 # What others rely on. Settings that come later choose for themselves.
 REFUSED = {"seed", "dataset", "train_split", "validation_split", "test_split", "image_size", "pixels", "augment", "model",
            "model_options", "dropout_rate", "precision", "optimizer", "global_batch_size"}
-IGNORED = {"mode", "preset", "workdir", "debug", "data_dir", "cache_dir", "input", "decode_threads", "max_bad_examples", "init_from",
-           "profile_steps", "split", "checkpoint", "inputs", "export_dir", "benchmark_rows"}
+IGNORED = {"mode", "preset", "workdir", "debug", "data_dir", "cache_dir", "input", "decode_threads", "max_bad_examples",
+           "init_from", "profile_steps", "split", "checkpoint", "inputs", "export_dir", "benchmark_rows"}
 
 
 def on_resume_by_help():

@@ -1,5 +1,7 @@
 """The update against Keras model.fit, NumPy and hand-computed cases."""
 
+import types
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +9,8 @@ import tensorflow as tf
 from drivers import ZERO_ONE, Driver, make_config, random_split
 
 from train_lib import steps
+from train_lib.config import OptimizerConfig
+from train_lib.optimizers import UPDATE_RULES, make_optimizers
 from train_lib.state import PixelScaling, create_state
 
 STEPS = 20
@@ -200,3 +204,10 @@ def test_eager_and_compiled_losses_agree(split):
         tf.config.run_functions_eagerly(False)
     np.testing.assert_allclose(eager["loss"], compiled["loss"], rtol=1e-12)
 
+
+def test_every_optimizer_that_the_flag_allows_has_an_update_rule():
+    """An unknown name used to become Adam, with the other kind of weight decay."""
+    choices = OptimizerConfig.__dataclass_fields__["optimizer"].metadata["choices"]
+    assert set(choices) <= UPDATE_RULES.keys()
+    with pytest.raises(KeyError):
+        make_optimizers(types.SimpleNamespace(optimizer="lamp"), [])

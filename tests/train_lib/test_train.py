@@ -12,9 +12,10 @@ from helpers import ROOT, run_main
 
 from train_lib import config as config_lib
 from train_lib.checkpoints.store import CheckpointStore
+from train_lib.hooks import Hook
 from train_lib.records.workdir import open_workdir
 from train_lib.setup import open_run
-from train_lib.train import Trainer
+from train_lib.train import Trainer, train
 
 SMALL = (
     "--model=alexnet_mini", "--model_options=dense_units=32", "--train_split=train[:300]", "--validation_split=train[300:350]",
@@ -105,6 +106,74 @@ def test_nothing_is_traced_twice(tmp_path, data_dir):
         assert trainer.train() == 0 and run.state.step == last_step
         for function in (trainer.train_loop, trainer.eval_step):
             assert function.experimental_get_tracing_count() == 1
+
+
+class Diary(Hook):
+    """Notes the moments at which it is called, each with the step of the run."""
+
+    def __init__(self, fail_at=None):
+        self.moments, self.fail_at = [], fail_at
+
+    def note(self, run, *what):
+        self.moments.append((*what, run.state.step))
+        if what[0] == self.fail_at:
+            raise ZeroDivisionError
+
+    def on_start(self, run):
+        self.note(run, "start")
+
+    def before_steps(self, run):
+        self.note(run, "before")
+
+    def after_steps(self, run, report):
+        assert report.first_step + report.num_steps == run.state.step and report.seconds > 0
+        assert len(report.metrics["loss"]) == len(report.learning_rates) == report.num_steps
+        self.note(run, "after")
+
+    def on_record(self, run, record):
+        self.note(run, record["kind"], record["step"], record["loss"])
+
+    def after_evaluation(self, run, evaluation):
+        self.note(run, "evaluated", evaluation.kind, evaluation.step, evaluation.values["loss"])
+
+    def after_part(self, run, part, seconds):
+        assert seconds >= 0
+        self.note(run, "part", part)
+
+    def on_stop(self, run):
+        self.note(run, "stop")
+
+    def on_result(self, run, result):
+        self.note(run, "result", result["status"])
+
+
+HOOKED = {
+    "model": "alexnet_mini", "model_options": "dense_units=16,width=0.1", "train_split": "train[:40]", "test_split": "test[:20]",
+    "validation_split": "train[40:60]", "global_batch_size": 20, "steps_per_loop": 2, "log_every_steps": 2, "epochs": 1,
+}
+
+
+def test_a_hook_sees_the_whole_run(tmp_path, data_dir):
+    config = config_lib.from_values(HOOKED | {"data_dir": str(data_dir), "workdir": str(tmp_path / "run")})
+    diary = Diary()
+    assert train(config, open_workdir(config), hooks=[diary]) == 0
+    loss = {kind: records(tmp_path / "run", kind)[0]["loss"] for kind in ("train", "validation", "test")}
+    assert diary.moments == [
+        ("start", 0), ("before", 0), ("after", 2), ("part", "show", 2), ("part", "advance", 2), ("train", 2, loss["train"], 2),
+        ("part", "record", 2), ("validation", 2, loss["validation"], 2), ("evaluated", "validation", 2, loss["validation"], 2),
+        ("part", "evaluate", 2), ("part", "save", 2), ("stop", 2), ("evaluated", "test", 2, loss["test"], 2),
+        ("test", 2, loss["test"], 2), ("result", "completed", 2),
+    ]
+
+
+@pytest.mark.parametrize("moment", ["start", "before", "after", "train"])
+def test_the_hooks_are_told_of_the_end_of_a_loop_that_fails(tmp_path, data_dir, moment):
+    """A profile that is left on writes nothing, and a progress bar that is left open spoils the error."""
+    config = config_lib.from_values(HOOKED | {"data_dir": str(data_dir), "workdir": str(tmp_path / "run")})
+    diary = Diary(fail_at=moment)
+    with pytest.raises(ZeroDivisionError):
+        train(config, open_workdir(config), hooks=[diary])
+    assert diary.moments[-1][0] == "stop"
 
 
 def test_a_breakpoint_in_the_step_stops_there(tmp_path, main, data_dir):
