@@ -26,6 +26,7 @@ from train_lib.modes.benchmark import measure as benchmark_lib
 from train_lib.modes.benchmark import rows
 from train_lib.modes.benchmark import verdict as report
 from train_lib.modes.benchmark.rows import Bench, RowFailed, StepRow
+from train_lib.setup import Run
 from train_lib.state import create_state, pixel_scaling
 
 # main.py itself, with very short rounds.
@@ -146,8 +147,7 @@ def bench_of(**values):
     config, split = config_of(model_options="width=0.1,dense_units=16", global_batch_size=16, **values), split_of(100)
     state = types.SimpleNamespace(pixels=pixel_scaling("standardized", split))
     source = types.SimpleNamespace(class_names=tuple("abcdefghij"))
-    strategy = tf.distribute.get_strategy()
-    return Bench(types.SimpleNamespace(config=config, train_split=split, state=state, source=source, strategy=strategy))
+    return Bench(Run(config, None, tf.distribute.get_strategy(), source, split, None, state, plan=None, store=None))
 
 
 def test_a_skipped_step_is_not_measured():

@@ -86,8 +86,8 @@ def stream(data_dir):
 
 def test_the_parts_of_a_stream_do_what_their_names_say(stream):
     """If nothing used the pixels, TensorFlow would leave out the decoding, and it would seem to take no time."""
-    [(_, encoded)] = list(compared.records(stream, 120, seed=0, epochs=1))
-    pixels, labels = next(iter(compared.decoded_records(stream, 120, seed=0, epochs=1)))
+    [(_, encoded)] = list(compared.part_of_stream("read", stream, 120, 0, (), epochs=1))
+    pixels, labels = next(iter(compared.part_of_stream("read_decode", stream, 120, 0, (), epochs=1)))
     assert len(set(encoded.numpy())) == 120
     examples = [stream.source.parse(record) for record in encoded]
     assert labels.numpy().tolist() == [int(example["label"]) for example in examples]
@@ -105,7 +105,7 @@ def test_the_windows_of_a_stream_are_those_of_training(tmp_path, augmentations):
         (tmp_path / "cat" / f"{index}.jpg").write_bytes(encoded(image, "JPEG", quality=100, subsampling=0))
     config = DataConfig(dataset=f"folder:{tmp_path}", input="stream", train_split="train", augment=augmentations, image_size=28)
     split = open_split(config, open_source(config), "train", "train_split", log=lambda line: None)
-    pixels, _ = next(iter(compared.decoded_windows(split, 6, seed=5, augmentations=config.augmentations, epochs=1)))
+    pixels, _ = next(iter(compared.part_of_stream("decode_crop", split, 6, 5, config.augmentations, epochs=1)))
     first = next(iter(split.training_batches(5, 0, 6, config.augmentations)))["image"].numpy()
     tops, lefts = np.rint(pixels.numpy()[:, :2].T / [[6], [4]]).astype(int)  # read off the pixels
     assert len(set(tops)) > 1 and len(set(lefts)) > 1

@@ -20,21 +20,13 @@ from input_pipeline.common.errors import SettingError, UnusableError
 from train_lib.modes.classifier import open_classifier
 from train_lib.modes.export import check as export_check
 from train_lib.modes.export import saved_model as export_room
+from train_lib.modes.export.child import largest_difference
 from train_lib.modes.export.saved_model import export
 from train_lib.modes.predict import predict
 from train_lib.records.workdir import Workdir
 
 if tf.config.list_physical_devices("GPU"):
     pytest.skip("export hides the GPUs, which a process that has used them cannot do", allow_module_level=True)
-
-
-def answers_here(saved_model, batches, files):
-    """`export_check._answers_elsewhere` without a new process, which would take seconds."""
-    signatures = tf.saved_model.load(saved_model).signatures
-    answers = [signatures["serving_default"](images=tf.constant(images)) for images in batches]
-    answers.append(signatures["encoded"](encoded=tf.constant(files)))
-    arrays = [{name: value.numpy() for name, value in answer.items()} for answer in answers]
-    return [{**answer, "top_classes": answer["top_classes"].astype("S")} for answer in arrays]
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +120,7 @@ def test_the_folder_contains_the_documented_files(exported):
 @pytest.fixture
 def quick(tmp_path, monkeypatch):
     """A workdir with an untrained network. The check runs in this process."""
-    monkeypatch.setattr(export_check, "_answers_elsewhere", answers_here)
+    monkeypatch.setattr(export_check, "_difference_elsewhere", largest_difference)  # no new process, which takes seconds
     return save_run(tmp_path / "run", make_config(model_options="width=0.1,dense_units=16"), "abc")
 
 
@@ -191,7 +183,7 @@ def test_an_interrupted_export_leaves_nothing(quick, monkeypatch):
 @pytest.mark.slow
 def test_a_process_that_cannot_load_it(tmp_path):
     with pytest.raises(UnusableError, match="a new process cannot use the exported model"):
-        export_check._answers_elsewhere(tmp_path, [np.zeros((1, 2, 2, 3), np.uint8)], [b""])
+        export_check._difference_elsewhere(tmp_path, {})
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "link"])
@@ -245,7 +237,7 @@ def export_network(tmp_path, image_shape, values):
 @pytest.mark.parametrize("name", SMALL)
 def test_networks_and_settings(tmp_path, monkeypatch, name):
     """The export itself compares with the checkpoint, here in one process."""
-    monkeypatch.setattr(export_check, "_answers_elsewhere", answers_here)
+    monkeypatch.setattr(export_check, "_difference_elsewhere", largest_difference)  # no new process, which takes seconds
     export_network(tmp_path, *SMALL[name])
 
 

@@ -1,4 +1,4 @@
-"""Each mode through main.py, as a user runs it, and what it leaves behind."""
+"""Each mode through main.py, as a user runs it, and the files that it writes."""
 
 import json
 
@@ -33,7 +33,7 @@ def assert_same_tensors(left, right):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, data_dir):
-    """A run of two epochs, by main.py in a process of its own."""
+    """A run of two epochs, through main.py in a new process."""
     from helpers import run_main
 
     workdir = tmp_path_factory.mktemp("finished") / "run"
@@ -42,7 +42,7 @@ def finished(tmp_path_factory, data_dir):
     return workdir, done
 
 
-def test_train_leaves_the_files_of_the_contract(finished):
+def test_train_writes_the_documented_files(finished):
     workdir, done = finished
     result = json.loads((workdir / "result.json").read_text())
     assert result["status"] == "completed"
@@ -62,7 +62,7 @@ def test_train_leaves_the_files_of_the_contract(finished):
     assert len((workdir / "timing.jsonl").read_text().splitlines()) == 5
 
 
-def test_train_prints_what_came_out_and_what_to_type_next(finished):
+def test_train_prints_the_results_and_the_next_commands(finished):
     workdir, done = finished
     assert "conv1" in done.stdout and "1,824" in done.stdout  # the parameter table
     assert done.stdout.count("epoch ") == 2
@@ -71,7 +71,7 @@ def test_train_prints_what_came_out_and_what_to_type_next(finished):
     assert "\r" not in done.stderr and "Traceback" not in done.stderr
 
 
-def test_tensorboard_holds_each_step_once(finished):
+def test_tensorboard_contains_each_step_once(finished):
     workdir, _ = finished
     expected_tags = {"train": {"loss", "accuracy", "learning_rate", "images_per_second"}, "validation": {"loss", "accuracy"}}
     for kind, tags in expected_tags.items():
@@ -94,7 +94,7 @@ def test_a_finished_run_started_again_changes_nothing(finished, main, data_dir):
 
 
 def test_evaluate_agrees_with_training_and_keras(finished, main, data_dir):
-    """The figures of evaluation.json against the run's own test record and against NumPy on the checkpoint's logits."""
+    """evaluation.json is compared with the run's own test record and with NumPy on the checkpoint's logits."""
     import alexnet
     from input_pipeline import sources
     from input_pipeline.config import DataConfig
@@ -138,12 +138,12 @@ def test_run_flags_repeat_the_run(finished, main, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_in_two_parts_equals_a_run_in_one(finished, main, tmp_path, data_dir):
-    """Cut by --max_steps in the middle of a record, gone on from the checkpoint: the same records and weights."""
+    """Stopped by --max_steps in the middle of a record and resumed from the checkpoint: the same records and weights."""
     workdir, _ = finished
     parts = tmp_path / "parts"
     common = (f"--workdir={parts}", f"--data_dir={data_dir}", "--epochs=2", "--checkpoint_every_steps=6", *SMALL)
     assert main(*common, "--max_steps=12").returncode == 0
-    (parts / "checkpoints" / "step-00000012" / "manifest.json").write_text("{")  # so it goes on from step 10
+    (parts / "checkpoints" / "step-00000012" / "manifest.json").write_text("{")  # so it resumes from step 10
     resumed = main(*common)
     assert resumed.returncode == 0, resumed.stderr
     assert "damaged checkpoint passed over" in resumed.stdout and "resuming at step 10" in resumed.stdout
@@ -152,7 +152,7 @@ def test_a_run_in_two_parts_equals_a_run_in_one(finished, main, tmp_path, data_d
     assert_same_tensors(weights_of(workdir), weights_of(parts))
 
 
-def test_init_from_takes_the_best_weights_and_another_number_of_classes(finished, main, tmp_path, data_dir):
+def test_init_from_takes_the_best_weights(finished, main, tmp_path, data_dir):
     workdir, _ = finished
     started = main(
         f"--workdir={tmp_path / 'next'}", f"--data_dir={data_dir}", *SMALL, f"--init_from={workdir}", "--max_steps=1",
@@ -173,7 +173,7 @@ def test_divergence_ends_with_code_4_and_finite_weights(main, tmp_path, data_dir
 
 
 def test_early_stopping_keeps_the_best(main, tmp_path, data_dir):
-    """A learning rate too small to change an accuracy: the first evaluation stays the best, patience runs out at once."""
+    """With a learning rate too small to change the accuracy, the first evaluation stays the best and patience runs out."""
     workdir = tmp_path / "run"
     done = main(
         f"--workdir={workdir}", f"--data_dir={data_dir}", *SMALL, "--epochs=9", "--learning_rate=1e-12", "--keep_checkpoints=1",

@@ -1,4 +1,4 @@
-"""Prediction of image files: the same answers as evaluation, whatever the files are called, and none lost for a bad one."""
+"""Prediction of image files: the same answers as evaluation, for files of any name, even if some of them are bad."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ from train_lib.records.workdir import Workdir
 
 
 def rows_of(workdir):
-    """predictions.csv as a list of dicts, by Python's reader with its usual settings."""
+    """predictions.csv as a list of dicts, read by Python's reader with its default settings."""
     with open(workdir / "predictions.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
         return list(csv.DictReader(file))
 
@@ -44,10 +44,10 @@ def write(folder, files):
 
 @pytest.mark.parametrize("how", ["--input=auto", "--input=stream", "--input=memory", "--input=stream --test_crops=10"])
 def test_files_of_a_split_get_the_predictions_of_evaluation(small_run, monkeypatch, how):
-    """Loss, confusion matrix and accuracies over the split's images as PNG files; the data set itself is not there."""
+    """Loss, confusion matrix and accuracies for the images of the split as PNG files. The data set itself is not available."""
     workdir, images = small_run
     monkeypatch.setattr(classifier_room, "TOP", 10)  # the probabilities of all classes, for the loss
-    monkeypatch.setattr(splits, "MEMORY_SHARE", 0.0)  # as when the run was trained: what --input=auto then took
+    monkeypatch.setattr(splits, "MEMORY_SHARE", 0.0)  # as in training, so that --input=auto takes a stream
     assert run_mode(evaluate, f"--workdir={workdir}", *how.split()) == 0
     report = json.loads((workdir / "evaluation.json").read_text())
     monkeypatch.setattr(splits, "MEMORY_SHARE", 0.5)
@@ -66,8 +66,8 @@ def test_files_of_a_split_get_the_predictions_of_evaluation(small_run, monkeypat
     assert np.mean(in_top_5) == report["top_5_accuracy"]
 
 
-def test_a_stream_and_memory_look_at_different_pixels(small_run):
-    """Else the test above would not see which of the two was taken."""
+def test_a_stream_and_memory_use_different_pixels(small_run):
+    """Otherwise the test above would not notice which of the two was used."""
     workdir, images = small_run
     rows = []
     for how in ("--input=auto", "--input=memory"):
@@ -77,7 +77,7 @@ def test_a_stream_and_memory_look_at_different_pixels(small_run):
 
 
 def test_probabilities_are_those_of_keras(tmp_path):
-    """NumPy's softmax of the logits of a network that Keras computes, for an image that is larger and not square."""
+    """Compared with NumPy's softmax of logits that Keras computes, for an image that is larger and not square."""
     workdir = save_run(tmp_path / "run", make_config(), "abcdefg")
     image = np.random.default_rng(0).integers(0, 256, (48, 80, 3), np.uint8)
     write(tmp_path, {"image.png": encoded(image)})
@@ -93,7 +93,7 @@ def test_probabilities_are_those_of_keras(tmp_path):
 
 @pytest.mark.parametrize("batch_size", [3, 4])
 def test_several_replicas_give_what_one_gives(small_run, batch_size):
-    """A batch that does not divide by them, and one that is not full."""
+    """One batch size that two does not divide, and one with a batch that is not full."""
     workdir = Workdir(small_run[0])
     views = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 3), np.uint8)
     config = make_config(model_options="width=0.25,dense_units=32,dense7_relu=true", image_size=28, pixels="minus_one_one")
@@ -114,11 +114,11 @@ def test_fewer_than_five_classes(tmp_path, capsys):
     assert "1 of 1 images" in capsys.readouterr().out
 
 
-# Files of any kind and name.
+# Files of any format and name.
 
 STAR = np.random.default_rng(1).integers(0, 256, (40, 28, 3), np.uint8)
 GREY = STAR[..., 0]
-SAME = {  # names that break what splits at commas, lines or quotes, and kinds without loss
+SAME = {  # commas, quotes, line breaks; lossless formats
     b"plain.png": encoded(STAR), b"a,b.png": encoded(STAR), b'say "hi".png': encoded(STAR), b"new\nline.png": encoded(STAR),
     b"return\rx.png": encoded(STAR), b"latin-\xe9\xff.png": encoded(STAR), "größe 日本.png".encode(): encoded(STAR),
     b"=1+1.png": encoded(STAR), b" space .PNG": encoded(STAR), b"esc\x1b[31m.png": encoded(STAR), b"x[1].png": encoded(STAR),
@@ -161,7 +161,7 @@ def test_any_kind_and_name_of_file(small_run, tmp_path, capfd):
 
 
 def test_a_bad_file_at_either_end_and_a_whole_bad_batch(tmp_path):
-    """Positions of what failed are found between those that did not."""
+    """The positions of bad files are found between those of the good ones."""
     workdir = save_run(tmp_path / "run", make_config(), "abc")
     good, order = encoded(STAR), "bggbbbbbggbgb"
     write(tmp_path, {f"images/{index:02}.png": good if kind == "g" else b"bad" for index, kind in enumerate(order)})
@@ -179,19 +179,19 @@ def test_what_inputs_name(tmp_path, monkeypatch):
     names = ["b/2.png", "b/c/1.JPG", "b/c/.x.png", "b/.h/1.png", "b/t.txt", "a,b.png", "x[1].png", "x1.png"]
     write(tmp_path, dict.fromkeys(names, b""))
     assert list_images("b") == ["b/2.png", "b/c/1.JPG"]
-    assert list_images("b/t.txt,b,b/2.png") == ["b/t.txt", "b/2.png", "b/c/1.JPG"]  # named itself: taken; twice: once
+    assert list_images("b/t.txt,b,b/2.png") == ["b/t.txt", "b/2.png", "b/c/1.JPG"]  # once each; named files need no suffix
     assert list_images("b/*") == ["b/2.png", "b/c/1.JPG", "b/t.txt"]
     assert list_images("b/**/*.JPG") == ["b/c/1.JPG"]
     assert list_images("a,b.png") == ["a,b.png"] and list_images("x[1].png") == ["x[1].png"]
     assert list_images("x*,") == ["x1.png", "x[1].png"]
 
 
-# Bad input, and ends that are no ends.
+# Bad input and interruptions.
 
 
-def test_the_file_appears_whole_or_not_at_all(small_run, tmp_path, monkeypatch):
+def test_the_file_appears_complete_or_not_at_all(small_run, tmp_path, monkeypatch):
     workdir, images = small_run
-    (workdir / "predictions.csv").write_text("of before\n")
+    (workdir / "predictions.csv").write_text("old content\n")
     classify = predict_room.classify
 
     def interrupted(*arguments):
@@ -203,11 +203,11 @@ def test_the_file_appears_whole_or_not_at_all(small_run, tmp_path, monkeypatch):
     monkeypatch.setattr(predict_room, "classify", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_mode(predict, f"--workdir={workdir}", f"--inputs={images}")
-    assert (workdir / "predictions.csv").read_text() == "of before\n"
+    assert (workdir / "predictions.csv").read_text() == "old content\n"
     assert not [path.name for path in workdir.iterdir() if path.name.startswith("predictions") and path.suffix != ".csv"]
 
 
-def test_what_is_not_there_is_missed_and_the_rest_classified(small_run, capfd):
+def test_missing_files_are_named_and_the_rest_is_classified(small_run, capfd):
     workdir, images = small_run
     assert run_mode(predict, f"--workdir={workdir}", f"--inputs={images},nope.png,no/*.gif") == 3
     assert len(rows_of(workdir)) == len(list_images(str(images)))
@@ -217,7 +217,7 @@ def test_what_is_not_there_is_missed_and_the_rest_classified(small_run, capfd):
 
 
 def test_evaluation_refuses_another_network_too(small_run):
-    """An option without weights changes no shape, and would change the accuracy in silence."""
+    """An option without weights changes no shape, so it would change the accuracy silently."""
     workdir, _ = small_run
     with pytest.raises(SettingError, match="--model_options=.*was made with") as error:
         run_mode(evaluate, f"--workdir={workdir}", "--model_options=overlapping_pooling=true")
@@ -254,7 +254,7 @@ GARBLED = {
 
 @pytest.mark.parametrize("how", GARBLED)
 def test_a_garbled_description(tmp_path, how):
-    """Its hash is right, so it was written like that, by another program or by hand."""
+    """The hash is right, so somebody wrote it like this, by hand or with another program."""
     garble, words = GARBLED[how]
     workdir = save_run(tmp_path / "run", make_config(), "abc", garble)
     with pytest.raises(UnusableError, match=f"progress.json: .*{words}"):
@@ -272,7 +272,7 @@ def test_tensors_of_another_network(tmp_path, change, words):
 
 
 def test_a_folder_with_checkpoints_alone_is_enough(tmp_path):
-    """What the network is comes from the checkpoint where config.json was not copied along, not from a preset."""
+    """If config.json is missing, the checkpoint describes the network, not a preset."""
     workdir = save_run(tmp_path / "run", make_config(model_options="dense_units=16"), "abc")
     (workdir / "config.json").unlink()
     write(tmp_path, {"image.png": encoded(STAR)})

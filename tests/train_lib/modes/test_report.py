@@ -13,6 +13,7 @@ import sys
 
 import numpy as np
 import pytest
+from absl import flags
 from helpers import ROOT
 from PIL import Image
 
@@ -237,28 +238,32 @@ def test_a_long_run_does_not_make_a_long_page(workdir):
     assert len(x) == 400 and y[0] == np.mean(range(1, 51)) and x[-1] == pytest.approx(np.mean(range(19951, 20001)) / 100)
 
 
+def parsed(arguments):
+    flag_values = flags.FlagValues()
+    flags_lib.define(flag_values)
+    return config_lib.to_values(flags_lib.parse(["main.py", *arguments], flag_values))
+
+
 @pytest.mark.parametrize("arguments", [
     ["--preset=quickstart"], ["--preset=quickstart", "--model=VGG16"],
     ["--preset=cifar10", "--model_options=lrn=true", "--augment=none", "--validation_split="],
     ["--preset=tutorial", "--model=VGG16", "--image_size=64", "--learning_rate=1e-05", "--nesterov"],
     ["--preset=imagenet", "--dataset=folder:a b/$x'y", "--epochs=2.5", "--dropout_rate=0.25"]])
 def test_the_command_repeats_the_run(arguments):
-    from absl import flags
-
-    def parsed(arguments):
-        flag_values = flags.FlagValues()
-        flags_lib.define(flag_values)
-        return config_lib.to_values(flags_lib.parse(["main.py", *arguments], flag_values))
-
     values = parsed(arguments)
     found = flags_lib.repeat_arguments(values)
     assert parsed(found) == values and len(found) <= len(arguments)
 
 
-@pytest.mark.parametrize("values", [
-    {}, {"preset": "of another version"}, {"a_setting_of_another_version": 1}, {"preset": "cifar10", "model": "alexnet_tower"}])
+def test_the_command_undoes_what_the_preset_sets():
+    """This preset sets a dropout rate, and the run had none."""
+    values = config_lib.to_values(config_lib.from_values({"preset": "cifar10", "model": "alexnet_tower"}))
+    found = flags_lib.repeat_arguments(values)
+    assert values["dropout_rate"] is None and parsed(found) == values
+
+
+@pytest.mark.parametrize("values", [{}, {"preset": "of another version"}, {"a_setting_of_another_version": 1}])
 def test_no_command_is_shown_rather_than_a_wrong_one(values):
-    """The last case: no flag can undo the dropout rate that the preset sets."""
     assert flags_lib.repeat_arguments(values) is None
 
 

@@ -83,7 +83,7 @@ class FitRow(Row):
             # Otherwise Keras 3.15 fails with "You must feed a value for placeholder" (seen on two logical devices).
             bench.note("model_fit calls each step from Python: Keras has no steps_per_execution for several replicas")
             steps_per_execution = 1
-        batches = bench.training_batches(run.train_split.on_host)
+        batches = run.training_dataset(split=run.train_split.on_host)
         self._dataset = batches.map(lambda batch: (batch["image"], batch["label"]))
         self._model = make_fit_model(
             config, run.strategy, len(run.source.class_names), run.train_split.image_shape, run.state.pixels,

@@ -107,21 +107,18 @@ def open_batches(bench, name):
       RowFailed: the row means nothing for the data.
     """
     split, config, size = bench.run.train_split, bench.config, bench.batch_size
-    seed, augmentations, in_memory = config.general.seed, config.data.augmentations, hasattr(split, "images")
+    augmentations, in_memory = config.data.augmentations, hasattr(split, "images")
     if in_memory and name in OF_A_STREAM:
         raise RowFailed("the images are in memory; this row measures a part of --input=stream")
     if not in_memory and name in ("numpy_gather", "tutorial"):
         raise RowFailed("the images of a stream are not in memory")
     match name:
         case "input" | "read_decode_augment":  # the latter repeats `input` next to its parts, which also shows the noise
-            return bench.training_batches()
-        case "read":
-            return pipelines.records(split, size, seed)
-        case "read_decode":
-            return pipelines.decoded_records(split, size, seed)
-        case "decode_crop":
-            _refuse_other_than_jpegs(split)
-            return pipelines.decoded_windows(split, size, seed, augmentations)
+            return bench.run.training_dataset()
+        case "read" | "read_decode" | "decode_crop":
+            if name == "decode_crop":
+                _refuse_other_than_jpegs(split)
+            return pipelines.part_of_stream(name, split, size, config.general.seed, augmentations)
         case "numpy_gather":
             return pipelines.numpy_gather(split.images, split.labels, size)
         case "canonical":

@@ -37,7 +37,7 @@ def benchmark(config, workdir):
         bench = open_bench(config, folder, print)
         if not config.modes.benchmark_rows:
             names = _useful(names, bench.run)
-        with Measurement(bench, names) as measurement:
+        with contextlib.closing(Measurement(bench, names)) as measurement:
             measurement.warm_up()
             measurement.measure_rounds()
             result = measurement.result()
@@ -57,7 +57,7 @@ def _useful(names, run):
 
 
 class Measurement:
-    """The rows and their rounds. As a context manager, it closes the rows.
+    """The rows and their rounds.
 
     Args:
       bench: Bench.
@@ -70,10 +70,8 @@ class Measurement:
         self._steps = None
         self._warm_up_seconds = {}
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
+    def close(self):
+        """Closes the rows."""
         for row in self._rows.values():
             row.close()
 

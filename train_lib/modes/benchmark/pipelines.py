@@ -77,50 +77,42 @@ def _batched(examples, batch_size):
     return examples.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
 
 
-def records(split, batch_size, seed, epochs=None):
-    """What a StreamingSplit reads, shuffled, neither parsed nor decoded: (numbers, encoded examples), [batch_size] each."""
-    return _fixed_batches(_shuffled(split, seed, epochs), batch_size)
+def part_of_stream(name, split, batch_size, seed, augmentations, epochs=None):
+    """The first steps of what a StreamingSplit does, in batches, in a shuffled order. Nothing is resized or flipped.
 
+    Whole images of different sizes cannot be batched, so there is one pixel of each. Without it, TensorFlow would leave out the
+    decoding.
 
-def decoded_records(split, batch_size, seed, epochs=None):
-    """`records`, each parsed and decoded completely: (its first pixel, uint8 [batch_size, 3]; label, int64 [batch_size]).
+    Args:
+      name: "read": records are neither parsed nor decoded. "read_decode": they are parsed and decoded completely. "decode_crop":
+        records with JPEGs, of which only the windows that training would cut are decoded.
+      split: StreamingSplit.
+      batch_size, seed, augmentations: as in training.
+      epochs: see the module.
 
-    Whole images of different sizes cannot be batched. Without any pixel, TensorFlow would leave out the decoding.
+    Returns:
+      Dataset of (first pixel of the decoded part, uint8 [batch_size, 3]; label, int64 [batch_size]), without autotune; for "read"
+      of (number, int64 [batch_size]; serialized example, bytes [batch_size]).
     """
-
-    def decode(_, record):
-        example = split.source.parse(record)
-        return decoding.decode(example["image"])[0, 0], example["label"]
-
-    pixels = _shuffled(split, seed, epochs).map(decode, num_parallel_calls=CORES)
-    return _fixed_batches(_without_bad(split, pixels), batch_size)
-
-
-def decoded_windows(split, batch_size, seed, augmentations, epochs=None):
-    """`decoded_records` of JPEGs, but only the windows that training would cut are decoded. They are not resized or flipped."""
 
     def decode(position, numbered):
         example = split.source.parse(numbered[1])
+        if name == "read_decode":
+            return decoding.decode(example["image"])[0, 0], example["label"]
         window_of, _ = split.random_window(seed, position, augmentations)
         height, width, _ = tf.unstack(tf.image.extract_jpeg_shape(example["image"]))
         image = tf.image.decode_and_crop_jpeg(example["image"], window_of(height, width), channels=3)
         return image[0, 0], example["label"]
 
-    pixels = _shuffled(split, seed, epochs).enumerate().map(decode, num_parallel_calls=CORES)
-    return _fixed_batches(_without_bad(split, pixels), batch_size)
-
-
-def _fixed_batches(examples, batch_size):
+    numbers = tf.data.Dataset.range(np.iinfo(np.int64).max if epochs is None else epochs)
+    examples = numbers.flat_map(lambda epoch: split.source.shuffled_records(split.split, seed, epoch, SHUFFLED_RECORDS))
+    if name != "read":
+        examples = _without_bad(split, examples.enumerate().map(decode, num_parallel_calls=CORES))
     return without_autotune(examples.batch(batch_size, drop_remainder=True).prefetch(PREFETCHED_BATCHES))
 
 
 def _without_bad(split, examples):
     return examples.ignore_errors() if split.source.bad.limit else examples
-
-
-def _shuffled(split, seed, epochs):
-    numbers = tf.data.Dataset.range(np.iinfo(np.int64).max if epochs is None else epochs)
-    return numbers.flat_map(lambda epoch: split.source.shuffled_records(split.split, seed, epoch, SHUFFLED_RECORDS))
 
 
 def numpy_gather(images, labels, batch_size, seed=0):

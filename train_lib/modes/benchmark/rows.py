@@ -12,12 +12,10 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from input_pipeline.common.batches import ONE_REPLICA
 from input_pipeline.common.errors import SettingError
 from train_lib import config as config_lib
 from train_lib import steps
 from train_lib.checkpoints.store import CheckpointStore
-from train_lib.distribution.strategy import distribute
 from train_lib.records.workdir import Workdir
 from train_lib.setup import Run, open_run
 from train_lib.state import create_state
@@ -86,12 +84,6 @@ class Bench:
         """Throughput of so many global batches."""
         return num_steps * self.batch_size / seconds
 
-    def training_batches(self, split=None, shard=ONE_REPLICA):
-        """The training batches of the replicas of a Shard as an endless Dataset; `split` may replace the training split."""
-        config = self.config
-        return (split or self.run.train_split).training_batches(
-            config.general.seed, 0, self.batch_size, config.data.augmentations, shard)
-
     def new_state(self, strategy):
         """A TrainState with fresh weights."""
         classes, shape = len(self.run.source.class_names), self.run.train_split.image_shape
@@ -135,8 +127,7 @@ class StepRow(Row):
         super().__init__(bench)
         strategy, config = strategy or bench.run.strategy, bench.config
         state = bench.new_state(strategy)
-        batches = distribute(strategy, lambda shard: bench.training_batches(shard=shard), bench.run.train_split)
-        self._batch = _on_device(next(batches), strategy)
+        self._batch = _on_device(next(bench.run.training_batches(strategy=strategy)), strategy)
         self._rate = tf.constant(config.optimization.learning_rate, tf.float64)
         self._next_step, self._finite = 0, False
 

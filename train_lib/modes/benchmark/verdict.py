@@ -1,4 +1,4 @@
-"""Turns measured rounds into figures, a verdict and a table. Pure functions without TensorFlow."""
+"""Turns measured rounds into figures, a verdict and a table. Pure functions."""
 
 from statistics import mean, median
 

@@ -1,8 +1,6 @@
 """The process that uses a SavedModel as anybody would: with TensorFlow, but without a module of this project.
 
-`check.py` starts it as `python -P child.py SAVED_MODEL INPUTS.npz OUTPUTS.npz`. INPUTS contains batches of images, batch_0, ...,
-and the bytes of image files, file_0, .... OUTPUTS gets arrays called 0/<name of an output>, ...: a number for each batch, and the
-last one for all files together. Class names are bytes.
+`check.py` starts it as `python -P child.py SAVED_MODEL CASES.npz`. It prints the largest difference from the expected values.
 """
 
 import sys
@@ -11,18 +9,31 @@ import numpy as np
 import tensorflow as tf
 
 
-def main(saved_model, inputs, outputs):
-    """Computes the outputs for one file of inputs."""
+def largest_difference(saved_model, cases):
+    """How far the answers of a SavedModel are from the expected ones.
+
+    Args:
+      saved_model: path.
+      cases: {"class_names": bytes [classes], "batch_0": images, ..., "file_0": the bytes of an image file as uint8, ...,
+        "expected_0": probabilities for a batch, ..., the last one for all files together}.
+
+    Returns:
+      The largest difference of a probability, of the probability of a named class, or between best probabilities in order.
+    """
     signatures = tf.saved_model.load(saved_model).signatures
-    with np.load(inputs) as arrays:
-        batches = [arrays[name] for name in sorted(arrays) if name.startswith("batch_")]
-        files = [arrays[name].tobytes() for name in sorted(arrays) if name.startswith("file_")]
+    batches, files = ([cases[name] for name in sorted(cases) if name.startswith(kind)] for kind in ("batch_", "file_"))
     answers = [signatures["serving_default"](images=tf.constant(images)) for images in batches]
-    answers.append(signatures["encoded"](encoded=tf.constant(files)))
-    answers = [{name: value.numpy() for name, value in answer.items()} for answer in answers]
-    np.savez(outputs, **{f"{index}/{name}": array.astype("S") if array.dtype == object else array  # npz would pickle objects
-                         for index, answer in enumerate(answers) for name, array in answer.items()})
+    answers.append(signatures["encoded"](encoded=tf.constant([file.tobytes() for file in files])))
+    differences = []
+    for index, answer in enumerate(answers):
+        expected, top, probabilities = cases[f"expected_{index}"], answer["top_classes"].numpy(), answer["top_probabilities"]
+        differences += [np.abs(expected - answer["probabilities"]).max(),
+                        np.abs(-np.sort(-expected, axis=1)[:, : top.shape[1]] - probabilities).max()]
+        for row, names, ps in zip(expected, top, probabilities.numpy(), strict=True):
+            differences += [np.abs(row[cases["class_names"] == name] - p).min() for name, p in zip(names, ps, strict=True)]
+    return float(np.max(differences))  # NaN if one of them is
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    with np.load(sys.argv[2]) as arrays:
+        print(largest_difference(sys.argv[1], dict(arrays)))

@@ -27,30 +27,19 @@ _PICTURE = re.compile(r"(\w+)-([0-9]{8,})\.png")
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:
-    """The files of a workdir. If one does not exist, its attribute is {} or [].
+    """The files of a workdir, each under its name. If a file does not exist, its attribute is {} or []."""
 
-    Attributes:
-      path: the workdir.
-      values: config.json, {setting name: value}.
-      metrics, timing: the records.
-      result, environment: the JSON files of these names.
-      evaluation, mistakes: of the newest weights that `--mode=evaluate` or the training run itself evaluated.
-      read_at: the time of day.
-      pictures: {name: [(step, PNG file in base64)]}, the first and the last picture of each name.
-      has_flagfile: whether run.flags exists.
-    """
-
-    path: pathlib.Path
-    values: dict
+    path: pathlib.Path  # the workdir
+    values: dict  # config.json, {setting name: value}
     metrics: list
     timing: list
     result: dict
     environment: dict
-    evaluation: dict
-    mistakes: list
-    pictures: dict
+    evaluation: dict  # of the newest weights that `--mode=evaluate` or the training run itself evaluated
+    mistakes: list  # in that evaluation
+    pictures: dict  # {name: [(step, PNG file in base64)]}, the first and the last picture of each name
     has_flagfile: bool
-    read_at: str
+    read_at: str  # the time of day
 
     def records(self, kind):
         """The records of one kind: train, validation or test."""
