@@ -1,7 +1,9 @@
-"""What can be chosen about the data."""
+"""The settings about data. Imports no TensorFlow, because flags are checked before TensorFlow is imported."""
 
 import dataclasses
 import difflib
+import glob
+import os
 import re
 
 from input_pipeline.common.errors import SettingError
@@ -10,6 +12,7 @@ from input_pipeline.common.settings import Settings, setting
 AUGMENTATIONS = ("crop", "flip", "random_resized_crop", "pca_color", "cutout", "mixup")
 # The kinds of --dataset=KIND:..., and what follows the colon.
 OWN_FILES = {"folder": "PATH", "npz": "PATH", "csv": "PATH", "tfrecord": "PATTERN"}
+CLASS_NAMES = "class_names.txt"  # next to TFRecord files: the names of the classes, one per line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,65 +25,62 @@ class DataConfig(Settings):
         "y_train, x_test, y_test), csv:PATH (columns image,label[,split]), tfrecord:PATTERN (features image, label)",
         on_resume="refuse",
     )
-    data_dir: str | None = setting(None, "folder of prepared TFDS data; not given: ~/tensorflow_datasets", on_resume="ignore")
+    data_dir: str | None = setting(
+        None, "folder of prepared TFDS data; if not given, ~/tensorflow_datasets", on_resume="ignore")
     cache_dir: str | None = setting(
-        None, "folder for decoded images, so that the next start need not decode; not given: $XDG_CACHE_HOME/alexnet, which is "
-        "~/.cache/alexnet; empty: none", on_resume="ignore",
+        None, "folder for decoded images, which makes the next start faster; if not given, $XDG_CACHE_HOME/alexnet or "
+        "~/.cache/alexnet; empty: no cache", on_resume="ignore",
     )
-    train_split: str = setting("train[:90%]", "TFDS slicing syntax: the examples to train on", on_resume="refuse")
+    train_split: str = setting("train[:90%]", "examples to train on, in TFDS slicing syntax", on_resume="refuse")
     validation_split: str = setting(
-        "train[90%:]", "the examples that early stopping and the best checkpoint look at; empty: none", on_resume="refuse",
+        "train[90%:]", "examples that early stopping and the choice of the best checkpoint use; empty: none", on_resume="refuse",
     )
     test_split: str = setting(
-        "test", "the examples judged once, by the best checkpoint, at the end; empty: none",
-        on_resume="refuse",
+        "test", "examples that the best checkpoint is evaluated on once, at the end; empty: none", on_resume="refuse",
     )
     image_size: int = setting(
-        0, "height and width in pixels that the network sees; 0: the data's own", low=0, high=4096,
-        on_resume="refuse",
+        0, "height and width of the network's input in pixels; 0: the size of the data", low=0, high=4096, on_resume="refuse",
     )
     pixels: str = setting(
-        "standardized",
-        "range of the network's input; standardized: per channel, measured on the training data",
+        "standardized", "range of the network's input; standardized: per channel, measured on the training data",
         choices=("zero_one", "minus_one_one", "standardized"), on_resume="refuse",
     )
     augment: str = setting(
         "none",
-        "none, or a comma list of crop (random crop: of the image padded by an eighth; on a stream, of the image "
+        "none, or a comma list of crop (random crop of the image padded by an eighth; on a stream, of the image "
         "whose short side is 8/7 of --image_size) or random_resized_crop (8 to 100 % of the area, sides 3:4 to 4:3), flip "
         "(left-right, every second image), and in the compiled step pca_color (AlexNet's colour noise, sigma 0.1), cutout (a "
         "square of half the short side becomes the mean) and mixup (Beta(0.2, 0.2), of examples 2 i and 2 i + 1 of a batch)",
         on_resume="refuse",
     )
     input: str = setting(
-        "auto", "memory: all images decoded once; device: these on each device, which then cuts and mirrors them, the host says "
-        "where; stream: read again in each epoch; auto: memory if they fit in a fifth of it",
+        "auto", "memory: decode all images once and keep them in memory; device: keep them in the memory of each device, which "
+        "crops and flips them; stream: read and decode them in every epoch; auto: memory if they fit in a fifth of it, or stream",
         choices=("auto", "memory", "device", "stream"), on_resume="ignore",
     )
     decode_threads: int = setting(
-        0, "threads of their own that images are decoded in; 0: one per core", low=0, high=1024,
-        on_resume="ignore",
+        0, "threads that only decode images; 0: one per core", low=0, high=1024, on_resume="ignore",
     )
     max_bad_examples: int = setting(
         0, "how many examples that cannot be read or decoded are skipped, and listed in bad_examples.txt, before the run stops; "
-        "with any, a stream reads its TFRecord files once at the start", low=0, on_resume="ignore",
+        "if not 0, a stream reads its TFRecord files once at the start", low=0, on_resume="ignore",
     )
 
     def __post_init__(self):
         super().__post_init__()
         unknown = [name for name in self.augmentations if name not in AUGMENTATIONS]
         if unknown:
-            remedy = f"does not know {unknown[0]!r}; give none, or a comma list of {', '.join(AUGMENTATIONS)}"
+            remedy = f"there is no augmentation {unknown[0]!r}; give none, or a comma list of {', '.join(AUGMENTATIONS)}"
             raise SettingError("augment", self.augment, remedy)
         if {"crop", "random_resized_crop"} <= set(self.augmentations):
             raise SettingError("augment", self.augment, "crop and random_resized_crop exclude each other; give one of them")
         if not self.dataset:
             raise SettingError("dataset", self.dataset, "give shapes or the name of a TFDS data set, such as cifar10")
-        self._check_own_files()
+        self._check_kind()
         if not self.train_split:
             raise SettingError("train_split", self.train_split, "give the examples to train on, such as train[:90%]")
 
-    def _check_own_files(self):
+    def _check_kind(self):
         kind, path = self.own_files
         if kind and not path:
             raise SettingError("dataset", self.dataset, f"names no file; give {kind}:{OWN_FILES[kind]}")
@@ -88,13 +88,13 @@ class DataConfig(Settings):
         close = difflib.get_close_matches(prefix.lower(), OWN_FILES, n=1)
         if colon and not kind and close:
             raise SettingError("dataset", self.dataset, f"no such kind of data; did you mean {close[0]}:{OWN_FILES[close[0]]}?")
-        # TFDS would download its program and run it, from the config.json of somebody else's run, too.
+        # TFDS would download a program and run it, even if the name comes from the config.json of somebody else's run.
         if not kind and re.match(r"[^/]*:[^\d*]", self.dataset):
             raise SettingError("dataset", self.dataset, "data sets that bring their own program are not opened; give one of TFDS")
 
     @property
     def own_files(self):
-        """(kind, path) of a --dataset like folder:PATH; ("", "") of a name."""
+        """(kind, path) of a --dataset such as folder:PATH; ("", "") if it is the name of a data set."""
         kind, colon, path = self.dataset.partition(":")
         return (kind, path) if colon and kind in OWN_FILES else ("", "")
 
@@ -102,3 +102,21 @@ class DataConfig(Settings):
     def augmentations(self):
         """The chosen augmentations, a tuple of names."""
         return () if self.augment == "none" else tuple(name.strip() for name in self.augment.split(","))
+
+
+def check_own_files(config):
+    """Raises SettingError if the user's own folder, file or pattern in a DataConfig does not exist."""
+    kind, path = config.own_files
+    path = os.path.expanduser(path)
+    if kind == "folder" and not os.path.isdir(path):
+        raise SettingError("dataset", config.dataset, "there is no such folder; give folder:PATH of one that exists")
+    if kind in ("npz", "csv") and not os.path.isfile(path):
+        raise SettingError("dataset", config.dataset, f"there is no such file; give {kind}:PATH of one that exists")
+    if kind == "tfrecord" and not matching_files(path):
+        raise SettingError("dataset", config.dataset, "no file matches; give a PATTERN, such as tfrecord:'data/*.tfrecord'")
+
+
+def matching_files(pattern):
+    """The files that match the pattern of --dataset=tfrecord:PATTERN, sorted by name."""
+    found = glob.glob(os.path.expanduser(pattern), recursive=True)
+    return sorted(path for path in found if os.path.isfile(path) and os.path.basename(path) != CLASS_NAMES)

@@ -1,4 +1,4 @@
-"""Small data sets as users have them, one of each kind, for the tests of the sources."""
+"""Small data sets like those of users, one of each kind, for the tests of the sources."""
 
 import io
 
@@ -9,7 +9,7 @@ CLASSES = ("cat", "dog", "owl")
 
 
 def picture(index, size=(8, 8)):
-    """An image whose colour tells its index: uint8 [height, width, 3]."""
+    """An image whose colour encodes its index: uint8 [height, width, 3]."""
     return np.full((*size, 3), (index * 5 % 256, index % 256, 255 - index % 256), np.uint8)
 
 
@@ -41,7 +41,7 @@ def write_npz(path, count=30, **more):
 
 
 def write_csv(folder, count=30, header="image,label,split", splits=("train", "test"), extra=()):
-    """table.csv beside images/; `extra` are lines put at its end."""
+    """table.csv next to images/; `extra` are lines appended to it."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     lines = [header]
     for index in range(count):
@@ -54,7 +54,7 @@ def write_csv(folder, count=30, header="image,label,split", splits=("train", "te
 
 def write_records(folder, count=30, num_files=3, splits=("train", "test")):
     """<split>-*.tfrecord and class_names.txt."""
-    from input_pipeline.sources import write_tfrecords
+    from input_pipeline.sources.tfrecord import write_tfrecords
 
     for split in splits:
         write_tfrecords(folder, ((picture(index), index % 3) for index in range(count)), CLASSES, split, num_files)
@@ -62,7 +62,7 @@ def write_records(folder, count=30, num_files=3, splits=("train", "test")):
 
 
 def write_any(kind, folder):
-    """A data set of any kind, 30 examples a split; returns what --dataset takes."""
+    """A data set of any kind with 30 examples per split; returns the value for --dataset."""
     if kind == "folder":
         return f"folder:{write_folder(folder)}"
     if kind == "npz":

@@ -1,17 +1,48 @@
-"""What the resident and the streaming path share: which rows of a global batch a replica gets, and tf.data's options."""
+"""What all splits share: the host's cores and free memory, which rows a replica gets, tf.data's options, pixel statistics."""
 
+import abc
 import dataclasses
 import os
+import pathlib
 
+import numpy as np
 import tensorflow as tf
 
-# Threads that decode where --decode_threads does not say: autotune, which would choose, is off.
+# How many threads decode if --decode_threads is 0; tf.data's autotune, which would choose a number, is off.
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+# Files of control groups, version 2 and 1: the limit of a container or a batch job, what it uses, and the page cache in that.
+_GROUPS = (
+    ("memory.max", "memory.current", "memory.stat", "file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_cache"),
+)
+
+
+def free_gigabytes(root="/"):
+    """The memory that this process can get without swapping: free memory and the page cache, within its control group's limit.
+
+    The page cache counts, because it often contains the data set's own files.
+    """
+    def entry(file, name):
+        lines = (line.split() for line in file.read_text().splitlines())
+        return next(int(words[1]) for words in lines if words and words[0] == name)
+
+    try:
+        free = entry(pathlib.Path(root, "proc/meminfo"), "MemAvailable:") * 1024
+    except (OSError, StopIteration):  # not Linux
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    group = pathlib.Path(root, "sys/fs/cgroup")
+    for limit, used, statistics, cached in _GROUPS:
+        try:
+            limit, used = int((group / limit).read_text()), int((group / used).read_text())
+            free = min(free, max(limit - used + entry(group / statistics, cached), 0))
+        except (OSError, ValueError, StopIteration):  # there is no such group, or its limit is "max"
+            continue
+    return free / 1e9
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """The replicas that one input pipeline feeds: `local_replicas` of `num_replicas`, from `first_replica` on."""
+    """The replicas that one input pipeline feeds: `local_replicas` of `num_replicas`, starting at `first_replica`."""
 
     first_replica: int = 0
     local_replicas: int = 1
@@ -22,14 +53,13 @@ ONE_REPLICA = Shard()
 
 
 def without_autotune(dataset, threads=0):
-    """Fixes tf.data's behaviour: deterministic, all parallelism explicit, no sharding by tf.distribute.
+    """Sets the options of tf.data: deterministic, all parallelism explicit, no sharding by tf.distribute.
 
-    With `threads`, a dataset works in so many of its own; without, in those that TensorFlow has for everything: decoding there
-    would keep the step's operations waiting.
+    With `threads`, the dataset gets that many threads of its own. Otherwise it shares the threads that TensorFlow uses for
+    everything; decoding there would delay the operations of the train step.
 
-    The autotune thread can hold up the end of an iterator for 10 ms * (2^k - 1), minutes at worst (measured). It belongs to
-    an iterator, not to a transformation: to set the options once, on the dataset that is iterated, switches it off for all
-    that lies inside, nested datasets too.
+    Autotune is off, because its thread can delay the end of an iterator by 10 ms * (2^k - 1), in the worst case by minutes
+    (measured). It belongs to the iterator: options set on the outermost dataset also apply to all datasets inside it.
     """
     options = tf.data.Options()
     options.autotune.enabled = False
@@ -40,15 +70,47 @@ def without_autotune(dataset, threads=0):
     return dataset.with_options(options)
 
 
-def stretches(start, stop, num_examples):
-    """Examples start to stop - 1 of a run, cut at the epochs: yields (epoch, first position, position after the last)."""
-    while start < stop:
-        epoch, first = divmod(start, num_examples)
-        last = min(first + stop - start, num_examples)
-        yield epoch, first, last
-        start += last - first
-
-
 def num_evaluation_steps(num_examples, global_batch_size):
-    """How many global batches, the last one padded, show every example once."""
+    """How many global batches contain every example once; the last one is padded."""
     return -(-num_examples // global_batch_size)
+
+
+class Split(abc.ABC):
+    """What a resident and a streaming split have in common."""
+
+    look_up = None  # the batches contain images; a DeviceSplit has a method of this name, because its batches do not
+
+    @property
+    def on_host(self):
+        """A split of the same examples whose batches contain images: this one."""
+        return self
+
+    @abc.abstractmethod
+    def _pixel_parts(self):
+        """An iterable of uint8 [..., 3], the pixels to measure."""
+
+    def pixel_statistics(self):
+        """Mean and standard deviation per channel, float64 [3] each, in the range [0, 255]. See `pixel_sums`."""
+        products, totals, count = pixel_sums(self._pixel_parts())
+        mean = totals / count
+        return mean, np.sqrt(np.maximum(np.diag(products) / count - mean**2, 0))
+
+    def pixel_covariance(self):
+        """Covariance of the channels, float64 [3, 3], in the range [0, 255] squared. See `pixel_sums`."""
+        products, totals, count = pixel_sums(self._pixel_parts())
+        return products / count - np.outer(totals, totals) / count**2
+
+
+def pixel_sums(parts):
+    """Sums over all pixels of an iterable of uint8 [..., 3]. They are exact below 2**53, which is 10**11 pixels.
+
+    Returns:
+      Sums of the products of two channels, float64 [3, 3]; sums of each channel, float64 [3]; the number of pixels.
+    """
+    products, totals, count = np.zeros((3, 3)), np.zeros(3), 0
+    for part in parts:
+        pixels = part.reshape(-1, 3).astype(np.float64)
+        products += pixels.T @ pixels
+        totals += np.ones(len(pixels)) @ pixels
+        count += len(pixels)
+    return products, totals, count

@@ -5,16 +5,16 @@ A setting is declared once. The command line, the help text, the validation and 
 
 import dataclasses
 import math
+import operator
 import types
 import typing
 
 from input_pipeline.common.errors import SettingError, is_plain
 
-# What an int64 holds; JSON and the command line take whole numbers that no float can hold.
-LARGEST = 2**63 - 1
-
-
+LARGEST = 2**63 - 1  # of an int64; JSON and the command line accept larger whole numbers, which no float can represent
 ON_RESUME = ("refuse", "tell", "ignore")
+_BOUNDS = {"low": (operator.ge, "at least"), "above": (operator.gt, "above"), "high": (operator.le, "at most"),
+           "below": (operator.lt, "below")}
 
 
 def setting(default, help, *, low=None, above=None, high=None, below=None, choices=None, on_resume="tell"):  # noqa: A002
@@ -35,31 +35,26 @@ def setting(default, help, *, low=None, above=None, high=None, below=None, choic
 
 
 def value_type(field):
-    """The plain type of a field: `float` for `float | None`, too."""
+    """The type of a field without None: `float` for `float | None`."""
     alternatives = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
     return next(kind for kind in alternatives if kind is not types.NoneType)
 
 
 def describe_type(field):
-    """What a value of a field is, in words, for errors."""
+    """The type of a field in words, for errors."""
     return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[value_type(field)]
 
 
 def describe_range(field):
-    """The range of a field in words, for the help text and for errors; empty where anything goes."""
+    """The range of a field in words, for the help text and for errors; empty if all values are allowed."""
     limits = field.metadata
     if limits["choices"]:
         return "one of " + ", ".join(limits["choices"])
-    words = [
-        f"{words} {limits[bound]:.12g}"
-        for bound, words in (("low", "at least"), ("above", "above"), ("high", "at most"), ("below", "below"))
-        if limits[bound] is not None
-    ]
-    return " and ".join(words)
+    return " and ".join(f"{words} {limits[bound]:.12g}" for bound, (_, words) in _BOUNDS.items() if limits[bound] is not None)
 
 
 class Settings:
-    """Base of the configuration dataclasses: every field is judged when the object is made.
+    """Base of the configuration dataclasses. Checks every field when an object is created.
 
     Raises:
       SettingError: a value has the wrong type, is not finite or lies outside its range.
@@ -84,12 +79,6 @@ class Settings:
             raise SettingError(field.name, value, f"give a finite number, {describe_range(field)}".rstrip(", "))
         if isinstance(value, int) and abs(value) > LARGEST:
             raise SettingError(field.name, value, f"give a number of at most {LARGEST}")
-        inside = (
-            (limits["low"] is None or value >= limits["low"])
-            and (limits["above"] is None or value > limits["above"])
-            and (limits["high"] is None or value <= limits["high"])
-            and (limits["below"] is None or value < limits["below"])
-            and (limits["choices"] is None or value in limits["choices"])
-        )
-        if not inside:
+        inside = all(limits[bound] is None or compare(value, limits[bound]) for bound, (compare, _) in _BOUNDS.items())
+        if not inside or not (limits["choices"] is None or value in limits["choices"]):
             raise SettingError(field.name, value, f"give a value that is {describe_range(field)}")

@@ -1,7 +1,7 @@
-"""Files of JSON and text: read only as far as one of ours could reach, replaced as a whole. Knows no TensorFlow.
+"""Reads and replaces small files of JSON and text, without TensorFlow.
 
-A workdir or a checkpoint may come from elsewhere. What is read of it is first seen to be a plain file (a pipe or a device would
-be read for ever) of at most so many bytes.
+A workdir or a checkpoint may come from somebody else. So before reading a file, check that it is a regular file, because reading
+a pipe or a device may never end, and that it is not larger than any of ours.
 """
 
 import contextlib
@@ -12,15 +12,15 @@ import stat
 
 from input_pipeline.common.errors import UnusableError
 
-LARGEST = 2**24  # bytes; the largest of ours, a description that names 20,000 classes, has 1 MB
-REMEDY = "make room or mend its permissions, and start the same command again"
+LARGEST = 2**24  # bytes; our largest file, a description with the names of 20,000 classes, has 1 MB
+REMEDY = "make room or change its permissions, and start the same command again"
 
 
 def read_file(path, largest=LARGEST):
     """The bytes of a file.
 
     Raises:
-      OSError: it cannot be read; ValueError: it is no plain file, or larger than `largest` bytes.
+      OSError: it cannot be read; ValueError: it is not a regular file, or larger than `largest` bytes.
     """
     about = os.stat(path)
     if not stat.S_ISREG(about.st_mode):
@@ -35,13 +35,13 @@ def read_json(path, largest=LARGEST):
     """The value in a JSON file.
 
     Raises:
-      OSError: it cannot be read; ValueError: it is no plain file, too large, or no JSON.
+      OSError: it cannot be read; ValueError: it is not a regular file, too large, or not JSON.
     """
     return parse_json(read_file(path, largest))
 
 
 def parse_json(content):
-    """The value of JSON bytes. Raises ValueError, and nothing else, where they are none."""
+    """The value of JSON bytes. Raises ValueError, and nothing else, if they are not JSON."""
     try:
         return json.loads(content)
     except RecursionError:
@@ -49,15 +49,15 @@ def parse_json(content):
 
 
 def replace_file(path, content):
-    """Gives a file new content, a text or bytes, or leaves it as it was: written beside it, flushed to the disk, renamed.
+    """Gives a file new content, a text or bytes. Writes a temporary file, flushes it to the disk and renames it.
 
     Raises:
-      OSError: it cannot be written; nothing is left beside it.
+      OSError: it cannot be written. The file then has its old content, and the temporary file is removed.
     """
     path = pathlib.Path(path)
     temporary = path.with_name(path.name + ".tmp")
     try:
-        if os.path.lexists(temporary):  # of a killed process, or somebody's link to a file that is not ours
+        if os.path.lexists(temporary):  # left by a killed process, or somebody's link to another file
             temporary.unlink()
         with open(temporary, "xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -71,7 +71,7 @@ def replace_file(path, content):
 
 
 class UnusableFile(UnusableError):
-    """A file or folder that the file system refuses: `path`, and the `reason` it gives."""
+    """The file system refuses access to a file or folder: its `path`, and the `reason`."""
 
     def __init__(self, path, reason, verb="written"):
         super().__init__(f"{path}: cannot be {verb} ({reason}); {REMEDY}")
@@ -80,7 +80,7 @@ class UnusableFile(UnusableError):
 
 @contextlib.contextmanager
 def unusable(path, verb="written"):
-    """Inside, an OSError becomes the UnusableFile that says that `path` cannot be `verb`."""
+    """Context manager that turns an OSError into an UnusableFile, which says that `path` cannot be `verb`."""
     try:
         yield
     except OSError as error:
@@ -88,5 +88,5 @@ def unusable(path, verb="written"):
 
 
 def is_of(value, types):
-    """Whether a JSON value is of one of the types. true and false are no numbers, nor is what no float or int64 can hold."""
+    """Whether a JSON value has one of the types. true and false are not numbers, nor are integers beyond int64."""
     return isinstance(value, types) and not isinstance(value, bool) and (not isinstance(value, int) or abs(value) < 2**63)

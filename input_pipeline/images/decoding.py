@@ -1,6 +1,6 @@
-"""Image functions for TensorFlow graphs: decoding, resizing, cropping, flipping. Everything uint8, [height, width, 3].
+"""Image functions for TensorFlow graphs: decode, resize, crop, flip. Images are uint8 [height, width, 3].
 
-Those that say [..., height, width, 3] take a batch of images of one size, too.
+Functions that accept [..., height, width, 3] also accept a batch of images of one size.
 """
 
 import tensorflow as tf
@@ -8,23 +8,35 @@ import tensorflow as tf
 from input_pipeline.images import headers
 
 
-def decode(encoded):
-    """PNG, JPEG, WebP, BMP or a GIF's first frame: bytes -> uint8 [height, width, 3].
+def require(condition, reason, tensor):
+    """`tensor`, but InvalidArgumentError with the parts of `reason` if `condition` is false. Works in a graph and eagerly."""
+    check = tf.debugging.Assert(condition, reason, summarize=3)
+    with tf.control_dependencies([] if check is None else [check]):
+        return tf.identity(tensor)
 
-    Grey becomes three equal channels, a palette its colours, 16 bits their upper 8; alpha is dropped, the colours stay as stored.
+
+def decode(encoded):
+    """PNG, JPEG, WebP, BMP or the first frame of a GIF: bytes -> uint8 [height, width, 3].
+
+    Grey becomes three equal channels, and a palette its colours. Of 16 bits the upper 8 are kept. Alpha is dropped without
+    blending: the colours stay as stored.
 
     Raises:
-      InvalidArgumentError: it is damaged, of another kind, or by its header larger than `headers.MAX_PIXELS`.
+      InvalidArgumentError: the image is damaged, of another format, or has more than `headers.MAX_PIXELS` by its header.
     """
-    reason = tf.ensure_shape(tf.numpy_function(_check, [encoded], tf.string, stateful=False), [])
-    fine = tf.debugging.Assert(tf.equal(reason, ""), ["an image", reason])  # before anything is allocated for it
-    with tf.control_dependencies([] if fine is None else [fine]):
-        encoded = tf.identity(encoded)
-    return decode_unchecked(encoded)
+    def check(encoded):
+        return headers.check(encoded if isinstance(encoded, bytes) else encoded.item())  # outside a graph it is an array
+
+    reason = tf.ensure_shape(tf.numpy_function(check, [encoded], tf.string, stateful=False), [])
+    # Check before decoding, because a decoder allocates memory for all pixels that the header claims.
+    return decode_unchecked(require(tf.equal(reason, ""), ["an image", reason], encoded))
 
 
 def decode_unchecked(encoded):
-    """`decode` by TensorFlow alone, for a graph that is saved: trusts the size in the header, takes a BMP's palette for greys."""
+    """`decode` with TensorFlow's operations only, for a graph that is saved.
+
+    It trusts the size in the header, and takes the palette indices of a BMP for grey values.
+    """
     webp = _webp_of_four(encoded)
 
     def in_four():
@@ -37,10 +49,10 @@ def decode_unchecked(encoded):
 
 
 def _webp_of_four(encoded):
-    """A WebP file with alpha or an animation, else empty: TensorFlow's kernel gives four channels of such, and no other number.
+    """A WebP file with alpha or an animation, else empty. TensorFlow decodes such a file to four channels and no other number.
 
-    The flag of alpha is set in an animation without: asked for four channels it refuses that, and for as many as there are it
-    writes beyond its memory (TensorFlow 2.21).
+    In an animation without alpha, this sets the flag of alpha. Without the flag, TensorFlow 2.21 refuses to decode it to four
+    channels; and if asked for the file's own number of channels, it writes beyond its memory.
     """
     head = tf.strings.substr(tf.strings.join([tf.strings.substr(encoded, 0, 32), " " * 32]), 0, 32)
     byte, kind = tf.io.decode_raw(head, tf.uint8), tf.strings.substr(head, 12, 4)
@@ -55,27 +67,21 @@ def _webp_of_four(encoded):
     return tf.cond(extended, with_alpha, lambda: tf.where(lossless, encoded, ""))
 
 
-def _check(encoded):
-    return headers.check(encoded if isinstance(encoded, bytes) else encoded.item())  # outside a graph it comes as an array
-
-
 def resize_short_side(image, size):
-    """Scales an image, antialiased, so that its shorter side has `size` pixels; no work where it has them."""
+    """Scales an image, antialiased, so that its shorter side has `size` pixels; returns it as it is if it already does."""
     return resize_to_cover(image, size, size)
 
 
 def resize_to_cover(image, height, width):
-    """Scales [..., h, w, 3], antialiased, to the smallest size that covers `height` x `width`; no work where it has it.
+    """Scales [..., h, w, 3], antialiased, to the smallest size that covers `height` x `width`.
 
     Raises:
-      InvalidArgumentError: so long and narrow that it would then have more than `headers.MAX_PIXELS`.
+      InvalidArgumentError: the image is so long and narrow that the result would have more than `headers.MAX_PIXELS`.
     """
     shape = tf.cast(tf.shape(image)[-3:-1], tf.float32)
     scale = tf.reduce_max(tf.cast([height, width], tf.float32) / shape)
-    reason = ["an image", "is too long and narrow to be scaled"]
-    fine = tf.debugging.Assert(tf.reduce_prod(shape * scale) <= headers.MAX_PIXELS, reason)
-    with tf.control_dependencies([] if fine is None else [fine]):
-        scaled = tf.cast(tf.round(shape * scale), tf.int32)
+    fits = tf.reduce_prod(shape * scale) <= headers.MAX_PIXELS
+    scaled = tf.cast(tf.round(require(fits, ["an image", "is too long and narrow to be scaled"], shape * scale)), tf.int32)
 
     def resized():
         pixels = tf.image.resize(image, tf.maximum(scaled, [height, width]), antialias=True)
@@ -92,9 +98,9 @@ def central_crop(image, size, width=None):
 
 
 def random_window(seed, size, margin):
-    """The paper's training crop (section 4.1): a window that has `size` pixels a side once the short side has size + margin.
+    """The paper's training crop (section 4.1): a square of `size` pixels from an image whose short side has size + margin.
 
-    The image need not be scaled for that: the window's side is the short side's share of size / (size + margin).
+    The image is not scaled first. Instead, the square's side is the fraction size / (size + margin) of the short side.
 
     Args:
       seed: int64 [2]; the results are a function of it.
@@ -102,8 +108,8 @@ def random_window(seed, size, margin):
       margin: pixels.
 
     Returns:
-      A function of an image's height and width, int32 scalars, that gives its window, int32 [top, left, height, width]; and
-      whether to mirror it, bool scalar, with probability 1/2.
+      A function (height, width) -> window, of int32 scalars to int32 [top, left, height, width]; and whether to mirror the
+      window, a bool scalar, true with probability 1/2.
     """
     draws = tf.random.stateless_uniform([3], seed)
 
@@ -117,28 +123,27 @@ def random_window(seed, size, margin):
 
 
 def decode_window(encoded, window_of, size, mirrored):
-    """Decodes a window of an image and scales it to `size` x `size`. Of a JPEG only the window is decoded.
+    """Decodes a window of an image and scales it to `size` x `size`. For a JPEG, decodes only the window.
 
     Args:
       encoded: bytes, string scalar.
-      window_of: a function of the image's height and width that gives the window, int32 [top, left, height, width].
+      window_of: a function (height, width) -> window, int32 [top, left, height, width].
       size: pixels.
-      mirrored: whether to mirror it left-right, bool scalar tensor; None: never.
+      mirrored: whether to mirror the window left-right, bool scalar tensor; None: never.
 
     Returns:
       uint8 [size, size, 3].
 
     Raises:
-      InvalidArgumentError: as `decode`; what a JPEG lacks outside of the window is not missed.
+      InvalidArgumentError: see `decode`; a JPEG may be damaged outside of the window.
     """
     def of_jpeg():
         shape = tf.image.extract_jpeg_shape(encoded)
+        # The decoder keeps all of a progressive JPEG in memory, even to decode a part of it.
         fits = tf.reduce_prod(tf.cast(shape[:2], tf.int64)) <= headers.MAX_PIXELS
         limit = f"the limit is {headers.MAX_PIXELS} pixels"
-        fine = tf.debugging.Assert(fits, ["an image", "is huge: height, width and channels are", shape, limit], summarize=3)
-        with tf.control_dependencies([] if fine is None else [fine]):  # progressive ones are held whole to decode a part
-            window = window_of(shape[0], shape[1])
-        return tf.image.decode_and_crop_jpeg(encoded, window, channels=3)
+        shape = require(fits, ["an image", "is huge: height, width and channels are", shape, limit], shape)
+        return tf.image.decode_and_crop_jpeg(encoded, window_of(shape[0], shape[1]), channels=3)
 
     def of_other():
         image = decode(encoded)
@@ -147,7 +152,7 @@ def decode_window(encoded, window_of, size, mirrored):
 
     image = _scaled(tf.cond(tf.io.is_jpeg(encoded), of_jpeg, of_other), size)
     if mirrored is not None:
-        image = tf.cond(mirrored, lambda: tf.reverse(image, [1]), lambda: image)  # a slice with step -1 is far slower
+        image = tf.cond(mirrored, lambda: tf.reverse(image, [1]), lambda: image)  # a slice with step -1 is much slower
     return tf.ensure_shape(image, [size, size, 3])
 
 
@@ -156,13 +161,13 @@ def _scaled(image, size):
     rows, columns = tf.unstack(tf.shape(image)[:2])
 
     def plain():
-        pixels = tf.cast(image, tf.float32)[tf.newaxis]  # for which the kernel is nearly twice as fast as for uint8
+        pixels = tf.cast(image, tf.float32)[tf.newaxis]  # the kernel is nearly twice as fast for float32 as for uint8
         return tf.cast(tf.raw_ops.ResizeBilinear(images=pixels, size=[size, size], half_pixel_centers=True)[0] + 0.5, tf.uint8)
 
     def antialiased():
         pixels = tf.image.resize(image, [size, size], antialias=True)
         return tf.cast(tf.clip_by_value(tf.round(pixels), 0, 255), tf.uint8)
 
-    # Up to half the size, the 2 x 2 pixels that are interpolated miss next to none, at a fifth of the time.
+    # Down to half the size, interpolating 2 x 2 pixels ignores almost no pixel, and takes a fifth of the time.
     near = tf.maximum(rows, columns) <= 2 * size
     return tf.cond((rows == size) & (columns == size), lambda: image, lambda: tf.cond(near, plain, antialiased))

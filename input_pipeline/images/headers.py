@@ -1,11 +1,10 @@
-"""The size of an image from its first bytes, so that a small file that claims a huge image is refused before it is decoded."""
+"""Reads the size of an image from its first bytes, so that a small file that claims a huge image is refused before decoding."""
 
 import io
 import struct
 
-# 200 MB decoded. The largest photos of usual data sets have 20 million pixels.
-MAX_PIXELS = 2**26
-MAX_BYTES = 2**28  # of a file; more than so many pixels take without any compression
+MAX_PIXELS = 2**26  # 200 MB decoded. The largest photos of usual data sets have 20 million pixels.
+MAX_BYTES = 2**28  # of a file; so many pixels need no more, even without compression
 DECODABLE = "PNG, JPEG, BMP (24 or 32 bits), GIF or WebP"
 _MOST_MARKERS = 2**16
 # Start of frame: baseline, progressive, ...; C4, C8 and CC are tables and extensions.
@@ -14,7 +13,7 @@ _JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length
 
 
 def read_size(file):
-    """(height, width) of the image in a binary file that can seek; None where it is of no kind that is decoded here.
+    """(height, width) of the image in a binary file that can seek; None if its format is not decoded here.
 
     Formats: PNG (W3C), JPEG (ITU-T T.81), GIF89a, BMP, WebP (RFC 9649).
     """
@@ -27,7 +26,7 @@ def read_size(file):
         return height, width
     if head[:2] == b"BM" and len(head) >= 30:
         width, height, _, bits = struct.unpack("<iiHH", head[18:30])
-        # TensorFlow would take the indices of a palette for grey values.
+        # With fewer bits there is a palette, and TensorFlow would take its indices for grey values.
         return (abs(height), abs(width)) if bits in (24, 32) else None
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP" and len(head) >= 30:
         return _webp_size(head)
@@ -38,13 +37,13 @@ def read_size(file):
 
 
 def usable_size(file):
-    """`read_size` where it is one that is decoded, else None."""
+    """`read_size` if an image of that size may be decoded, else None."""
     size = read_size(file)
-    return tuple(size) if size and 0 < size[0] * size[1] <= MAX_PIXELS else None
+    return size if size and 0 < size[0] * size[1] <= MAX_PIXELS else None
 
 
 def check(encoded):
-    """Why encoded bytes shall not be decoded, judged by their header alone; empty where nothing speaks against it."""
+    """Why encoded bytes must not be decoded, by their header alone; empty if there is no reason."""
     try:
         size = read_size(io.BytesIO(encoded))
         frames = _gif_pixels(encoded) if encoded[:3] == b"GIF" else 0
@@ -65,22 +64,21 @@ def check(encoded):
 
 
 def _gif_pixels(content):
-    """Pixels of all frames of a GIF, which are all decoded before the first one is taken."""
-    pixels, position = 0, 13 + _palette_bytes(content[10])
-    while content[position : position + 1] in (b"!", b","):
-        if content[position : position + 1] == b",":
+    """The pixels of all frames of a GIF. TensorFlow decodes all frames before it returns the first."""
+    def palette_bytes(flags):
+        return 3 * 2 ** (1 + (flags & 7)) if flags & 128 else 0
+
+    pixels, position = 0, 13 + palette_bytes(content[10])
+    while (kind := content[position : position + 1]) in (b"!", b","):
+        if kind == b",":
             width, height, flags = struct.unpack("<4xHHB", content[position + 1 : position + 10])
             pixels += width * height
-            position += 9 + _palette_bytes(flags)
+            position += 9 + palette_bytes(flags)
         position += 2
-        while content[position]:  # blocks of data, each after its length, to an empty one
+        while content[position]:  # blocks of data, each after its length; the last one is empty
             position += 1 + content[position]
         position += 1
     return pixels
-
-
-def _palette_bytes(flags):
-    return 3 * 2 ** (1 + (flags & 7)) if flags & 128 else 0
 
 
 def _webp_size(head):
@@ -97,22 +95,19 @@ def _webp_size(head):
 
 
 def _jpeg_size(file):
+    """Skips from marker to marker until the start of a frame."""
     for _ in range(_MOST_MARKERS):
-        if file.read(1) != b"\xff":
+        mark, byte = file.read(1), file.read(1)
+        if mark != b"\xff" or not byte:
             return None
-        byte = file.read(1)
         if byte == b"\xff":  # a fill byte, of which there may be any number
             file.seek(-1, io.SEEK_CUR)
-            continue
-        if not byte:
-            return None
-        if byte[0] in _JPEG_BARE:
-            continue
-        length = int.from_bytes(file.read(2), "big")
-        if byte[0] in _JPEG_FRAMES:
-            frame = file.read(5)
-            return struct.unpack(">HH", frame[1:]) if len(frame) == 5 else None
-        if length < 2:
-            return None
-        file.seek(length - 2, io.SEEK_CUR)
+        elif byte[0] not in _JPEG_BARE:
+            length = int.from_bytes(file.read(2), "big")
+            if byte[0] in _JPEG_FRAMES:
+                frame = file.read(5)
+                return struct.unpack(">xHH", frame) if len(frame) == 5 else None
+            if length < 2:
+                return None
+            file.seek(length - 2, io.SEEK_CUR)
     return None

@@ -1,10 +1,12 @@
-"""What every source of examples offers, and what those that read record files share."""
+"""The interface of a source, and the source whose examples are records of TFRecord files (TFDS and --dataset=tfrecord:)."""
 
 import abc
 import dataclasses
 import math
 import os
 import time
+import types
+from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -12,22 +14,25 @@ import tensorflow_datasets as tfds
 
 from input_pipeline.common.batches import without_autotune
 from input_pipeline.common.errors import SettingError, UnusableError, one_line_of
-from input_pipeline.images.bad_examples import BadExamples
+from input_pipeline.images.loading import BadExamples
 
-# Encoded images are small; more readers than this only compete for the same disk.
-PARALLEL_READS = 4
-READ_BLOCK = 16  # records in a row from one file, TFDS's own default
+PARALLEL_READS = 4  # encoded images are small; more readers than this only compete for the same disk
+READ_BLOCK = 16  # consecutive records from one file, TFDS's own default
+WITHOUT_SPLITS = "train"  # the name of the only split of a source that is not divided into splits
 
 
 @dataclasses.dataclass(frozen=True)
 class Source(abc.ABC):
-    """A data set: splits of examples, each an encoded image and a label.
+    """A data set: splits of examples. Each example is an encoded image and a label.
+
+    A subclass also has `parse`, a function that turns a serialized example (a scalar string tensor) into
+    {"image": encoded bytes, "label": int64}.
 
     Attributes:
-      name: as given to --dataset.
+      name: the value of --dataset.
       class_names: one per label, in the order of the labels.
-      image_shape: (height, width, 3) where all images have one size, else None.
-      bad: the examples that turned out to be of no use.
+      image_shape: (height, width, 3) if all images have the same size, else None.
+      bad: the examples that could not be used.
     """
 
     name: str
@@ -36,209 +41,202 @@ class Source(abc.ABC):
     bad: BadExamples = dataclasses.field(default_factory=BadExamples, kw_only=True, compare=False)
 
     def num_examples(self, split, flag):
-        """How many examples `split` has. Raises SettingError, naming `flag`, for a split that does not exist or is empty."""
+        """How many examples `split` has. Raises SettingError, which names `flag`, if the split does not exist or is empty."""
         try:
-            takes = self._takes(split)
+            takes = [stop - start for _, start, stop in self._slices(split)]
         except (KeyError, ValueError, AssertionError, AttributeError, NotImplementedError) as error:
-            there = ", ".join(f"{name} ({count})" for name, count in self.split_sizes().items())
-            remedy = f"{self.name} has no such split ({one_line_of(error)}); it has {there}; slices look like train[:90%]"
+            existing = ", ".join(f"{name} ({count})" for name, count in self.split_sizes().items())
+            remedy = f"{self.name} has no such split ({one_line_of(error)}); it has {existing}; slices look like train[:90%]"
             raise SettingError(flag, split, remedy) from None
         if not takes or min(takes) < 1:  # TFDS counts train[90%:10%] as a negative number of examples
-            raise SettingError(flag, split, f"holds no example of {self.name}, or ends before it begins; give a larger slice")
+            raise SettingError(flag, split, f"contains no example of {self.name}, or ends before it begins; give a larger slice")
         return sum(takes)
+
+    def _slices(self, split):
+        """Reads TFDS slicing syntax such as train[:90%] or train[100:200]+test, and rounds as TFDS does.
+
+        Returns:
+          [(name of a split, first example, example after the last)].
+
+        Raises:
+          ValueError, KeyError, AssertionError, AttributeError or NotImplementedError, whatever TFDS raises for a bad split.
+        """
+        sizes = self.split_sizes()
+        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(self._split_infos())
+        return [(part.splitname, part.from_ or 0, sizes[part.splitname] if part.to is None else part.to) for part in parts]
+
+    def _split_infos(self):
+        """{name of a split: what TFDS must know about it to slice it}."""
+        return {name: types.SimpleNamespace(num_examples=count) for name, count in self.split_sizes().items()}
 
     @abc.abstractmethod
     def split_sizes(self):
         """{name of a split: how many examples it has}."""
 
     @abc.abstractmethod
-    def _takes(self, split):
-        """How many examples each part of `split` has. Raises ValueError where it cannot be read."""
-
-    @abc.abstractmethod
     def records(self, split):
-        """A finite Dataset of serialized examples (`parse` reads them), always in the same order."""
+        """A finite Dataset of (number, serialized example), always in the same order.
 
-    @abc.abstractmethod
-    def located_records(self, split):
-        """`records`, each with where it comes from: (a text that names the file, record). For error messages."""
-
-    @abc.abstractmethod
-    def shuffled_records(self, split, seed, epoch, buffer_size, located=False):
-        """Like `records`, in an order that is a function of (seed, epoch), both integers or int64 scalar tensors.
-
-        With `located`, like `located_records` in the same order.
+        The number, an int64, identifies an example of the split; `where` turns it into the name of a file.
         """
 
     @abc.abstractmethod
+    def shuffled_records(self, split, seed, epoch, buffer_size):
+        """`records` in an order that is a function of (seed, epoch), both integers or int64 scalar tensors."""
+
+    @abc.abstractmethod
+    def where(self, split, number):
+        """The file that contains an example, and its row or record if the file has several; a text for error messages."""
+
+    @abc.abstractmethod
     def fingerprint(self, split):
-        """What changes when the examples of `split` do, made of what JSON has; "place" is where the data lies.
+        """A JSON value that changes if the examples of `split` change. Its "place" is the file or folder of the data.
 
         Raises:
           UnusableError: a file is missing.
         """
 
-    @abc.abstractmethod
-    def parse(self, record):
-        """A serialized example -> {"image": encoded bytes, "label": int64}."""
-
-    def skip_damaged(self, split, seconds=math.inf):  # noqa: B027, files that are read one by one have none
-        """Looks for records of `split` that cannot be read at all, and leaves them out; after `seconds`, in no further file.
+    def skip_damaged(self, split, seconds=math.inf):  # noqa: B027, only record files can have damaged records
+        """Finds records of `split` that cannot be read, and leaves them out from now on; starts no file after `seconds`.
 
         Raises:
-          UnusableError: they are more than `bad` allows.
+          UnusableError: there are more than `bad` allows.
         """
 
 
-def slices(split, sizes):
-    """[(name of a split, first example, example after the last)] of TFDS slicing syntax, rounded as TFDS rounds.
-
-    Args:
-      split: such as train[:90%] or train[100:200]+test.
-      sizes: {name of a split: how many examples it has}.
-
-    Raises:
-      ValueError: it cannot be read, or does not fit the sizes.
-    """
-    counted = {name: _Counted(count) for name, count in sizes.items()}
-    parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(counted)
-    return [(part.splitname, part.from_ or 0, sizes[part.splitname] if part.to is None else part.to) for part in parts]
-
-
 def file_state(name):
-    """Size in bytes and time of the last change in ns of a file, which need not be a local one."""
+    """(size in bytes, time of the last change in ns) of a file, which may be on a remote file system."""
     try:
         local = os.stat(name)
         return local.st_size, local.st_mtime_ns
-    except OSError:  # gfile, which knows remote ones, counts whole seconds
+    except OSError:  # gfile can read remote files, but rounds their times to whole seconds
         remote = tf.io.gfile.stat(name)
         return remote.length, remote.mtime_nsec
 
 
-class _Counted(NamedTuple):
-    num_examples: int
-
-
 def shuffle_seeds(seed, epoch, count):
-    """`count` int64 seeds of an epoch's order. The keys of the augmentation, (seed, position >= 0), are others."""
+    """`count` int64 seeds for the order of an epoch. They never equal the keys of the augmentation, (seed, position >= 0)."""
     key = tf.stack([tf.cast(seed, tf.int64), -1 - tf.cast(epoch, tf.int64)])
     return tf.random.stateless_uniform([count], key, minval=None, maxval=None, dtype=tf.int64)
 
 
-class Stretch(NamedTuple):
-    """`take` records of a TFRecord file, after the first `skip`."""
+class Part(NamedTuple):
+    """`take` records of a TFRecord file after the first `skip`. `number` is the first one's number in the split."""
 
-    filename: str
+    file: str
     skip: int
     take: int
+    number: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class RecordFiles(Source):
-    """A source whose records lie in TFRecord files."""
+    """A source whose examples are records of TFRecord files.
 
-    _damaged: set = dataclasses.field(default_factory=set, kw_only=True, compare=False, repr=False)  # (file, record)
+    Attributes:
+      files: {name of a split: [(file, how many records it has)]}.
+      parse: see Source.
+    """
 
-    @abc.abstractmethod
-    def stretches(self, split):
-        """The Stretches that make up `split`. Raises KeyError, ValueError or AssertionError where it cannot be read."""
+    files: dict
+    parse: Callable
+    _damaged: set = dataclasses.field(default_factory=set, kw_only=True, repr=False)  # (file, record)
 
-    def _takes(self, split):
-        return [stretch.take for stretch in self._whole(split)]
+    def num_examples(self, split, flag):
+        """How many examples `split` has, without those that `skip_damaged` found. Raises SettingError as Source does."""
+        return super().num_examples(split, flag) and sum(part.take for part in self._parts(split))
+
+    def split_sizes(self):
+        return {name: sum(count for _, count in files) for name, files in self.files.items()}
+
+    def _split_infos(self):
+        infos = super()._split_infos()
+        for name, info in infos.items():
+            info.shard_lengths = [count for _, count in self.files[name]]  # with it, TFDS also accepts train[:1shard]
+        return infos
 
     def records(self, split):
-        """A finite Dataset of serialized examples (`parse` reads them), always in the same order."""
-        stretches, files = self._files(split)
-        return _read(files, stretches)
+        parts, files = self._open(split)
+        return _read(parts, files)
 
-    def located_records(self, split):
-        """`records`, each with where it comes from: (a text that names file and record, record)."""
-        stretches, files = self._files(split)
-        return _read(files, stretches, _located)
-
-    def shuffled_records(self, split, seed, epoch, buffer_size, located=False):
-        """Like `records`, in an order that is a function of (seed, epoch), both integers or int64 scalar tensors.
-
-        The files are shuffled, and then the records through a buffer of `buffer_size`. With `located`, like `located_records`.
-        """
-        # Dataset.shuffle mixes the graph's seed in: what a caller did to tf.random.set_seed must not change the order.
+    def shuffled_records(self, split, seed, epoch, buffer_size):
+        """See Source. Shuffles the files, and then the records through a buffer of `buffer_size`."""
+        # Dataset.shuffle mixes in the graph's seed. The order must not depend on what a caller gave to tf.random.set_seed.
         tf.compat.v1.get_default_graph().seed = None
         seeds = shuffle_seeds(seed, epoch, 2)
-        stretches, files = self._files(split)
-        files = files.shuffle(len(stretches), seed=seeds[0], reshuffle_each_iteration=False)
-        records = _read(files, stretches, _located if located else _plain)
-        return records.shuffle(buffer_size, seed=seeds[1], reshuffle_each_iteration=False)
+        parts, files = self._open(split)
+        files = files.shuffle(len(parts), seed=seeds[0], reshuffle_each_iteration=False)
+        return _read(parts, files).shuffle(buffer_size, seed=seeds[1], reshuffle_each_iteration=False)
+
+    def where(self, split, number):
+        return next(f"{part.file} record {part.skip + number - part.number}" for part in self._parts(split)
+                    if part.number <= number < part.number + part.take)
 
     def fingerprint(self, split):
-        """What changes when the examples of `split` do, made of what JSON has; "place" is the folder of the files."""
-        stretches, _ = self._files(split)
-        place = os.path.dirname(os.path.abspath(stretches[0].filename))
-        files = [[os.path.basename(name), skip, take, *file_state(name)] for name, skip, take in stretches]
+        parts, _ = self._open(split)
+        place = os.path.dirname(os.path.abspath(parts[0].file))
+        files = [[os.path.basename(file), skip, take, *file_state(file)] for file, skip, take, _ in parts]
         return {"place": place, "classes": list(self.class_names), "files": files}
 
     def skip_damaged(self, split, seconds=math.inf):
-        """Reads all records of `split`, decodes none, and leaves those with a wrong checksum out from now on."""
+        """Reads all records of `split`, decodes none, and leaves out those with a wrong checksum from now on."""
         start = time.monotonic()
-        for name, skip, take in self._whole(split):
+        for file, skip, take, _ in self._parts(split):
             if time.monotonic() - start > seconds:
                 return
             before = None
             while take > 0:
                 read = 0
                 try:
-                    for _ in without_autotune(tf.data.TFRecordDataset(name).skip(skip).take(take)):
+                    for _ in without_autotune(tf.data.TFRecordDataset(file).skip(skip).take(take)):
                         read += 1
                 except tf.errors.OpError as error:
-                    where, why = f"{name} record {skip + read}", f"is damaged ({one_line_of(error)})"
-                    if why == before:  # at the same byte: its length is wrong, so that nothing behind it can be reached
+                    reason = f"is damaged ({one_line_of(error)})"
+                    if reason == before:  # at the same byte again: the length is wrong, so the next record cannot be found
                         remedy = "what follows cannot be read; prepare or copy this file again"
-                        raise UnusableError(f"{name} record {skip - 1}: is damaged in its length, and {remedy}") from None
-                    before = why
-                    self.bad.add(where, why, "prepare or copy this file again")
-                    self._damaged.add((name, skip + read))
+                        raise UnusableError(f"{file} record {skip - 1}: is damaged in its length, and {remedy}") from None
+                    before = reason
+                    self.bad.add(f"{file} record {skip + read}", reason, "prepare or copy this file again")
+                    self._damaged.add((file, skip + read))
                 else:
                     if read < take:
-                        raise UnusableError(f"{name}: ends after {skip + read} records, {skip + take} are wanted; "
+                        raise UnusableError(f"{file}: ends after {skip + read} records, {skip + take} are wanted; "
                                             "prepare or copy this file again")
                 skip, take = skip + read + 1, take - read - 1
-        if not self._whole(split):
+        if not self._parts(split):
             raise UnusableError(f"{self.name}: every record of {split} is damaged; prepare or copy its files again")
 
-    def _whole(self, split):
-        """The stretches of `split`, cut around damaged records."""
-        if not self._damaged:
-            return list(self.stretches(split))
-        parts = []
-        for name, skip, take in self.stretches(split):
-            holes = sorted(record for file, record in self._damaged if file == name and skip <= record < skip + take)
-            for hole in [*holes, skip + take]:
-                if hole > skip:
-                    parts.append(Stretch(name, skip, hole - skip))
-                skip = hole + 1
+    def _parts(self, split):
+        """The Parts of files that make up `split`, cut around damaged records."""
+        parts, number = [], 0
+        for name, start, stop in self._slices(split):
+            first = 0  # the file's first record, counted from the beginning of the split
+            for file, count in self.files[name]:
+                low, high = max(start - first, 0), min(stop - first, count)
+                damaged = sorted(record for path, record in self._damaged if path == file and low <= record < high)
+                begin = low
+                for end in [*damaged, high]:
+                    if begin < end:
+                        parts.append(Part(file, begin, end - begin, number + begin - low))
+                    begin = end + 1
+                first, number = first + count, number + max(high - low, 0)
         return parts
 
-    def _files(self, split):
-        stretches = self._whole(split)
-        for name in (stretch.filename for stretch in stretches):
-            if not tf.io.gfile.exists(name):
-                raise UnusableError(f"{name}: this file of {self.name} is missing; copy it there or prepare the data again")
-        names, skips, takes = zip(*stretches, strict=True)
-        columns = (list(names), tf.constant(skips, tf.int64), tf.constant(takes, tf.int64))
-        return stretches, tf.data.Dataset.from_tensor_slices(columns)
+    def _open(self, split):
+        parts = self._parts(split)
+        for part in parts:
+            if not tf.io.gfile.exists(part.file):
+                raise UnusableError(f"{part.file}: this file of {self.name} is missing; copy it there or prepare the data again")
+        names, *numbers = zip(*parts, strict=True)
+        return parts, tf.data.Dataset.from_tensor_slices((list(names), *(tf.constant(column, tf.int64) for column in numbers)))
 
 
-def _plain(name, skip, take):
-    return tf.data.TFRecordDataset(name).skip(skip).take(take)
+def _read(parts, files):
+    def open_part(name, skip, take, number):
+        return tf.data.TFRecordDataset(name).skip(skip).take(take).enumerate(number)
 
-
-def _located(name, skip, take):
-    records = _plain(name, skip, take).enumerate(skip)
-    return records.map(lambda index, record: (tf.strings.join([name, " record ", tf.strings.as_string(index)]), record))
-
-
-def _read(files, stretches, open_file=_plain):
     records = files.interleave(
-        open_file, cycle_length=PARALLEL_READS, block_length=READ_BLOCK, num_parallel_calls=PARALLEL_READS, deterministic=True,
+        open_part, cycle_length=PARALLEL_READS, block_length=READ_BLOCK, num_parallel_calls=PARALLEL_READS, deterministic=True,
     )
-    # A shortened file ends in an error, not in an epoch that is shorter than the steps were counted for.
-    return records.apply(tf.data.experimental.assert_cardinality(sum(stretch.take for stretch in stretches)))
+    # With this, a shortened file is an error. Without it, the epoch would have fewer examples than the steps were counted for.
+    return records.apply(tf.data.experimental.assert_cardinality(sum(part.take for part in parts)))

@@ -5,46 +5,39 @@ import os
 import pathlib
 import re
 
-import tensorflow as tf
-
 from input_pipeline.common.errors import UnusableError
-from input_pipeline.images.bad_examples import BadExamples
-from input_pipeline.sources.folder import WITHOUT_SPLITS
-from input_pipeline.sources.listed import Listed, ListedSource, common_shape, count_classes, is_readable, scattered
+from input_pipeline.images.loading import BadExamples
+from input_pipeline.sources.base import WITHOUT_SPLITS
+from input_pipeline.sources.listed import Listed, count_classes, image_files, is_readable
 
 _LONGEST_LINE = 2**20
 
 
-def open_csv(config, path):
-    """Opens a table with the columns image, label and, optionally, split; others are left aside.
+def open_source(config, path):
+    """Opens a table with the columns image, label and, optionally, split; ignores other columns.
 
-    Labels are names of classes, ordered by name; where all are whole numbers, they count the classes from 0 without a gap.
-    Without the column `split` all rows are `train`. The order of the examples is fixed and mixes the classes.
+    Labels are the names of classes, which are sorted by name. If all labels are whole numbers, they count the classes from 0
+    without a gap. Without a column `split`, all rows are `train`. The order of the examples is fixed and mixes the classes.
 
     Args:
       config: DataConfig.
-      path: the file, UTF-8 with a header line; the images' paths in it are relative to its folder.
+      path: the file, UTF-8 with a header line. The paths of the images are relative to its folder.
 
     Raises:
-      UnusableError: it is no such table, or a row lacks a value, names no file or has a label out of range.
+      UnusableError: it is no such table, or a row lacks a value, names a missing file or has a label out of range.
     """
     table, bad = pathlib.Path(os.path.expanduser(path)), BadExamples(config.max_bad_examples)
     rows = _rows(table, bad)
     names = _class_names(rows, bad)
     index = {name: number for number, name in enumerate(names)}
-    rows = [row for row in rows if row["label"] in index]
-    if not rows:
-        raise UnusableError(f"{table}: holds no row that can be used; give one with the columns image,label[,split]")
     examples = {}
     for row in rows:
-        listed = Listed(index[row["label"]], os.fsencode(row["path"]), row["where"] + f" ({row['path']})")
-        examples.setdefault(row["split"], []).append((row["image"], listed))
-    mixed = {}
-    for split, pairs in examples.items():
-        keys = {listed.where: image.encode("utf-8", "surrogateescape") for image, listed in pairs}
-        mixed[split] = scattered([listed for _, listed in pairs], lambda example, keys=keys: keys[example.where])
-    shape = common_shape(listed.image for pairs in mixed.values() for listed in pairs)
-    return ListedSource(config.dataset, tuple(names), shape, mixed, tf.io.read_file, str(table), bad=bad)
+        if row["label"] in index:
+            listed = Listed(index[row["label"]], os.fsencode(row["path"]), row["where"] + f" ({row['path']})")
+            examples.setdefault(row["split"], []).append((os.fsencode(row["image"]), listed))
+    if not examples:
+        raise UnusableError(f"{table}: contains no row that can be used; give one with the columns image,label[,split]")
+    return image_files(config, names, examples, table, bad)
 
 
 def _rows(table, bad):
@@ -71,7 +64,7 @@ def _rows(table, bad):
 
 
 def _lines(file):
-    """The lines of a table; csv would first read one of gigabytes and then find that it is too long."""
+    """The lines of a table. The csv module would read a line of gigabytes before it finds that it is too long."""
     while line := file.readline(_LONGEST_LINE):
         if len(line) == _LONGEST_LINE:
             raise csv.Error(f"a line of more than {_LONGEST_LINE} characters")
@@ -98,9 +91,8 @@ def _class_names(rows, bad):
         return sorted(labels)
     count = count_classes(int(label) for label in labels)
     for row in rows:
-        if not 0 <= int(row["label"]) < count:
-            remedy = "labels that are whole numbers count the classes from 0 without a gap; mend it, or give names"
-            bad.add(row["where"], f"has the label {row['label']}, out of range", remedy)
-    for row in rows:
         row["label"] = str(int(row["label"]))
+        if not 0 <= int(row["label"]) < count:
+            remedy = "whole numbers must count the classes from 0 without a gap; correct the label, or give names"
+            bad.add(row["where"], f"has the label {row['label']}, out of range", remedy)
     return [str(number) for number in range(count)]

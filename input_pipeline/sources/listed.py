@@ -9,11 +9,13 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from input_pipeline.images import headers
-from input_pipeline.sources.base import Source, file_state, shuffle_seeds, slices
+from input_pipeline.sources.base import Source, file_state, shuffle_seeds
+
+_LABEL_DIGITS = 9
 
 
 class Listed(NamedTuple):
-    """One example: its label, the name that `ListedSource.read` knows its image by, and where it lies, for errors."""
+    """One example: its label, the name by which `ListedSource.read` finds its image, and where it is, for error messages."""
 
     label: int
     image: bytes
@@ -22,13 +24,13 @@ class Listed(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ListedSource(Source):
-    """A source of listed examples. Its order is theirs; shuffled, it is a permutation of all of them.
+    """A source of listed examples. `records` keeps their order; `shuffled_records` is a permutation of all of them.
 
     Attributes:
       examples: {name of a split: list of Listed}.
       read: scalar string tensor, the name of an image -> its encoded bytes; runs in a TensorFlow graph.
-      place: the file or folder that they come from.
-      state: name of an image -> what changes when the file does that it lies in.
+      place: the file or folder that contains them.
+      state: name of an image -> a value that changes if the file that contains it changes.
     """
 
     examples: dict
@@ -38,104 +40,97 @@ class ListedSource(Source):
     _tables: dict = dataclasses.field(default_factory=dict, kw_only=True, repr=False)
 
     def split_sizes(self):
-        """{name of a split: how many examples it has}."""
         return {name: len(examples) for name, examples in self.examples.items()}
 
-    def _takes(self, split):
-        return [stop - start for _, start, stop in slices(split, self.split_sizes())]
-
     def records(self, split):
-        """A finite Dataset of serialized examples (`parse` reads them), always in the same order."""
-        return tf.data.Dataset.from_tensor_slices(self._table(split))
+        return tf.data.Dataset.from_tensor_slices(self._table(split)).enumerate()
 
-    def located_records(self, split):
-        """`records`, each with where it comes from: (a text that names the file, record). For error messages."""
-        return tf.data.Dataset.from_tensor_slices((self._places(split), self._table(split)))
-
-    def shuffled_records(self, split, seed, epoch, buffer_size, located=False):
-        """Like `records`, permuted as a function of (seed, epoch), both integers or int64 scalar tensors.
-
-        No buffer is needed, whatever `buffer_size`: a name is small, and the images are read after the shuffle. With `located`,
-        like `located_records`.
-        """
+    def shuffled_records(self, split, seed, epoch, buffer_size):
+        """See Source. Needs no buffer: the names of the images are shuffled, and the images are read afterwards."""
+        table = self._table(split)
         first, second = tf.unstack(shuffle_seeds(seed, epoch, 2))
-        keys = tf.random.stateless_uniform([len(self._chosen(split))], [first, second], minval=None, maxval=None, dtype=tf.int64)
+        keys = tf.random.stateless_uniform(table.shape, [first, second], minval=None, maxval=None, dtype=tf.int64)
         order = tf.argsort(keys, stable=True)
-        records = tf.gather(self._table(split), order)
-        return tf.data.Dataset.from_tensor_slices((tf.gather(self._places(split), order), records) if located else records)
+        return tf.data.Dataset.from_tensor_slices((tf.cast(order, tf.int64), tf.gather(table, order)))
+
+    def where(self, split, number):
+        return os.fsencode(self._chosen(split)[number].where).decode(errors="replace")
 
     def fingerprint(self, split):
-        """What changes when the examples of `split` do, made of what JSON has."""
         digest = hashlib.sha256()
         try:
             for label, image, _ in self._chosen(split):
                 digest.update(repr((label, image, self.state(image))).encode())
-        except (OSError, tf.errors.OpError):  # of a file that is gone: told when it is decoded
+        except (OSError, tf.errors.OpError):  # the file is gone; decoding will report it
             digest.update(b"?")
         return {"place": os.path.abspath(self.place), "classes": list(self.class_names), "examples": digest.hexdigest()}
 
     def parse(self, record):
         """A serialized example -> {"image": encoded bytes, "label": int64}."""
-        # Cut by bytes: the name of a file may hold anything.
+        # The label has a fixed number of digits, because the name after it may contain any byte.
         label = tf.strings.to_number(tf.strings.substr(record, 0, _LABEL_DIGITS), tf.int64)
         return {"image": self.read(tf.strings.substr(record, _LABEL_DIGITS, -1)), "label": label}
 
     def _chosen(self, split):
-        parts = slices(split, self.split_sizes())
-        return [example for name, start, stop in parts for example in self.examples[name][start:stop]]
+        return [example for name, start, stop in self._slices(split) for example in self.examples[name][start:stop]]
 
     def _table(self, split):
-        return self._kept(split, lambda example: b"%0*d%s" % (_LABEL_DIGITS, example.label, example.image))
-
-    def _places(self, split):
-        return self._kept(f"places of {split}", lambda example: os.fsencode(example.where), split)
-
-    def _kept(self, name, text_of, split=None):
-        if name not in self._tables:
-            texts = [text_of(example) for example in self._chosen(split or name)]
-            with tf.init_scope(), tf.device("/cpu:0"):  # a graph that reads it holds a reference, not a copy
-                self._tables[name] = tf.constant(texts)
-        return self._tables[name]
+        """The serialized examples of a split, a string tensor [n]."""
+        if split not in self._tables:
+            records = [b"%0*d%s" % (_LABEL_DIGITS, example.label, example.image) for example in self._chosen(split)]
+            with tf.init_scope(), tf.device("/cpu:0"):  # a graph that uses the tensor then refers to it instead of copying it
+                self._tables[split] = tf.constant(records)
+        return self._tables[split]
 
 
-_LABEL_DIGITS = 9
+def image_files(config, class_names, examples, place, bad):
+    """A ListedSource of image files, in a fixed order that mixes the classes.
 
+    So any slice contains all classes, as a slice of a TFDS split does. The order is that of a hash of the keys. If a file is
+    added or removed, the others keep their order.
 
-def scattered(examples, key):
-    """Examples in a fixed order that mixes the classes: any slice then holds all of them, as one of TFDS does.
-
-    The order is that of a hash of `key(example)`, so that a file more or less leaves the order of the others.
+    Args:
+      config: DataConfig.
+      class_names: one per label.
+      examples: {name of a split: [(key, Listed)]}, where the key is the bytes to hash.
+      place: the file or folder that contains the examples.
+      bad: BadExamples.
     """
-    return sorted(examples, key=lambda example: (hashlib.sha256(key(example)).digest(), example.where))
+    def order(keyed):
+        return hashlib.sha256(keyed[0]).digest(), keyed[1].where
+
+    examples = {split: [example for _, example in sorted(pairs, key=order)] for split, pairs in examples.items()}
+    shape = _common_shape(example.image for split in examples.values() for example in split)
+    return ListedSource(config.dataset, tuple(class_names), shape, examples, tf.io.read_file, str(place), bad=bad)
 
 
-def is_readable(path, where, bad):
-    """Whether an image file is not too large to be one; notes it in BadExamples where it is."""
-    if (size := os.path.getsize(path)) > headers.MAX_BYTES:
-        bad.add(where, f"has {size} bytes, the limit is {headers.MAX_BYTES}", "replace or remove it")
-        return False
-    return True
-
-
-def common_shape(paths):
-    """(height, width, 3) where all image files have one size by their headers, else None; stops at the second size."""
+def _common_shape(paths):
+    """(height, width, 3) if all image files have the same size according to their headers, else None."""
     common = None
     for path in paths:
         try:
             with open(path, "rb") as file:
                 size = headers.usable_size(file)
-        except (OSError, ValueError, headers.struct.error):
-            continue  # told when it is decoded, if it ever is
+        except OSError:
+            continue  # decoding will report it
         if size and common and size != common:
             return None
         common = common or size
     return common and (*common, 3)
 
 
-def count_classes(labels):
-    """How many classes there are by the labels alone: the first whole number from 0 on that is not among them.
+def is_readable(path, where, bad):
+    """Whether an image file is small enough to be read. If it is not, adds it to BadExamples."""
+    if (size := os.path.getsize(path)) > headers.MAX_BYTES:
+        bad.add(where, f"has {size} bytes, the limit is {headers.MAX_BYTES}", "replace or remove it")
+        return False
+    return True
 
-    A gap is an empty class, so what lies beyond it is more likely a slip than a class.
+
+def count_classes(labels):
+    """How many classes there are, given only the labels: the first whole number from 0 on that is not a label.
+
+    A gap would be a class without examples, so a label beyond it is more likely a mistake than a class.
     """
-    there = set(labels)
-    return next(number for number in range(len(there) + 1) if number not in there)
+    labels = set(labels)
+    return next(number for number in range(len(labels) + 1) if number not in labels)

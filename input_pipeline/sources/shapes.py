@@ -1,13 +1,12 @@
 """The embedded data set `shapes`: ten flat shapes, 32x32 colour images, drawn here, never downloaded.
 
-Each image shows one shape of random colour, size, place, rotation and stretch, over a colour gradient with a
-clutter of thin lines and dots, under noise. The label is the outline and nothing else: colours, size and
-place are drawn from the same distributions for all ten classes, and all shapes cover the same area at equal
-size, so that neither colour statistics nor the place give the class away. Every outline has an axis of
-symmetry and is rotated freely, so horizontal and vertical flips keep the label.
+Each image shows one shape of random colour, size, place, rotation and stretch on a colour gradient with a few thin lines and
+dots, under noise. The label is the outline and nothing else. Colours, size and place have the same distributions for all ten
+classes, and all shapes cover the same area at equal size, so neither colours nor place reveal the class. Every outline has an
+axis of symmetry and is rotated freely, so horizontal and vertical flips keep the label.
 
-Image `index` of a split is a function of (split, index) alone, and its label is `index % 10`. TFDS stores the
-records of a split in an order of its own, a hash of the index.
+Image `index` of a split is a function of (split, index) alone, and its label is `index % 10`. TFDS stores the records of a split
+in an order of its own, by a hash of the index.
 """
 
 from typing import ClassVar
@@ -18,32 +17,16 @@ import tensorflow_datasets as tfds
 IMAGE_SIZE = 32
 SPLIT_SIZES = {"train": 5_000, "test": 1_000}
 
-# First word of each image's seed: no two splits share a random stream.
+# First word of each image's seed, so that no two splits share random numbers.
 _SPLIT_SEEDS = {"train": 0, "test": 1}
 
 # Pixel centres, [32, 32] each: y grows downwards.
 _PIXEL_Y, _PIXEL_X = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE] + 0.5
 
 
-# Outlines. The x axis is the axis of symmetry, so each takes points (x, y) of the half plane y >= 0 only,
-# and returns their distance to the outline, negative inside: exact beside straight and round edges, less so
-# around corners, which is all that anti-aliasing needs.
-
-
-def _disk(x, y):
-    return np.hypot(x, y) - 1.0
-
-
-def _ring(x, y):
-    return np.abs(np.hypot(x, y) - 0.75) - 0.25
-
-
-def _triangle(x, y):
-    return np.maximum(-x, 0.5 * x + np.sqrt(0.75) * y) - 0.5
-
-
-def _square(x, y):
-    return np.maximum(np.abs(x), y) - 1.0
+# Outlines. The x axis is the axis of symmetry, so each function takes points (x, y) of the half plane y >= 0 only. It returns
+# their distance to the outline, negative inside. The distance is exact next to straight and round edges and approximate around
+# corners, which is enough for anti-aliasing.
 
 
 def _star(x, y):
@@ -63,15 +46,10 @@ def _cross(x, y):
     return np.minimum(np.maximum(x - long, y - short), np.maximum(x - short, y - long))
 
 
-def _crescent(x, y):
-    x = x - 0.4
-    return np.maximum(np.hypot(x, y) - 1.0, 0.8 - np.hypot(x - 0.5, y))
-
-
 def _heart(x, y):
-    """A lobe of radius 0.5 on each side of the axis; its tangent runs to the point at x = -1."""
+    """A lobe of radius 0.5 on each side of the axis; its tangent ends in the point at x = -1."""
     lobe_x, lobe_y, radius, notch_x = 0.4, 0.5, 0.5, 0.45
-    # The axis is the lobe's other tangent through the point: the line to the lobe's centre halves the angle.
+    # The axis is the other tangent of the lobe through that point, so the line to the centre of the lobe halves the angle.
     angle = 2 * np.arctan2(lobe_y, lobe_x + 1.0)
     beyond_tangent = np.cos(angle) * y - np.sin(angle) * (x + 1.0)
     beyond_lobe = np.cos(angle) * (x - lobe_x) + np.sin(angle) * (y - lobe_y)
@@ -85,29 +63,24 @@ def _arrow(x, y):
     return np.minimum(shaft, head)
 
 
-def _hourglass(x, y):
-    x = np.abs(x)
-    return np.maximum(x - 1.0, 0.8 * (y - 0.75 * x - 0.08))
-
-
-# Outline, and its scale to the area pi (that of the disk), counted on a grid of 4000 x 4000 points.
+# Each outline, and the factor that gives it the area pi (that of the disk), counted on a grid of 4000 x 4000 points.
 _SHAPES = {
-    "disk": (_disk, 1.0),
-    "ring": (_ring, 1.1547),
-    "triangle": (_triangle, 1.5551),
-    "square": (_square, 0.8862),
+    "disk": (lambda x, y: np.hypot(x, y) - 1.0, 1.0),
+    "ring": (lambda x, y: np.abs(np.hypot(x, y) - 0.75) - 0.25, 1.1547),
+    "triangle": (lambda x, y: np.maximum(-x, 0.5 * x + np.sqrt(0.75) * y) - 0.5, 1.5551),
+    "square": (lambda x, y: np.maximum(np.abs(x), y) - 1.0, 0.8862),
     "star": (_star, 1.5413),
     "cross": (_cross, 1.1938),
-    "crescent": (_crescent, 1.4332),
+    "crescent": (lambda x, y: np.maximum(np.hypot(x - 0.4, y) - 1.0, 0.8 - np.hypot(x - 0.4 - 0.5, y)), 1.4332),
     "heart": (_heart, 1.1545),
     "arrow": (_arrow, 1.4985),
-    "hourglass": (_hourglass, 1.3138),
+    "hourglass": (lambda x, y: np.maximum(np.abs(x) - 1.0, 0.8 * (y - 0.75 * np.abs(x) - 0.08)), 1.3138),
 }
 CLASS_NAMES = tuple(_SHAPES)
 
 
 def coverage(distance):
-    """Share of a pixel that lies inside, from the signed distance of its centre in pixels: float, 0 to 1."""
+    """The share of a pixel that is inside, 0 to 1, given the signed distance of its centre in pixels."""
     return np.clip(0.5 - distance, 0.0, 1.0)
 
 
@@ -117,12 +90,12 @@ def shape_mask(class_name, center, radius, rotation, stretch=1.0):
     Args:
       class_name: one of CLASS_NAMES.
       center: (x, y) in pixels from the upper left corner.
-      radius: of the disk of the same area, in pixels.
+      radius: of a disk of the same area, in pixels.
       rotation: of the axis of symmetry, in radians.
-      stretch: factor along the axis of symmetry; across it the shape shrinks by as much, and the area stays.
+      stretch: factor along the axis of symmetry. Across the axis the shape shrinks by as much, so its area stays.
 
     Returns:
-      Share of each pixel that the shape covers, float64 [32, 32], 0 to 1.
+      The share of each pixel that the shape covers, float64 [32, 32], 0 to 1.
     """
     outline, scale_to_area = _SHAPES[class_name]
     dx, dy = _PIXEL_X - center[0], _PIXEL_Y - center[1]
@@ -133,7 +106,7 @@ def shape_mask(class_name, center, radius, rotation, stretch=1.0):
 
 
 def _paint(canvas, mask, color):
-    """Lays `color` [3] over `canvas` [32, 32, 3] where `mask` [32, 32] is 1."""
+    """Blends `color` [3] over `canvas` [32, 32, 3]; where `mask` [32, 32] is 1, only the colour remains."""
     return canvas + mask[..., np.newaxis] * (color - canvas)
 
 
@@ -174,11 +147,11 @@ def draw_example(split, index):
     label = index % len(CLASS_NAMES)
     canvas, background_colors = _background(rng)
     canvas = _clutter(rng, canvas)
-    # The candidate furthest from both ends of the gradient: contrast without a favourite colour.
+    # Choose the candidate that is furthest from both ends of the gradient, for contrast without preferring a colour.
     candidates = rng.uniform(size=(10, 3))
     contrast = np.linalg.norm(candidates[:, np.newaxis] - background_colors, axis=-1).min(axis=-1)
     radius = rng.uniform(6.0, 8.5)
-    # The room to move depends on the size alone: fitted to each outline, the place would tell the class.
+    # The range of places depends on the size alone. If it depended on the outline, the place would reveal the class.
     center = IMAGE_SIZE / 2 + rng.uniform(-1, 1, size=2) * (14.5 - 1.35 * radius)
     mask = shape_mask(CLASS_NAMES[label], center, radius, rng.uniform(0, 2 * np.pi), rng.uniform(0.93, 1.07))
     canvas = _paint(canvas, mask, candidates[contrast.argmax()])
@@ -189,7 +162,7 @@ def draw_example(split, index):
 class Shapes(tfds.core.GeneratorBasedBuilder):
     """TFDS builder of `shapes`: 5,000 training and 1,000 test images, ten balanced classes.
 
-    Preparing needs no network, but TFDS itself looks for a ready copy online unless it is told not to:
+    Preparing needs no network. But TFDS looks for a prepared copy online, unless you call
     `download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))`.
     """
 

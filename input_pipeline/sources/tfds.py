@@ -1,7 +1,6 @@
-"""Data sets that TFDS reads: the embedded one and every image-classification set of the catalogue, by name."""
+"""Data sets of TFDS by name: the embedded one and every image-classification set of the catalogue."""
 
 import contextlib
-import dataclasses
 import difflib
 import fcntl
 import functools
@@ -17,60 +16,35 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from input_pipeline.common.errors import ExpectedError, SettingError, UnusableError, one_line_of
-from input_pipeline.images.bad_examples import BadExamples
+from input_pipeline.images.loading import BadExamples
 from input_pipeline.sources import shapes
-from input_pipeline.sources.base import RecordFiles, Stretch
+from input_pipeline.sources.base import RecordFiles
 
 CONNECT_SECONDS = 5
 
 
-@dataclasses.dataclass(frozen=True)
-class TfdsSource(RecordFiles):
-    """A prepared data set of TFDS.
-
-    Attributes:
-      builder: the TFDS builder that reads it.
-    """
-
-    builder: tfds.core.DatasetBuilder
-
-    def split_sizes(self):
-        """{name of a split: how many examples it has}."""
-        return {name: info.num_examples for name, info in self.builder.info.splits.items()}
-
-    def stretches(self, split):
-        """The Stretches of TFDS's files that make up `split`."""
-        instructions = self.builder.info.splits[split].file_instructions
-        return [Stretch(instruction.filename, instruction.skip, instruction.take) for instruction in instructions]
-
-    def parse(self, record):
-        """A serialized example -> {"image": encoded bytes, "label": int64}."""
-        return self._image_and_label.deserialize_example(record, decoders={"image": tfds.decode.SkipDecoding()})
-
-    @functools.cached_property
-    def _image_and_label(self):
-        # The other features of an example, if there are any, stay unread.
-        return tfds.features.FeaturesDict({name: self.builder.info.features[name] for name in ("image", "label")})
-
-
-def open_tfds(config):
-    """Opens the data set that a DataConfig names, and prepares it first where that was not done yet.
+def open_source(config, _=""):
+    """Opens the data set that a DataConfig names, and prepares it first if necessary.
 
     Raises:
-      SettingError: no such data set, or not one of images with one label each.
-      UnusableError: it can be neither found prepared nor downloaded.
+      SettingError: there is no such data set, or its examples are not images with one label each.
+      UnusableError: it is not prepared and cannot be downloaded.
     """
     builder = _find_builder(config)
     _check_features(builder, config)
     builder = _prepare(builder, config)
-    _check_features(builder, config)  # once more: what was prepared may differ from what the code announced
+    _check_features(builder, config)  # again, because the prepared data may differ from what the builder announces
     if builder.info.file_format and builder.info.file_format.value != "tfrecord":
         remedy = "is prepared in another format than TFRecord; prepare it again, as TFDS does by default"
         raise UnusableError(f"--dataset={config.dataset}: {builder.data_path} {remedy}")
     height, width, _ = builder.info.features["image"].shape
     shape = (height, width, 3) if height and width else None
     names = tuple(builder.info.features["label"].names)
-    return TfdsSource(config.dataset, names, shape, builder, bad=BadExamples(config.max_bad_examples))
+    # The other features of an example, if there are any, are not parsed.
+    features = tfds.features.FeaturesDict({name: builder.info.features[name] for name in ("image", "label")})
+    parse = functools.partial(features.deserialize_example, decoders={"image": tfds.decode.SkipDecoding()})
+    files = {name: [(part.filename, part.take) for part in info.file_instructions] for name, info in builder.info.splits.items()}
+    return RecordFiles(config.dataset, names, shape, files, parse, bad=BadExamples(config.max_bad_examples))
 
 
 def _check_features(builder, config):
@@ -91,7 +65,7 @@ def _find_builder(config):
         return tfds.builder(config.dataset, data_dir=directory, try_gcs=False)
     except OSError as error:
         raise UnusableError(f"--data_dir={config.data_dir}: {one_line_of(error)}; give a folder that can be read") from None
-    except Exception as error:  # TFDS raises whatever its parsers, importers and readers raise
+    except Exception as error:  # TFDS passes on whatever its parsers, importers and readers raise
         known = ["shapes", *tfds.list_builders()]
         name = re.split("[:/]", config.dataset)[0].lower()
         if name in known or isinstance(error, ImportError):
@@ -102,7 +76,7 @@ def _find_builder(config):
 
 
 def _prepare(builder, config):
-    """Returns the builder of prepared data. One process prepares while any other waits; a prepared folder is only read."""
+    """Returns the builder of the prepared data. One process prepares it while others wait. Writes nothing if it is prepared."""
     if builder.is_prepared():
         return builder
     folder = pathlib.Path(builder.data_dir_root)
@@ -110,14 +84,14 @@ def _prepare(builder, config):
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _only_process(folder / f".{builder.name}.lock"):
-            builder = _find_builder(config)  # another process may have prepared it in the meantime
+            builder = _find_builder(config)  # another process may have prepared the data in the meantime
             if not builder.is_prepared():
                 _check_network(builder, manual.parent)
                 _download_and_prepare(builder, manual)
             return builder
     except ExpectedError:
         raise
-    except Exception as error:  # TFDS raises whatever its downloads, readers and file systems raise
+    except Exception as error:  # TFDS passes on whatever its downloads, readers and file systems raise
         remedy = f"put the prepared folder {builder.info.full_name} into {folder}, or give the folder that holds it by --data_dir"
         archives = sorted({info.filename for info in (builder.url_infos or {}).values() if info.filename})
         if archives or builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
@@ -128,9 +102,9 @@ def _prepare(builder, config):
 
 
 def _check_network(builder, downloads):
-    """Raises ConnectionError where no host of the data can be reached: TFDS tries again for over three minutes.
+    """Raises ConnectionError if no host of the data can be reached. TFDS itself would retry for over three minutes.
 
-    Files that lie in `downloads` may be all that TFDS needs, and a proxy may reach what we do not see: TFDS finds out.
+    Does nothing if there are files in `downloads`, which may be all that TFDS needs, or if there is a proxy.
     """
     urls = [urllib.parse.urlsplit(url) for url in builder.url_infos or {}]
     hosts = sorted({(url.hostname, url.port or {"http": 80, "https": 443}.get(url.scheme)) for url in urls})
@@ -157,7 +131,7 @@ def _download_and_prepare(builder, manual):
 
 @contextlib.contextmanager
 def _only_process(lock_path):
-    with open(lock_path, "w") as lock:  # the lock goes with its process, however that ends; the file may stay
+    with open(lock_path, "w") as lock:  # the lock ends with the process, however that ends; the file stays
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,22 +1,20 @@
-"""Opens a split of a source: in memory where it fits, from the cache if it is there, else as a stream."""
+"""Opens a split of a source: in memory if it fits, from the cache if it is there, else as a stream."""
 
 import dataclasses
 import math
 
+from input_pipeline.common.batches import free_gigabytes
 from input_pipeline.common.errors import SettingError
-from input_pipeline.common.memory import free_gigabytes
 from input_pipeline.splits import cache, resident
-from input_pipeline.splits import stream as streaming
-from input_pipeline.splits.device import DeviceSplit
 
-# Of what is free: with their Windows, training images take 3.5 times their size, and the runtime needs the rest.
+# Of the free memory. With their Windows, training images take 3.5 times their size, and the runtime needs the rest.
 MEMORY_SHARE = 0.2
 
 
 def decide_input(config, source, split, flag):
-    """A DataConfig whose --input=auto is decided: memory if `split` of a Source fits there, else stream.
+    """Replaces --input=auto in a DataConfig by memory if `split` of a Source fits there, else by stream.
 
-    All splits of a run must be read alike: where images are cropped, a stream judges them by a part and memory by the whole.
+    All splits of a run must be read in the same way, because with random crops a stream evaluates only a part of an image.
     """
     if config.input != "auto":
         return config
@@ -25,46 +23,54 @@ def decide_input(config, source, split, flag):
 
 
 def read_like(config, kind):
-    """A DataConfig whose --input=auto is decided as `kind`, "memory" or "stream"; anything else decides nothing."""
+    """Replaces --input=auto in a DataConfig by `kind` if that is "memory" or "stream"."""
     decides = config.input == "auto" and kind in ("memory", "stream")
     return dataclasses.replace(config, input=kind) if decides else config
 
 
 def open_split(config, source, split, flag, log=print):
-    """Opens `split` of a Source as a ResidentSplit, a DeviceSplit or a StreamingSplit; all have the same methods.
+    """Opens `split` of a Source as a ResidentSplit, a DeviceSplit or a StreamingSplit. All have the same methods.
 
     Args:
       config: DataConfig.
       source: Source.
       split: TFDS slicing syntax.
-      flag: the name of the flag that `split` came from, for errors.
-      log: called with a line that says which path was chosen, and with one about a cache that cannot be used.
+      flag: the name of the flag whose value is `split`, for errors.
+      log: called with a line that says how the split is read, and with one about a cache file that cannot be used.
 
     Raises:
-      SettingError: the split does not exist, or the images vary in size and no --image_size is given.
-      UnusableError: held in memory, more examples than --max_bad_examples cannot be read or decoded; of a stream, that many
-        records are damaged.
+      SettingError: the split does not exist, does not fit in memory, or has images of different sizes without an --image_size.
+      UnusableError: more examples than --max_bad_examples cannot be read or decoded; for a stream, only damaged records count.
     """
     num_examples = source.num_examples(split, flag)
     size = _image_size(config, source)
     config = decide_input(config, source, split, flag)
     what = f"{split} of {source.name}: {num_examples} images of {size[0]} x {size[1]}, {_gigabytes(num_examples, size):.2g} GB"
-    if config.input != "stream":
-        held = _decoded(config, source, split, (num_examples, *size, 3), what, log)
-        return DeviceSplit(held.images, held.labels) if config.input == "device" else held
-    log(f"{what}, as a stream")
+    if config.input == "stream":
+        log(f"{what}, as a stream")
+        return _open_stream(config, source, split, flag, size)
+    held = _decoded(config, source, split, (num_examples, *size, 3), what, log)
+    if config.input == "device":
+        from input_pipeline.splits.device import DeviceSplit
+
+        return DeviceSplit(held.images, held.labels)
+    return held
+
+
+def _open_stream(config, source, split, flag, size):
+    from input_pipeline.splits.stream import StreamingSplit, training_margin
+
     if size[0] != size[1]:
-        remedy = f"a stream gives square images, those of {source.name} are {size[0]} x {size[1]}; give --image_size"
+        remedy = f"a stream returns square images, those of {source.name} are {size[0]} x {size[1]}; give --image_size"
         raise SettingError("input", config.input, remedy)
     if config.max_bad_examples:
-        source.skip_damaged(split)  # a stream of records would end at the first one that is damaged
-        num_examples = source.num_examples(split, flag)
-    margin = streaming.training_margin(size[0], config.augmentations)
-    return streaming.StreamingSplit(source, split, num_examples, size[0], margin, config.decode_threads)
+        source.skip_damaged(split)  # otherwise the stream would end at the first damaged record
+    num_examples, margin = source.num_examples(split, flag), training_margin(size[0], config.augmentations)
+    return StreamingSplit(source, split, num_examples, size[0], margin, config.decode_threads)
 
 
 def _decoded(config, source, split, shape, what, log):
-    """A ResidentSplit, from the cache where it is in it; else decoded, and put there if all its examples could be."""
+    """A ResidentSplit from the cache, or decoded and stored in the cache unless examples were skipped."""
     kept = cache.CachedSplit(cache.folder_of(config.cache_dir), source.name, split, shape, source.fingerprint(split))
     where = "on the device" if config.input == "device" else "in memory"
     found = kept.find(log)
@@ -88,6 +94,6 @@ def _image_size(config, source):
     if config.image_size:
         return (config.image_size, config.image_size)
     if source.image_shape is None:
-        remedy = f"the images of {source.name} vary in size; give the size that the network shall see, such as 224"
+        remedy = f"the images of {source.name} have different sizes; give the size that the network should see, such as 224"
         raise SettingError("image_size", config.image_size, remedy)
     return source.image_shape[:2]

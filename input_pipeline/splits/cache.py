@@ -1,19 +1,21 @@
-"""Decoded splits, kept as memory-mapped files, so that the next start need not decode.
+"""Keeps decoded splits as memory-mapped files, so that the next start does not decode again.
 
-A file is a header of 4096 bytes (JSON, filled up with blanks), the images (uint8 [n, height, width, 3]) and the labels
-(int32 [n]). Its name says which split it is of, from which folder; the key in its header, what state the source was in. A source
-that has changed is decoded again, and its file replaced, so that a split never has more than one.
+A file is a header of 4096 bytes (JSON, padded with blanks), the images (uint8 [n, height, width, 3]) and the labels (int32 [n]).
+The file's name identifies the split and the folder of the data; the key in the header identifies the state of the data. If the
+data has changed, it is decoded again and the file is replaced, so that a split never has more than one file.
 
-On opening, the header must be what is expected to the letter, the file as long as it says, and checksums must agree: of all bytes
-up to 256 MiB, of a larger file's labels and 256 blocks of 1 MiB, the first, the last and evenly between them. A file that fails
-is decoded anew. A file appears under its name by a rename, once it is complete and on the disk, and is never written to
-afterwards: of two processes that write at once the later wins, and whoever has the other one mapped keeps it.
+When a file is opened, its header must be exactly the expected one, its length must be right, and its checksum must match. Up to
+256 MiB, the checksum covers all bytes; in a larger file the labels and 256 blocks of 1 MiB, from the first to the last at equal
+distances. If anything is wrong, the split is decoded again.
+
+A file gets its name by a rename after it is complete and on the disk, and is never changed afterwards. If two processes write at
+once, the later one wins, and the other file lives on as long as a process has it mapped.
 """
 
 import contextlib
 import hashlib
 import json
-import mmap
+import math
 import os
 import pathlib
 import re
@@ -23,30 +25,30 @@ import zlib
 
 import numpy as np
 
-VERSION = 1  # of the file and of the decoding: raise it whenever the same source would give other bytes
+from input_pipeline.common.small_files import parse_json
+
+VERSION = 1  # of the format and of the decoding; raise it whenever the same source would give other bytes
 HEADER_BYTES = 4096
 BLOCK_BYTES, MOST_BLOCKS = 2**20, 256
-ABANDONED_SECONDS = 3600  # an unfinished file that nobody wrote to for so long is of a process that died
+ABANDONED_SECONDS = 3600  # if nothing was written to an unfinished file for so long, its process died
 
 
 def folder_of(cache_dir):
-    """The folder that --cache_dir means, a Path; None for an empty one, which means no cache."""
+    """The folder of --cache_dir, a Path; None if it is empty, which means no cache."""
     if cache_dir is None:
-        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        cache_dir = os.path.join(base, "alexnet")
+        cache_dir = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "alexnet")
     return pathlib.Path(os.path.expanduser(cache_dir)) if cache_dir else None
 
 
 class CachedSplit:
-    """The file that one decoded split is, or will be, kept in.
+    """The file of one decoded split, whether it exists or not.
 
     Args:
       folder: Path, need not exist; None: nothing is found and nothing is stored.
       name: of the source.
       split: TFDS slicing syntax.
       shape: (n, height, width, 3) of the images.
-      fingerprint: what changes when the source does; made of what JSON has. "place" in it, if any, is what tells two sources of
-        one name apart.
+      fingerprint: a JSON value that changes if the data changes. Its "place", if any, distinguishes sources of the same name.
     """
 
     def __init__(self, folder, name, split, shape, fingerprint):
@@ -56,26 +58,26 @@ class CachedSplit:
         self.path = folder / f"{readable}-{identity[:16]}.images" if folder else None
         key = hashlib.sha256(json.dumps([VERSION, *what, fingerprint], sort_keys=True).encode()).hexdigest()
         self._expected = {"format": "decoded images", "version": VERSION, "source": name, "split": split, "key": key,
-                          "images": list(shape), "bytes": HEADER_BYTES + int(np.prod(shape)) + 4 * shape[0]}
+                          "images": list(shape), "bytes": HEADER_BYTES + math.prod(shape) + 4 * shape[0]}
 
     def find(self, log):
-        """(images, labels) as read-only arrays on the mapped file, or None. A file that cannot serve is worth a line to `log`."""
+        """(images, labels) as read-only arrays on the mapped file, or None. Logs a line if the file exists but is unusable."""
         if self.path is None:
             return None
         try:
             with open(self.path, "rb") as file:
-                found, reason = self._open(file)
-                if found:
-                    return found
+                return self._open(file)
         except FileNotFoundError:
             return None
         except OSError as error:
             reason = f"cannot be read ({error.strerror})"
+        except ValueError as error:
+            reason = error
         log(f"{self.path}: {reason}; decoding again")
         return None
 
     def store(self, images, labels, log):
-        """Writes the file; where that cannot be done, a line to `log` says why and nothing is left behind."""
+        """Writes the file. If that fails, logs one line that says why, and leaves nothing behind."""
         if self.path is None:
             return
         temporary = None
@@ -95,40 +97,33 @@ class CachedSplit:
             log(f"--cache_dir={self.path.parent}: decoded images not kept ({reason}); going on, the next start decodes again")
 
     def _write(self, file, images, labels):
-        images, labels = np.ascontiguousarray(images), np.ascontiguousarray(labels, "<i4")
-        content = self._expected | {"checksum": _checksum(images.reshape(-1), labels)}
-        header = json.dumps(content).encode()
+        images, labels = np.ascontiguousarray(images).reshape(-1), np.ascontiguousarray(labels, "<i4")
+        header = json.dumps(self._expected | {"checksum": _checksum(images, labels)}).encode()
         if len(header) > HEADER_BYTES:
             raise OSError(0, "the split's name is too long")
         file.write(header.ljust(HEADER_BYTES))
-        file.write(images.reshape(-1))  # not through a mapping: a full disk would end the process by a signal
+        file.write(images)  # written, not mapped: if the disk is full, writing to a mapping kills the process by a signal
         file.write(labels)
         file.flush()
         os.fsync(file.fileno())
 
     def _open(self, file):
-        """(images, labels) and None, or None and what is wrong with the file."""
+        """(images, labels). Raises ValueError, whose text says what is wrong with the file."""
         try:
-            header = json.loads(file.read(HEADER_BYTES))
+            header = parse_json(file.read(HEADER_BYTES))
             checksum = header.pop("checksum")
         except (ValueError, KeyError, AttributeError, TypeError):
-            return None, "damaged"
+            raise ValueError("damaged") from None
         if header != self._expected:
-            # Of another state of the source, or of another version of this project.
-            same = isinstance(header.get("key"), str) and header.keys() == self._expected.keys()
-            return None, "the source has changed" if same and header["key"] != self._expected["key"] else "damaged"
+            other_key = isinstance(header.get("key"), str) and header.keys() == self._expected.keys()
+            raise ValueError("the source has changed" if other_key and header["key"] != self._expected["key"] else "damaged")
         if os.fstat(file.fileno()).st_size != header["bytes"]:
-            return None, "too short or too long"
-        # Kept where it is sound: the checksum has brought its pages in, which a second mapping would have to do again.
-        images, labels = self._arrays(np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8))
-        if _checksum(images.reshape(-1), labels) != checksum:
-            return None, "damaged"
-        return (images, labels), None
-
-    def _arrays(self, content):
-        shape = self._expected["images"]
-        end = HEADER_BYTES + int(np.prod(shape))
-        return content[HEADER_BYTES:end].reshape(shape), np.frombuffer(content[end:], "<i4")
+            raise ValueError("too short or too long")
+        content = np.memmap(file, np.uint8, "r").view(np.ndarray)
+        pixels, labels = content[HEADER_BYTES : -4 * header["images"][0]], content[-4 * header["images"][0] :].view("<i4")
+        if _checksum(pixels, labels) != checksum:
+            raise ValueError("damaged")
+        return pixels.reshape(header["images"]), labels
 
     def _remove_abandoned(self):
         for path in self.path.parent.glob(f"{self.path.name}.*.tmp"):
@@ -138,7 +133,7 @@ class CachedSplit:
 
 
 def _checksum(pixels, labels):
-    """CRC-32 over the labels and the blocks of the images that are looked at."""
+    """CRC-32 of the labels and of the blocks of the images that are checked."""
     checksum = zlib.crc32(labels)
     starts = range(0, len(pixels), BLOCK_BYTES)
     if len(starts) > MOST_BLOCKS:

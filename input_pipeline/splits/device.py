@@ -1,6 +1,6 @@
-"""A resident split whose images lie on the devices: the host says which image, which window and whether mirrored, no pixels.
+"""A resident split whose images are in the devices' memory. The host sends which image, which window and whether to mirror it.
 
-The batches are those of `resident.ResidentSplit`, bit for bit; `DeviceSplit.look_up` makes their images where the step runs.
+The batches equal those of `resident.ResidentSplit` bit for bit. `DeviceSplit.look_up` makes their images where the step runs.
 """
 
 import dataclasses
@@ -8,36 +8,35 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline.common.batches import ONE_REPLICA
+from input_pipeline.common.batches import ONE_REPLICA, free_gigabytes
 from input_pipeline.common.errors import SettingError
-from input_pipeline.common.memory import free_gigabytes
 from input_pipeline.images import resized_crop
 from input_pipeline.splits.resident import FLOAT32, INT32, Choices, ResidentSplit, evaluation_rows, map_examples
 
-WORD = 8  # bytes: GPUs gather int64, but TensorFlow has no kernel for them that gathers uint8
+WORD = 8  # bytes of an int64. TensorFlow can gather int64 on a GPU, but has no kernel there that gathers uint8.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DeviceSplit(ResidentSplit):
-    """A ResidentSplit that sends choices in place of images.
+    """A ResidentSplit whose batches contain choices instead of images.
 
-    The tables hold the images without a border: what lies outside is made zero on the way, so that one table serves training
-    and evaluation and takes two thirds of the memory that one padded for 32 x 32 would take.
+    The tables contain the images without padding; `look_up` replaces pixels outside of the image by zeros. So one table serves
+    training and evaluation, and for 32 x 32 pixels takes two thirds of the memory of a padded one.
     """
 
     _on_devices: dict = dataclasses.field(default_factory=dict, repr=False)  # device -> its table
 
     @property
     def on_host(self):
-        """A split of the same examples whose batches hold images."""
+        """A split of the same examples whose batches contain images."""
         return ResidentSplit(self.images, self.labels)
 
     def training_batches(self, seed, first_step, global_batch_size, augmentations, shard=ONE_REPLICA):
-        """`ResidentSplit.training_batches` before `look_up`.
+        """Like `ResidentSplit.training_batches`, but `look_up` must be applied to each batch.
 
         Returns:
-          Elements of int32 [b]: "index" of the image, "top" and "left" of its window (0 is the image's own edge, less is outside
-          of it), "mirrored" (0 or 1), "label"; with "random_resized_crop" also "corners", float32 [b, 4], of its windows.
+          Elements of int32 [b]: "index" of the image, "top" and "left" of its window (0 is the edge of the image, negative is
+          outside of it), "mirrored" (0 or 1), "label"; with "random_resized_crop" also the windows' "corners", float32 [b, 4].
         """
         choices = Choices(seed, self.num_examples, self.image_shape[0], augmentations)
 
@@ -51,7 +50,7 @@ class DeviceSplit(ResidentSplit):
         return map_examples(read, self._specs() | corners, global_batch_size, shard, first_step)
 
     def evaluation_batches(self, global_batch_size, shard=ONE_REPLICA, test_crops=1):
-        """`ResidentSplit.evaluation_batches` before `look_up`: what `training_batches` gives, and "weight"."""
+        """Like `ResidentSplit.evaluation_batches` before `look_up`: the elements of `training_batches`, and "weight"."""
         def read(examples):
             index, weight = evaluation_rows(self.num_examples, global_batch_size, examples)
             untouched = np.zeros(len(index), np.int32)
@@ -64,35 +63,35 @@ class DeviceSplit(ResidentSplit):
         return dict.fromkeys(("index", "top", "left", "mirrored", "label"), INT32)
 
     def table_on(self, device):
-        """The images on a device, int64 [n, words]: the bytes of an image in a row, filled up to whole words. Made once.
+        """The images on a device, int64 [n, words]: a row contains the bytes of an image, padded to whole words. Made once.
 
         Raises:
-          SettingError: they do not fit.
+          SettingError: they do not fit in the memory.
         """
         if device not in self._on_devices:
             gigabytes = self.images.nbytes / 1e9
             remedy = f"the images take {gigabytes:.2g} GB on each device, more than is free on {device}; give memory or stream"
-            if "CPU" in device.upper() and gigabytes > free_gigabytes():  # asked for too much, the system ends the process
+            if "CPU" in device.upper() and gigabytes > free_gigabytes():  # allocating more would kill the process
                 raise SettingError("input", "device", remedy)
             try:
                 with tf.device(device):
                     self._on_devices[device] = tf.constant(_words(self.images))
-            except (tf.errors.ResourceExhaustedError, tf.errors.InternalError):  # the latter where the copy finds no room
+            except (tf.errors.ResourceExhaustedError, tf.errors.InternalError):  # InternalError: the copy fails
                 raise SettingError("input", "device", remedy) from None
         return self._on_devices[device]
 
     def look_up(self, table, batch):
-        """A batch of `training_batches` or `evaluation_batches` -> one of ResidentSplit, "image" in place of the choices.
+        """A batch of `training_batches` or `evaluation_batches` -> a batch of ResidentSplit, with "image" instead of the choices.
 
         Args:
-          table: from `table_on` the device that this runs on.
+          table: from `table_on`, of the device that this runs on.
           batch: {name: tensor [b]}.
 
         Returns:
-          {"image": uint8 [b, height, width, 3], "label": int32 [b]}, and "weight" where there is one.
+          {"image": uint8 [b, height, width, 3], "label": int32 [b]}, and "weight" if the batch has one.
         """
         height, width, channels = self.image_shape
-        # int64 and float32: on a GPU, TensorFlow computes int32 in the host's memory.
+        # Not int32, which TensorFlow computes in the host's memory even on a GPU.
         index, top, left, mirrored = (tf.cast(batch[name], tf.int64)[:, None] for name in ("index", "top", "left", "mirrored"))
         pixels = tf.bitcast(tf.gather(table, index[:, 0]), tf.uint8)
         pixels = tf.reshape(pixels, [-1, table.shape[1] * WORD])[:, : height * width * channels]

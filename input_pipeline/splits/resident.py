@@ -1,8 +1,8 @@
 """A split that fits in memory: every batch is a pure function of (seed, step).
 
-Resuming at any step costs nothing, the order of the examples does not depend on the number of replicas, and no iterator
-state needs saving. Successive epochs follow each other without a gap: example `i` of the run is example `i % n` of epoch
-`i // n`, and each epoch is a permutation of the split.
+So resuming at any step takes no time, the order of the examples does not depend on the number of replicas, and no iterator state
+is saved. Epochs follow each other without a gap: example `i` of the run is example `i % n` of epoch `i // n`, and each epoch is a
+permutation of the split.
 """
 
 import dataclasses
@@ -12,21 +12,21 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline.common.batches import ONE_REPLICA, num_evaluation_steps, without_autotune
+from input_pipeline.common.batches import ONE_REPLICA, Split, num_evaluation_steps, without_autotune
 from input_pipeline.images import resized_crop
 from input_pipeline.images.loading import decode_split
 from input_pipeline.images.windows import Windows
-from input_pipeline.splits.statistics import covariance
 
 PARALLEL_CHUNKS = 2
-# Batches are made several at once: TensorFlow's call into Python costs 0.3 ms, as much as the images of a batch of 256. More
-# than this gains nothing, and falls out of the caches (measured at 1.5, 6 and 25 MB).
+# Several batches are made at once, because a call from TensorFlow into Python takes 0.3 ms, as long as cutting the images of a
+# batch of 256. Larger chunks gain nothing, and do not fit in the caches (measured at 1.5, 6 and 25 MB).
 CHUNK_BYTES = 8e6
-INT32, FLOAT32 = tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.float32)  # one of these an example
+SUMMED_PIXELS = 2**17  # how many pixels are summed up at once, as float64; more do not fit in the caches
+INT32, FLOAT32 = tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.float32)  # one number per example
 
 
 class EpochPlan(NamedTuple):
-    """One epoch's choices, each of shape [num_examples]: which image, where its window starts, whether it is mirrored."""
+    """The choices of an epoch, each of shape [num_examples]: which image, where its window starts, whether it is mirrored."""
 
     order: np.ndarray
     top: np.ndarray
@@ -35,7 +35,7 @@ class EpochPlan(NamedTuple):
 
 
 def plan_epoch(seed, epoch, num_examples, padding, flip):
-    """Draws the plan of an epoch; a pure function of its arguments."""
+    """Draws the EpochPlan of an epoch; a pure function of its arguments."""
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     order = generator.permutation(num_examples)
     top, left = generator.integers(0, 2 * padding + 1, size=(2, num_examples))
@@ -44,10 +44,10 @@ def plan_epoch(seed, epoch, num_examples, padding, flip):
 
 
 class Choices:
-    """The choices for any examples of the endless sequence that is trained on.
+    """The random choices for any examples of a run.
 
     Args:
-      seed: of the order and the augmentation.
+      seed: determines the order and the augmentation.
       num_examples: of the split.
       image_height: in pixels; the augmentation "crop" pads by an eighth of it.
       augmentations: any of "crop", "flip", "random_resized_crop".
@@ -66,29 +66,21 @@ class Choices:
         self._epoch_choices = epoch_choices
 
     def of(self, examples):
-        """The columns of an EpochPlan for examples of the run, int64 [b]; of `resized` also `resized_crop.epoch_draws`."""
+        """The columns of an EpochPlan for examples of the run, ascending int64 [b]; with `resized` also `epoch_draws`."""
         epochs, places = np.divmod(examples, self._num_examples)
-        if epochs[0] == epochs[-1]:  # they ascend
+        if epochs[0] == epochs[-1]:
             return [column[places] for column in self._epoch_choices(int(epochs[0]))]
-        cuts = np.flatnonzero(np.diff(epochs)) + 1
-        parts = [self.of(part) for part in np.split(examples, cuts)]
+        parts = [self.of(part) for part in np.split(examples, np.flatnonzero(np.diff(epochs)) + 1)]
         return [np.concatenate(columns) for columns in zip(*parts, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ResidentSplit:
+class ResidentSplit(Split):
     """All images of a split, decoded. `images`: uint8 [n, height, width, 3]; `labels`: int32 [n]."""
 
     images: np.ndarray
     labels: np.ndarray
     _windows: dict = dataclasses.field(default_factory=dict, repr=False)  # (padding, flip) -> Windows
-
-    look_up = None  # its batches hold images; those of a DeviceSplit get them by this, on the device
-
-    @property
-    def on_host(self):
-        """A split of the same examples whose batches hold images: itself."""
-        return self
 
     @property
     def num_examples(self):
@@ -97,32 +89,22 @@ class ResidentSplit:
 
     @property
     def image_shape(self):
-        """(height, width, 3) of a batch's images."""
+        """(height, width, 3) of the images of a batch."""
         return self.images.shape[1:]
 
-    def pixel_statistics(self):
-        """Mean and standard deviation per channel over all pixels, float64 [3] each, exact, in the range [0, 255]."""
-        values, counts = np.arange(256), np.zeros((3, 256), np.int64)
-        for first in range(0, self.num_examples, 1000):  # bincount works on a copy eight times as large
-            pixels = self.images[first : first + 1000].reshape(-1, 3)
-            counts += np.stack([np.bincount(pixels[:, channel], minlength=256) for channel in range(3)])
-        mean = counts @ values / counts.sum(axis=1)
-        variance = counts @ values**2 / counts.sum(axis=1) - mean**2
-        return mean, np.sqrt(np.maximum(variance, 0))
-
-    def pixel_covariance(self):
-        """Covariance of the channels over all pixels, float64 [3, 3], exact, in the range [0, 255] squared."""
-        return covariance(self.images[first : first + 1000] for first in range(0, self.num_examples, 1000))
+    def _pixel_parts(self):
+        images = max(1, SUMMED_PIXELS // (self.images[0].size // 3))
+        return (self.images[first : first + images] for first in range(0, self.num_examples, images))
 
     def training_batches(self, seed, first_step, global_batch_size, augmentations, shard=ONE_REPLICA):
-        """An endless Dataset of per-replica batches, step after step and, within a step, replica after replica.
+        """An endless Dataset of per-replica batches: step by step, and within a step replica by replica.
 
         Args:
-          seed: of the order and the augmentation.
-          first_step: the step (0-based) whose batch comes first.
+          seed: determines the order and the augmentation.
+          first_step: the step (0-based) of the first batch.
           global_batch_size: images per step over all replicas.
-          augmentations: any of "crop" (a window of the image padded by an eighth of its height with zeros), "flip",
-            "random_resized_crop" (`resized_crop.crop_batch`); others are not for the host.
+          augmentations: any of "crop" (a window of the image padded by an eighth of its height with zeros), "flip" and
+            "random_resized_crop" (`resized_crop.crop_batch`); other names are ignored, because the compiled step does them.
           shard: the replicas to feed.
 
         Returns:
@@ -135,7 +117,7 @@ class ResidentSplit:
             order, top, left, mirrored, *draws = choices.of(examples)
             images = windows.cut(order, top, left, mirrored)
             if draws:
-                with tf.device("/cpu:0"):  # where the batch is wanted next, too
+                with tf.device("/cpu:0"):  # on a GPU, the images would have to be copied back
                     images = resized_crop.crop_batch(images, resized_crop.boxes(*draws, *self.image_shape[:2])).numpy()
             return images, self.labels[order]
 
@@ -143,10 +125,10 @@ class ResidentSplit:
         return map_examples(read, specs, global_batch_size, shard, first_step)
 
     def evaluation_batches(self, global_batch_size, shard=ONE_REPLICA, test_crops=1):
-        """An endless Dataset that goes through the split in order, again and again, padded to whole global batches.
+        """An endless Dataset that repeats the split in order, padded to whole global batches.
 
-        Elements are those of `training_batches` and "weight": float32 [b], 1 for an example, 0 for padding.
-        Whole images for any `test_crops`: the ten views are made of them on the device.
+        Elements are those of `training_batches` and "weight": float32 [b], 1 for an example, 0 for padding. The images are
+        whole for any `test_crops`, because the ten views are cut on the device.
         """
         def read(examples):
             index, weight = evaluation_rows(self.num_examples, global_batch_size, examples)
@@ -156,7 +138,7 @@ class ResidentSplit:
         return map_examples(read, specs, global_batch_size, shard)
 
     def windows(self, padding, flip):
-        """The Windows of the images; made once, one table serves all the pipelines of a process."""
+        """The Windows of the images. They are made once and serve all datasets of the process."""
         if (padding, flip) not in self._windows:
             self._windows[padding, flip] = Windows(self.images, padding, flip)
         return self._windows[padding, flip]
@@ -168,14 +150,14 @@ class ResidentSplit:
 
 
 def map_examples(read, specs, global_batch_size, shard, first_step=0):
-    """An endless Dataset of batches that NumPy makes, step after step and, within a step, replica after replica.
+    """An endless Dataset of batches that NumPy makes: step by step, and within a step replica by replica.
 
     Args:
-      read: numbers of examples of the run, int64 [c], ascending -> their arrays, [c, ...] each, in the order of `specs`.
+      read: positions of examples in the run, ascending int64 [c] -> their arrays, [c, ...] each, in the order of `specs`.
       specs: {name: TensorSpec of one example}.
       global_batch_size: examples per step over all replicas.
       shard: the replicas to feed.
-      first_step: the step (0-based) whose batch comes first.
+      first_step: the step (0-based) of the first batch.
     """
     rows = global_batch_size // shard.num_replicas
     example_bytes = sum(spec.dtype.size * int(np.prod(spec.shape)) for spec in specs.values())
@@ -189,31 +171,20 @@ def map_examples(read, specs, global_batch_size, shard, first_step=0):
 
     def chunk(number):
         tensors = tf.numpy_function(read_chunk, [number], [spec.dtype for spec in specs.values()], stateful=False)
-        shapes = [(batches * rows, *spec.shape) for spec in specs.values()]
-        return {name: tf.ensure_shape(*pair) for name, pair in zip(specs, zip(tensors, shapes, strict=True), strict=True)}
+        return {name: tf.ensure_shape(tensor, (batches * rows, *spec.shape))
+                for (name, spec), tensor in zip(specs.items(), tensors, strict=True)}
 
     chunks = tf.data.Dataset.range(np.iinfo(np.int64).max).map(chunk, num_parallel_calls=PARALLEL_CHUNKS)
     return without_autotune(chunks.prefetch(PARALLEL_CHUNKS).rebatch(rows, drop_remainder=True))
 
 
 def evaluation_rows(num_examples, global_batch_size, examples):
-    """Which images the examples of an endless evaluation are (int64 [c]), and their weights: 1, or 0 for padding (float32)."""
+    """For positions in an endless evaluation, int64 [c]: which images, int64 [c], and their weights, float32, 0 for padding."""
     index = examples % (num_evaluation_steps(num_examples, global_batch_size) * global_batch_size)
     inside = index < num_examples
     return np.where(inside, index, 0), inside.astype(np.float32)
 
 
 def load(source, split, num_examples, image_size, decode_threads=0):
-    """Decodes a whole split into memory, as a ResidentSplit.
-
-    Args:
-      source: Source.
-      split: TFDS slicing syntax.
-      num_examples: how many examples `split` has.
-      image_size: (height, width) of the result; where equal, each image is scaled and cut to it, else it has that size.
-      decode_threads: how many to decode with, 0: one per core.
-
-    Raises:
-      UnusableError: a file is missing, damaged or too short, an image cannot be decoded, or an example has no label.
-    """
+    """Decodes a whole split into memory, as a ResidentSplit. Arguments and errors are those of `loading.decode_split`."""
     return ResidentSplit(*decode_split(source, split, num_examples, image_size, decode_threads))

@@ -99,7 +99,7 @@ def test_a_stream_gives_the_larger_image(data_dir):
         batch = next(iter(split.evaluation_batches(8, Shard(1, 1, 2), test_crops=10)))
         assert batch["image"].shape == (4, 32, 32, 3)
         records = list(source.records("test[:10]"))[4:8]
-        expected = np.stack([augment.decode(source.parse(record)["image"]) for record in records])
+        expected = np.stack([augment.decode(source.parse(record)["image"]) for _, record in records])
         np.testing.assert_array_equal(batch["image"], expected)
         last = list(split.evaluation_batches(8, test_crops=10).take(2))[1]
         assert last["weight"].numpy().tolist() == [1, 1, 0, 0, 0, 0, 0, 0]

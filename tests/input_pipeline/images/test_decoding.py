@@ -1,4 +1,4 @@
-"""The image functions against NumPy."""
+"""The image functions compared with NumPy."""
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ def test_a_batch_covers_what_is_not_square(size, wanted, scaled):
 
 
 def test_a_line_of_pixels_is_not_made_a_huge_image():
-    """Scaled to 32 pixels of height it would have 614 million, and more still would end the process without a word."""
+    """Scaled to a height of 32 pixels it would have 614 million, and a still longer one would kill the process."""
     with pytest.raises(tf.errors.InvalidArgumentError, match="too long and narrow"):
         augment.resize_short_side(np.zeros((1, 600_000, 3), np.uint8), 32)
 
@@ -93,7 +93,7 @@ def cut(image, size, margin, seed, flip=True):
 
 @pytest.fixture(scope="module")
 def windows():
-    """1,000 random 8 x 8 windows of a 12 x 13 image whose pixels tell their row and column."""
+    """1,000 random 8 x 8 windows of a 12 x 13 image whose pixels contain their row and column."""
     image = np.stack([*np.mgrid[0:12, 0:13], np.zeros((12, 13))], axis=-1).astype(np.uint8)
     seeds = tf.data.Dataset.range(1000).map(lambda position: tf.stack([tf.constant(2**31 - 1, tf.int64), position]))
     return image, next(iter(seeds.map(lambda seed: cut(image, 8, 4, seed)).batch(1000))).numpy().astype(int)
@@ -117,7 +117,7 @@ def test_random_windows_and_flips_are_uniform_over_all_places():
     top, left, rows, columns, mirrored = next(iter(tf.data.Dataset.range(20_000).map(choice).batch(20_000))).numpy().T
     assert (rows == 8).all() and (columns == 8).all()
     counts = np.bincount((top * 6 + left) * 2 + mirrored)
-    assert len(counts) == 5 * 6 * 2  # the last place is reached, none beyond it
+    assert len(counts) == 5 * 6 * 2  # the last place occurs, and none beyond it
     expected = 20_000 / len(counts)
     freedom = len(counts) - 1
     assert np.sum((counts - expected) ** 2) / expected < freedom + 4 * np.sqrt(2 * freedom)
@@ -139,7 +139,7 @@ def test_where_there_is_no_room_the_window_is_the_image():
 
 @pytest.mark.parametrize(("height", "width", "side"), [(375, 500, 328), (500, 333, 291), (256, 256, 224), (1, 9, 1)])
 def test_the_window_is_that_of_the_image_scaled_to_256(height, width, side):
-    """A window of 224 pixels of the original would show another part of it, or none where it is smaller."""
+    """A window of 224 pixels of the original would show another part of it, and would not fit in a smaller image."""
     for position in range(20):
         top, left, rows, columns = augment.random_window(tf.constant([0, position], tf.int64), 224, 32)[0](height, width).numpy()
         assert rows == columns == side and 0 <= top <= height - side and 0 <= left <= width - side
@@ -148,7 +148,7 @@ def test_the_window_is_that_of_the_image_scaled_to_256(height, width, side):
 @pytest.mark.parametrize("encode", [tf.io.encode_png, tf.io.encode_jpeg], ids=["png", "jpeg"])
 @pytest.mark.parametrize("window", [(3, 5, 16, 16), (2, 1, 31, 32), (0, 4, 20, 9), (1, 0, 33, 20), (0, 0, 90, 120)])
 def test_a_window_is_scaled_as_in_numpy(encode, window):
-    """As it is, bilinear up to twice the size, smoothed above: else thin lines come and go with the window's place."""
+    """Unchanged, bilinear up to twice the size, antialiased above that. Otherwise thin lines would come and go."""
     rows, columns = np.mgrid[0:90, 0:120]
     image = np.stack([rows * 2, columns * 2, rows + columns], axis=-1).astype(np.uint8)
     encoded = encode(image)

@@ -1,4 +1,4 @@
-"""Inception's training crop: its distribution, its pixels against NumPy, its place in both input paths; the covariance."""
+"""Inception's training crop: its distribution, its pixels compared with NumPy, its use in both kinds of split; the covariance."""
 
 import numpy as np
 import pytest
@@ -10,9 +10,9 @@ from input_pipeline.common.errors import SettingError
 from input_pipeline.config import DataConfig
 from input_pipeline.images import decoding as augment
 from input_pipeline.images import resized_crop
+from input_pipeline.splits import resident
 from input_pipeline.splits import stream as streaming
 from input_pipeline.splits.resident import ResidentSplit
-from input_pipeline.splits.statistics import covariance
 
 CHOICE = ("random_resized_crop",)
 
@@ -22,14 +22,14 @@ def noise(*shape):
 
 
 def smooth(height, width):
-    """An image without jumps, as a lossy format keeps it."""
+    """A smooth image, which a lossy format preserves."""
     rows, columns = np.mgrid[0:height, 0:width]
     channels = rows * 255 // height, columns * 255 // width, (rows + columns) * 255 // (height + width)
     return np.stack(channels, axis=-1).astype(np.uint8)
 
 
 def numpy_window(draws, height, width):
-    """One window, by hand, in the numbers that the graph computes with."""
+    """One window computed by hand, in the precision of the graph."""
     for area, ratio, down, across in draws.reshape(10, 4).astype(np.float64):
         area, ratio = (0.08 + 0.92 * area) * height * width, (3 / 4) * (16 / 9) ** ratio
         rows, columns = round(np.sqrt(area / ratio)), round(np.sqrt(area * ratio))
@@ -40,11 +40,11 @@ def numpy_window(draws, height, width):
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (375, 500), (20, 300)])
 def test_windows_equal_numpy_and_lie_within_the_image(height, width):
-    """A window that ends beyond the image makes the JPEG decoder fail after hours."""
+    """A window that extends beyond the image would make the JPEG decoder fail, perhaps after hours."""
     draws = resized_crop.epoch_draws(0, 0, 2000)
     windows = resized_crop.windows(tf.constant(draws), height, width).numpy()
     expected = np.array([numpy_window(draw, height, width) for draw in draws])
-    assert (windows == expected).all(axis=1).mean() > 0.995  # float32 rounds a few the other way
+    assert (windows == expected).all(axis=1).mean() > 0.995  # float32 rounds a few differently
     assert windows[:, :2].min() >= 0 and windows[:, 2:].min() >= 1
     assert (windows[:, :2] + windows[:, 2:] <= (height, width)).all()
 
@@ -59,21 +59,21 @@ def test_windows_at_the_ends_of_the_draws_lie_within_the_image():
 
 
 def test_areas_and_shapes_are_those_of_the_paper():
-    """In an image so large that the first attempt fits where it can; a ratio that is not logarithmic would prefer one side."""
+    """The image is so large that rounding does not matter. A ratio that is not logarithmic would prefer one side."""
     draws = resized_crop.epoch_draws(3, 1, 50_000)
     _, _, rows, columns = resized_crop.windows(tf.constant(draws), 3000, 3000).numpy().T.astype(np.float64)
     area, ratio = rows * columns / 3000**2, columns / rows
     assert 0.0799 < area.min() < 0.081 and area.max() > 0.99
     assert 0.7495 < ratio.min() < 0.752 and 1.330 < ratio.max() < 1.334
     assert abs(np.log(ratio).mean()) < 4 * np.log(4 / 3) / np.sqrt(3 * 50_000)
-    small = area < 0.5  # where any shape fits at once: uniform
+    small = area < 0.5  # any shape of this area fits, so the area is uniform
     counts = np.histogram(area[small], bins=21, range=(0.08, 0.5))[0]
     expected = counts.mean()
     assert np.sum((counts - expected) ** 2) / expected < 20 + 4 * np.sqrt(40)
 
 
 def test_a_batch_equals_bilinear_sampling_in_numpy():
-    """Rows for columns, or a black line at the border where rounding leaves the image, would show."""
+    """Detects swapped rows and columns, and a black line at the border where rounding leaves the image."""
     images, draws = noise(50, 12, 12, 3), resized_crop.epoch_draws(0, 5, 50)
     draws[:3] = np.nextafter(np.float32(1), np.float32(0))
     draws[0, ::2] = 0.5
@@ -89,7 +89,7 @@ def test_a_batch_equals_bilinear_sampling_in_numpy():
 
 @pytest.mark.slow
 def test_the_resident_path_crops_before_anything_else_changes():
-    """The order, the flips and the labels stay those of the run without it; any start, any shard gives the same rows."""
+    """The order, the flips and the labels are those of a run without it. Any start and any shard gives the same rows."""
     split = ResidentSplit(noise(70, 8, 8, 3), np.arange(70, dtype=np.int32))
     plain, cut = (list(split.training_batches(3, 0, 32, names).take(4)) for names in (("flip",), ("flip", *CHOICE)))
     for step, (before, after) in enumerate(zip(plain, cut, strict=True)):
@@ -112,7 +112,7 @@ def cut(encoded, size, seed, flip):
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("encode", [tf.io.encode_png, tf.io.encode_jpeg], ids=["png", "jpeg"])
 def test_an_encoded_image_equals_crop_and_resize(encode, flip):
-    """Decoding the window alone must give the pixels of the window; with the wrong half mirrored, half would differ."""
+    """Decoding only the window must give its pixels. If the wrong half were mirrored, half of them would differ."""
     encoded = encode(smooth(60, 90))
     whole = augment.decode(encoded).numpy()
     mirrored_ones = 0
@@ -125,12 +125,12 @@ def test_an_encoded_image_equals_crop_and_resize(encode, flip):
         mirrored_ones += mirrored
         result = cut(encoded, 24, seed, flip).numpy()
         assert result.dtype == np.uint8
-        np.testing.assert_allclose(result, window[:, ::-1] if mirrored else window, atol=4)  # chroma at a window's edge
+        np.testing.assert_allclose(result, window[:, ::-1] if mirrored else window, atol=4)  # the colours differ at the edge
     assert mirrored_ones > 0 or not flip
 
 
 def test_a_jpeg_is_decoded_by_its_window_alone():
-    """Decoding whole large images for windows of 8 % is most of the time."""
+    """Decoding whole large images for windows of 8 % would take most of the time."""
     encoded = tf.io.encode_jpeg(smooth(16, 16))
 
     @tf.function
@@ -149,21 +149,21 @@ def source(data_dir):
 
 
 def test_the_streaming_path_cuts_by_the_position_in_the_run(source):
-    """Drawn by the place within a batch or a replica, the same windows would come again and again."""
+    """If windows were drawn by the place within a batch or a replica, the same windows would repeat."""
     split = streaming.StreamingSplit(source, "train[:40]", 40, 28, 4)
     whole = list(split.training_batches(1, 0, 16, ("flip", *CHOICE)).take(4))
     later = next(iter(split.training_batches(1, 3, 16, ("flip", *CHOICE), Shard(1, 1, 2))))
     np.testing.assert_array_equal(later["image"], whole[3]["image"][8:])
-    epochs = tf.data.Dataset.range(1)  # in a graph, as the split does: TensorFlow's global seed counts outside of one
+    epochs = tf.data.Dataset.range(1)  # in a graph, as the split does it: outside of one, TensorFlow's global seed matters
     records = epochs.flat_map(lambda epoch: source.shuffled_records("train[:40]", 1, epoch, streaming.SHUFFLE_BUFFER)).take(16)
-    for position, record in enumerate(records):
+    for position, (_, record) in enumerate(records):
         seed = tf.constant([1, position], tf.int64)
         expected = cut(source.parse(record)["image"], 28, seed, True)
         np.testing.assert_array_equal(whole[0]["image"][position], expected)
 
 
 def test_evaluation_of_a_stream_looks_at_the_middle_as_with_crop(source):
-    """Trained on parts of objects, a network does better on the middle 7/8 than on the whole."""
+    """A network trained on parts of objects is more accurate on the middle 7/8 than on the whole image."""
     for names, margin in (("crop", 4), ("random_resized_crop,flip", 4), ("flip", 0)):
         config = DataConfig(augment=names, input="stream", image_size=28)
         assert splits.open_split(config, source, "test", "test_split", log=lambda line: None).margin == margin
@@ -174,12 +174,16 @@ def test_two_crops_are_refused():
         DataConfig(augment="crop,random_resized_crop")
 
 
-def test_the_covariance_equals_numpy_on_both_paths(source):
-    """Over parts of different sizes; and over a stream's middle squares, of the first 2,000 examples only."""
+def test_the_covariance_equals_numpy_on_both_paths(source, monkeypatch):
+    """For parts of different sizes, and for the middle squares of the first 2,000 examples of a stream."""
     images = noise(9, 5, 7, 3)
     expected = np.cov(images.reshape(-1, 3).astype(np.float64), rowvar=False, bias=True)
-    np.testing.assert_allclose(covariance([images[:4], images[4:5], images[5:]]), expected, rtol=1e-11)
+    held = ResidentSplit(images, np.zeros(9, np.int32))
+    for pixels in (35, 70, 10**6):  # in parts of one, two and all images
+        monkeypatch.setattr(resident, "SUMMED_PIXELS", pixels)
+        np.testing.assert_allclose(held.pixel_covariance(), expected, rtol=1e-11)
     split = streaming.StreamingSplit(source, "train[:30]", 30, 28, 4)
-    central = [augment.central_crop(augment.decode(source.parse(record)["image"]), 28) for record in source.records("train[:30]")]
+    records = [record for _, record in source.records("train[:30]")]
+    central = [augment.central_crop(augment.decode(source.parse(record)["image"]), 28) for record in records]
     expected = np.cov(np.reshape(central, (-1, 3)).astype(np.float64), rowvar=False, bias=True)
     np.testing.assert_allclose(split.pixel_covariance(), expected, rtol=1e-11)

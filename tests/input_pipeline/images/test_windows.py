@@ -1,4 +1,4 @@
-"""The windows of a resident split against np.pad, a slice and a mirror image."""
+"""The windows of a resident split compared with np.pad, a slice and a mirror image."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from input_pipeline.images.windows import Windows
 @pytest.mark.parametrize("padding", [0, 1, 3])
 @pytest.mark.parametrize("shape", [(8, 8), (5, 9), (9, 5), (3, 3)])
 def test_each_window_of_each_image(shape, padding, flip):
-    """The border of one row or image is that of the next: one pixel too far would show a neighbour's pixels."""
+    """A row or image shares its padding with the next, so one pixel too far would show pixels of the neighbour."""
     images = np.random.default_rng(0).integers(1, 256, (6, *shape, 3), np.uint8)
     windows = Windows(images, padding, flip)
     index, top, left, mirrored = (values.ravel() for values in np.meshgrid(
@@ -22,7 +22,7 @@ def test_each_window_of_each_image(shape, padding, flip):
 
 
 def test_read_only_and_strided_images():
-    """Images mapped from a cache cannot be written to, and a slice of an array need not be contiguous."""
+    """Images mapped from a cache are read-only, and a slice of an array may not be contiguous."""
     images = np.random.default_rng(0).integers(0, 256, (8, 6, 6, 3), np.uint8)
     images.flags.writeable = False
     for part in (images, images[::2], images[:, ::-1]):
@@ -33,7 +33,7 @@ def test_read_only_and_strided_images():
 
 
 def test_what_the_table_costs():
-    """The share of memory that --input=auto takes is set by it."""
+    """The share of memory for --input=auto depends on it."""
     images = np.zeros((1000, 32, 32, 3), np.uint8)
     assert Windows(images, 4, True)._table.nbytes / images.nbytes == pytest.approx(2.53, abs=0.01)
     assert Windows(images)._table is images

@@ -1,4 +1,4 @@
-"""Data that cannot be used: one line that names the file, the row and the remedy; or skipped and listed, as many as allowed."""
+"""Bad data ends the run with one line that names the file, the row and the remedy, or is skipped and listed up to the limit."""
 
 import pickle
 import struct
@@ -17,13 +17,14 @@ from input_pipeline.common.errors import SettingError, UnusableError
 from input_pipeline.config import DataConfig
 from input_pipeline.images import decoding as augment
 from input_pipeline.images import headers, loading
-from input_pipeline.images.bad_examples import BadExamples
+from input_pipeline.images.loading import BadExamples
 from input_pipeline.sources import npz as arrays
+from input_pipeline.sources.tfrecord import write_tfrecords
 from input_pipeline.splits import resident
 
 
 def message_of(error, function, *arguments, **more):
-    """The one line of what a call raises."""
+    """The message of the error that a call raises, which must be one line."""
     with pytest.raises(error) as caught:
         function(*arguments, **more)
     assert "\n" not in str(caught.value)
@@ -76,7 +77,7 @@ BAD_IMAGES = {
 
 @pytest.fixture(autouse=True)
 def no_pickle(monkeypatch):
-    """Nothing is ever unpickled: data from elsewhere could run any program."""
+    """Fails if anything is unpickled, because somebody else's data could then run any program."""
     def refuse(*arguments, **more):
         raise AssertionError("unpickled")
 
@@ -86,7 +87,7 @@ def no_pickle(monkeypatch):
 
 @pytest.mark.parametrize("name", BAD_IMAGES)
 def test_a_bad_image_is_named_with_its_remedy(tmp_path, name):
-    """A traceback of TensorFlow's names neither the file nor what to do."""
+    """TensorFlow's traceback names neither the file nor a remedy."""
     content, words = BAD_IMAGES[name]
     bad = write_folder(tmp_path) / "train" / "dog" / "004.png"
     bad.write_bytes(content)
@@ -96,7 +97,7 @@ def test_a_bad_image_is_named_with_its_remedy(tmp_path, name):
 
 
 def test_a_huge_image_is_refused_before_it_is_decoded(monkeypatch):
-    """A few bytes that claim 30 GB would end the machine, not the run."""
+    """A few bytes that claim 30 GB would use up the memory of the machine."""
     monkeypatch.setattr(tf.io, "decode_image", lambda *arguments, **more: pytest.fail("decoded"))
     monkeypatch.setattr(tf.image, "decode_and_crop_jpeg", lambda *arguments, **more: pytest.fail("decoded"))
     for content in (png_of(100_000, 100_000), jpeg_of(65_000, 65_000)):
@@ -132,7 +133,7 @@ def kinds_of_images():
 
 @pytest.mark.parametrize("kind", kinds_of_images())
 def test_images_of_any_kind_become_three_channels_of_eight_bits(kind):
-    """A palette's indices taken for grey, or upper and lower byte swapped, look like noise and train like it."""
+    """If palette indices were taken for grey values, or the bytes of 16 bits swapped, the images would look like noise."""
     content, expected = kinds_of_images()[kind]
     decoded = augment.decode(tf.constant(content)).numpy()
     assert decoded.dtype == np.uint8 and decoded.shape == (9, 7, 3)
@@ -144,7 +145,7 @@ def test_images_of_any_kind_become_three_channels_of_eight_bits(kind):
 
 
 def test_the_header_gives_the_size_of_any_kind_and_never_fails():
-    """The limit on pixels counts for nothing where the size is misread; random bytes must not raise."""
+    """If the size were misread, the limit on pixels would have no effect. Random bytes must not raise an error."""
     image = Image.fromarray(noise(11, 23))
     for kind, more in (("PNG", {}), ("JPEG", {}), ("JPEG", {"progressive": True}), ("GIF", {}), ("BMP", {}), ("WEBP", {}),
                        ("WEBP", {"lossless": True}), ("WEBP", {"exif": b"Exif\0\0"}), ("JPEG", {"comment": b"\xff\xc0" * 9})):
@@ -159,7 +160,7 @@ def test_the_header_gives_the_size_of_any_kind_and_never_fails():
 
 
 def test_what_is_allowed_is_skipped_counted_and_listed(tmp_path):
-    """One bad file in a million must not cost the night; the labels must stay with their images."""
+    """One bad file in a million must not end a long run. The labels must stay with their images."""
     write_folder(tmp_path, count=90)
     for index, content in zip((4, 10, 31), (b"?", WHOLE[:900], png_of(90_000, 90_000)), strict=True):
         (tmp_path / "train" / "dog" / f"{index:03}.png").write_bytes(content)
@@ -174,14 +175,14 @@ def test_what_is_allowed_is_skipped_counted_and_listed(tmp_path):
 
 
 def test_where_nothing_is_whole_one_line_says_so(tmp_path):
-    """An empty table of images fails far from its cause."""
+    """Otherwise an empty array of images would fail later, far from the cause."""
     for path in write_folder(tmp_path, count=3).rglob("*.png"):
         path.write_bytes(b"?")
     assert "no example that can be decoded" in message_of(UnusableError, load, f"folder:{tmp_path}", limit=9)
 
 
 def test_a_class_without_images_is_named(tmp_path):
-    """A class that was never copied stays in the network's outputs, never learned and never judged."""
+    """Otherwise a class that was never copied would be an output of the network that is never trained nor evaluated."""
     (write_folder(tmp_path) / "train" / "ant").mkdir()
     message = message_of(UnusableError, load, f"folder:{tmp_path}")
     assert message.startswith(f"{tmp_path / 'train' / 'ant'}: ") and "holds no .png" in message
@@ -190,7 +191,7 @@ def test_a_class_without_images_is_named(tmp_path):
 
 
 def test_a_class_that_train_does_not_have_is_named(tmp_path):
-    """`Cat` beside `cat` would be judged as a class of its own."""
+    """Otherwise `Cat` would be evaluated as a class of its own next to `cat`."""
     (write_folder(tmp_path) / "test" / "cat").rename(tmp_path / "test" / "Cat")
     message = message_of(UnusableError, load, f"folder:{tmp_path}")
     assert message.startswith(f"{tmp_path / 'test' / 'Cat'}: is a class that train does not have")
@@ -202,7 +203,7 @@ def test_a_class_that_train_does_not_have_is_named(tmp_path):
     ("../../../../etc/none.png,cat,train", "no such file"), ("images,cat,train", "no such file"),
 ])
 def test_a_bad_row_is_named_by_its_line(tmp_path, row, words):
-    """In a table of a million rows nobody finds the one."""
+    """Without the line number, nobody finds the row in a table of a million."""
     table = write_csv(tmp_path, count=3, extra=[row])
     message = message_of(UnusableError, load, f"csv:{table}")
     assert message.startswith(f"{table} line 8") and words in message
@@ -212,7 +213,7 @@ def test_a_bad_row_is_named_by_its_line(tmp_path, row, words):
 
 @pytest.mark.parametrize("label", ["-1", "7"])
 def test_a_number_out_of_range_in_a_table(tmp_path, label):
-    """-1 means unlabelled in many tables, and 7 of 3 classes is a slip; both would crash on a GPU, or worse, not."""
+    """-1 means unlabelled in many tables, and 7 of 3 classes is a mistake. On a GPU such labels crash, or worse, they do not."""
     table = write_csv(tmp_path, count=9, extra=[f"images/001.png,{label},train"])
     text = table.read_text()
     for number, name in enumerate(CLASSES):
@@ -228,7 +229,7 @@ def test_a_number_out_of_range_in_a_table(tmp_path, label):
     (b"image,label\n\xff\xfe,cat\n", "UTF-8"), (b'image,label\n"' + b"a" * 200_000 + b"\n", "cannot be read"),
 ])
 def test_a_table_that_is_none(tmp_path, content, words):
-    """A column of another name would give an empty data set, or KeyError."""
+    """Otherwise a column with another name would result in an empty data set or a KeyError."""
     table = tmp_path / "t.csv"
     table.write_bytes(content)
     message = message_of(UnusableError, load, f"csv:{table}")
@@ -237,7 +238,7 @@ def test_a_table_that_is_none(tmp_path, content, words):
 
 @pytest.mark.parametrize("name", ["x_train", "y_test", "else"])
 def test_pickled_arrays_are_refused(tmp_path, name):
-    """np.load with allow_pickle runs whatever program the file holds."""
+    """np.load with allow_pickle runs any program that the file contains."""
     path = write_npz(tmp_path / "a.npz", **{name: np.array([{"a": 1}], object)})
     message = message_of(UnusableError, load, f"npz:{path}")
     assert message.startswith(f"{path}: the array {name} is pickled")
@@ -257,7 +258,7 @@ def npz_cases():
 
 @pytest.mark.parametrize("name", npz_cases())
 def test_arrays_that_cannot_be_images_and_labels(tmp_path, name):
-    """Floats cut to uint8 are black images; labels of another split fit in nothing but their type."""
+    """Floats converted to uint8 would be black images, and the labels of another split would be wrong."""
     arrays, words = npz_cases()[name]
     path = write_npz(tmp_path / "a.npz", **arrays)
     message = message_of(UnusableError, load, f"npz:{path}")
@@ -265,7 +266,7 @@ def test_arrays_that_cannot_be_images_and_labels(tmp_path, name):
 
 
 def test_an_npz_file_that_is_damaged_or_another(tmp_path):
-    """A download that broke off."""
+    """Such as a download that was interrupted."""
     path = write_npz(tmp_path / "a.npz")
     whole = path.read_bytes()
     np.savez(tmp_path / "b.npz", images=np.zeros(3))
@@ -304,7 +305,7 @@ BAD_RECORDS = {
 
 @pytest.mark.parametrize("name", BAD_RECORDS)
 def test_a_bad_record_is_named_by_file_and_number(tmp_path, name):
-    """A file of a hundred thousand records without the number is no help."""
+    """Without the number, nobody finds the record in a file of a hundred thousand."""
     record, words = BAD_RECORDS[name]
     path = sorted(write_records(tmp_path, splits=("train",)).glob("*.tfrecord"))[1]
     records = list(tf.data.TFRecordDataset(str(path)).as_numpy_iterator())
@@ -318,7 +319,7 @@ def test_a_bad_record_is_named_by_file_and_number(tmp_path, name):
 
 
 def test_a_broken_checksum_is_named_or_skipped_alone(tmp_path):
-    """A flipped bit on disk; to skip the rest of the file with it would lose data in silence."""
+    """Such as a bit flipped on the disk. Skipping the rest of the file too would silently lose data."""
     path = sorted(write_records(tmp_path, splits=("train",)).glob("*.tfrecord"))[1]
     content, position = bytearray(path.read_bytes()), 0
     for _ in range(4):
@@ -335,7 +336,7 @@ def test_a_broken_checksum_is_named_or_skipped_alone(tmp_path):
 
 @pytest.mark.parametrize("content", [b"text that is no record at all", b"\x1f\x8b" + bytes(40), None])
 def test_a_file_that_ends_within_a_record(tmp_path, content):
-    """A copy that broke off, or a compressed file."""
+    """Such as an interrupted copy, or a compressed file."""
     path = sorted(write_records(tmp_path, splits=("train",)).glob("*.tfrecord"))[1]
     path.write_bytes(path.read_bytes()[:-5] if content is None else content)
     message = message_of(UnusableError, load, f"tfrecord:{tmp_path}/*.tfrecord")
@@ -343,7 +344,7 @@ def test_a_file_that_ends_within_a_record(tmp_path, content):
 
 
 def test_files_of_splits_and_of_none(tmp_path):
-    """A file that silently belongs to no split is data lost."""
+    """If the file silently belonged to no split, its data would be lost."""
     path = sorted(write_records(tmp_path).glob("*.tfrecord"))[1]
     path.rename(tmp_path / "more.tfrecord")
     assert "more.tfrecord: its name holds none" in message_of(UnusableError, load, f"tfrecord:{tmp_path}/*.tfrecord")
@@ -354,17 +355,17 @@ def test_files_of_splits_and_of_none(tmp_path):
     ("CSV:/x", "did you mean csv:PATH"), ("tfrecords:/x", "tfrecord:PATTERN"),
     ("folder:{0}/none", "no such folder"), ("npz:{0}/none", "no such file"), ("csv:{0}", "no such file"),
     ("npz:{0}", "no such file"),
-    ("tfrecord:{0}/*.none", "no file fits"), ("folder:{0}", "<split>/<class>/"), ("folder:{0}/\0", "control characters"),
+    ("tfrecord:{0}/*.none", "no file matches"), ("folder:{0}", "<split>/<class>/"), ("folder:{0}/\0", "control characters"),
 ])
 def test_names_of_files_that_cannot_work_are_setting_errors(tmp_path, dataset, words):
-    """A misspelled prefix taken for a name of TFDS gets an answer about TFDS."""
+    """If a misspelled prefix were taken for a TFDS name, the error would be about TFDS."""
     dataset = dataset.format(tmp_path)
     message = message_of(SettingError, load, dataset)
     assert message.startswith(f"--dataset={dataset}: ") and words in message
 
 
 def test_each_thing_counts_once_however_often_it_is_read():
-    """Overlapping splits and a second opening of the test split must not use up the allowance."""
+    """Overlapping splits, or opening the test split again, must not use up the limit."""
     bad = BadExamples(1)
     bad.add("a.png", "is cut off", "replace it")
     bad.add("a.png", "is cut off", "replace it")
@@ -375,21 +376,21 @@ def test_each_thing_counts_once_however_often_it_is_read():
 
 @pytest.mark.parametrize("kind", ["folder", "tfrecord"])
 def test_what_a_stream_failed_on_is_found_and_named(tmp_path, kind):
-    """TensorFlow's error from a stream names no file; of a million nobody finds it."""
+    """TensorFlow's error from a stream does not name the file, and nobody finds it among a million."""
     if kind == "folder":
         where = str(write_folder(tmp_path) / "train" / "owl" / "011.png")
         (tmp_path / "train" / "owl" / "011.png").write_bytes(WHOLE[:900])
         source = sources.open_source(DataConfig(dataset=f"folder:{tmp_path}"))
     else:
         examples = [(WHOLE[:900] if index == 11 else picture(index), 0) for index in range(30)]
-        where = f"{sources.write_tfrecords(tmp_path, examples, CLASSES)[0]} record 11"
+        where = f"{write_tfrecords(tmp_path, examples, CLASSES)[0]} record 11"
         source = sources.open_source(DataConfig(dataset=f"tfrecord:{tmp_path}/*.tfrecord"))
     assert message_of(UnusableError, loading.name_bad_example, source, "train").startswith(f"{where}: is damaged or cut off")
     times = iter([0.0, 99.0])
-    loading.name_bad_example(source, "train", clock=lambda: next(times))  # time is up: no error, no answer
+    loading.name_bad_example(source, "train", clock=lambda: next(times))  # the time is up: it neither raises nor finds anything
 
 
-# Files that are made to harm.
+# Malicious files.
 
 
 def gif_of(frames, width, height):
@@ -399,7 +400,7 @@ def gif_of(frames, width, height):
 
 
 def test_frames_of_a_gif_count_too():
-    """TensorFlow decodes all of them before it gives back the first: 100 kB for 60 GB."""
+    """TensorFlow decodes all frames before it returns the first, so 100 kB could take 60 GB."""
     assert headers.check(gif_of(1, 8, 8)) == "" and headers.check(gif_of(100, 500, 500)) == ""
     assert "frames have 67600000 pixels" in headers.check(gif_of(100, 1300, 520))
     assert "frames have 4294836225 pixels" in headers.check(gif_of(1, 65535, 65535))
@@ -408,7 +409,7 @@ def test_frames_of_a_gif_count_too():
 
 
 def test_a_jpeg_of_fill_bytes_is_given_up():
-    """Any number of them may precede a marker: read one by one, a gigabyte of them takes minutes."""
+    """Any number of fill bytes may precede a marker, and reading a gigabyte of them one by one takes minutes."""
     start = PHOTO[:2]
     assert headers.check(start + b"\xff" * 1000 + PHOTO[3:]) == ""
     assert "damaged at its beginning" in headers.check(start + b"\xff" * 10_000_000 + PHOTO[3:])
@@ -416,7 +417,7 @@ def test_a_jpeg_of_fill_bytes_is_given_up():
 
 @pytest.mark.parametrize("kind", ["folder", "csv"])
 def test_an_image_file_of_a_terabyte_is_not_read(tmp_path, kind):
-    """With holes, it takes no room on the disk, and all memory once it is read."""
+    """A sparse file takes no space on the disk, but reading it would use up all memory."""
     root = write_folder(tmp_path) if kind == "folder" else write_csv(tmp_path).parent
     huge = root / "train" / "dog" / "004.png" if kind == "folder" else root / "images" / "004.png"
     with open(huge, "r+b") as file:
@@ -439,7 +440,7 @@ def test_names_of_classes_that_are_no_text(tmp_path):
 
 
 def npy_header(claimed):
-    """The beginning of an .npy file whose header claims to be that long, followed by zeros."""
+    """The beginning of an .npy file whose header claims to be `claimed` bytes long, followed by zeros."""
     return b"\x93NUMPY\x02\x00" + struct.pack("<I", claimed) + b"{" + bytes(2_000_000)
 
 
@@ -450,13 +451,13 @@ def npz_of(path, member, **more):
 
 
 def test_an_npz_file_whose_header_is_a_bomb(tmp_path):
-    """NumPy reads as much of it as it says of itself before it finds that it is too long."""
+    """NumPy would read as many bytes as the header claims before it finds that the header is too long."""
     message = message_of(UnusableError, load, f"npz:{npz_of(tmp_path / 'a.npz', npy_header(2**32 - 1))}")
     assert "damaged" in message and "x_train, y_train" in message
 
 
 def test_an_array_larger_than_the_memory_is_refused_by_its_header(tmp_path, monkeypatch):
-    """Zeros compress a thousandfold."""
+    """Zeros can be compressed to a thousandth of their size."""
     monkeypatch.setattr(arrays, "free_gigabytes", lambda: 0.001)
     path = write_npz(tmp_path / "a.npz", x_train=np.zeros((30, 200, 200, 3), np.uint8))
     source = sources.open_source(DataConfig(dataset=f"npz:{path}", image_size=8))
@@ -465,7 +466,7 @@ def test_an_array_larger_than_the_memory_is_refused_by_its_header(tmp_path, monk
 
 
 def test_an_encrypted_npz_file(tmp_path):
-    """zipfile asks for a password by a RuntimeError."""
+    """zipfile raises a RuntimeError if it needs a password."""
     content = bytearray(write_npz(tmp_path / "a.npz").read_bytes())
     for signature, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         at = -1
@@ -476,6 +477,6 @@ def test_an_encrypted_npz_file(tmp_path):
 
 
 def test_labels_of_5000_digits_are_names(tmp_path):
-    """Python takes no text of more than 4,300 digits for a number."""
+    """Python refuses to convert a text of more than 4,300 digits to a number."""
     table = write_csv(tmp_path, count=3, header="image,label", splits=("train",), extra=[f"images/000.png,{'9' * 5000}"])
     assert len(sources.open_source(DataConfig(dataset=f"csv:{table}")).class_names) == 4

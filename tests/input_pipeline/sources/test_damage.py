@@ -1,4 +1,4 @@
-"""Damage that hides or imitates something else: a record behind another, a size, a class, an example that looks like padding."""
+"""Damage that could be mistaken for something else, or hide it: a record after another, a size, a class, padding."""
 
 import pytest
 import tensorflow as tf
@@ -14,7 +14,7 @@ from train_lib.cli.failures import explained
 
 
 def flip(path, records, byte=20):
-    """Damages records of a TFRecord file: one bit of each, of its data or, with byte < 8, of its length."""
+    """Flips one bit in each of some records of a TFRecord file: in its data or, with byte < 8, in its length."""
     content, position, starts = bytearray(path.read_bytes()), 0, []
     while position < len(content):
         starts.append(position)
@@ -31,7 +31,7 @@ def open_(folder, limit=0):
 
 @pytest.fixture
 def records(tmp_path):
-    """The one file of 30 records of three classes, without their names."""
+    """One file with 30 records of three classes, without class_names.txt."""
     write_records(tmp_path, splits=("train",))
     (tmp_path / "class_names.txt").unlink(missing_ok=True)
     examples = [record for path in sorted(tmp_path.glob("*.tfrecord")) for record in tf.data.TFRecordDataset(str(path))]
@@ -44,7 +44,7 @@ def records(tmp_path):
 
 
 def test_classes_are_counted_behind_a_damaged_record(records):
-    """To stop at it would find fewer classes, or none."""
+    """If counting stopped at the damaged record, it would find fewer classes or none."""
     flip(records, [0])
     source = open_(records.parent, 1)
     assert source.class_names == ("0", "1", "2")
@@ -66,7 +66,8 @@ def test_where_all_records_are_damaged_one_line_says_so(records):
 
 
 def test_a_damaged_length_ends_the_file_and_is_told(records):
-    """The checksum of the length: the length itself is right, so that counting records does not find it."""
+    """The checksum of the length is damaged but the length is right, so counting the records does not find it."""
+    (records.parent / "class_names.txt").write_text("a\nb\nc\n")  # otherwise opening would read the records
     flip(records, [10], byte=8)
     source = open_(records.parent, 3)
     with pytest.raises(UnusableError, match="record 10: is damaged in its length"):
@@ -74,7 +75,7 @@ def test_a_damaged_length_ends_the_file_and_is_told(records):
 
 
 def test_an_empty_example_is_no_padding(records):
-    """It would be left out of an evaluation without a word."""
+    """Otherwise it would silently be left out of an evaluation."""
     with tf.io.TFRecordWriter(str(records)) as writer:
         for content in (tf.train.Example().SerializeToString(), b""):
             writer.write(content)
@@ -112,7 +113,7 @@ def test_what_is_larger_than_the_memory_is_refused(data_dir):
     "what no version has said so far [[{{node Iterator::Root::Prefetch}}]]"])
 @pytest.mark.parametrize("mode", ["train", "evaluate"])
 def test_any_error_of_a_stream_is_looked_into(tmp_path, message, mode):
-    """In `evaluate`, also where the data has nothing but the split that is judged."""
+    """In `evaluate`, this also works if the data has no other split than the evaluated one."""
     write_folder(tmp_path, splits=("test",))
     bad = tmp_path / "test" / "owl" / "011.png"
     bad.write_bytes(bad.read_bytes()[:60])

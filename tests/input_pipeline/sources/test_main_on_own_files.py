@@ -1,4 +1,4 @@
-"""The sources through main.py, as users start it: class names are kept, bad data ends with one line and code 3."""
+"""The sources through main.py, as users start it: class names are kept, bad data ends the run with one line and code 3."""
 
 import json
 
@@ -17,7 +17,7 @@ TINY = ("--train_split=train[:80%]", "--validation_split=train[80%:]", "--max_st
 
 @pytest.mark.parametrize("kind", [pytest.param("npz", marks=pytest.mark.slow), "tfrecord"])
 def test_a_run_on_own_files_ends_with_a_test_accuracy(main, tmp_path, kind):
-    """A source that opens but does not fit the rest: statistics, classes, the test split at the end."""
+    """A source may open and yet not work with the rest: statistics, classes, the test split at the end."""
     folder = tmp_path / "data"
     folder.mkdir()
     done = main(f"--dataset={write_any(kind, folder)}", f"--workdir={tmp_path / 'run'}", *TINY)
@@ -30,7 +30,7 @@ def test_a_run_on_own_files_ends_with_a_test_accuracy(main, tmp_path, kind):
 
 
 def test_bad_examples_are_listed_in_the_workdir_up_to_the_limit(main, tmp_path):
-    """A number without names is no help; the one too many in the test split must not end in a traceback."""
+    """A number without names does not help. One bad example too many in the test split must not end in a traceback."""
     write_folder(tmp_path / "data")
     first, second = (tmp_path / "data" / name for name in ("train/dog/004.png", "test/owl/005.png"))
     for path in (first, second):
@@ -44,7 +44,7 @@ def test_bad_examples_are_listed_in_the_workdir_up_to_the_limit(main, tmp_path):
 
 
 def test_a_stream_skips_and_lists_bad_examples_up_to_the_limit(main, tmp_path):
-    """The error comes out of the compiled loop; what was skipped before it must be on record."""
+    """The error comes from the compiled loop. The examples skipped before it must be listed."""
     write_folder(tmp_path / "data")
     first, second = (tmp_path / "data" / name for name in ("train/dog/004.png", "test/owl/005.png"))
     for path in (first, second):
@@ -61,7 +61,7 @@ def test_a_stream_skips_and_lists_bad_examples_up_to_the_limit(main, tmp_path):
 
 @pytest.mark.parametrize("workers", [None, OneWorker()])
 def test_a_stream_that_fails_in_the_loop_ends_with_the_file_at_fault(tmp_path, workers):
-    """The loop gets an error of TensorFlow's that names nodes of a graph."""
+    """The loop gets a TensorFlow error that only names nodes of a graph."""
     write_folder(tmp_path)
     bad = tmp_path / "train" / "owl" / "011.png"
     bad.write_bytes(bad.read_bytes()[:60])

@@ -1,4 +1,4 @@
-"""The embedded data set: what is drawn, what must not give the class away, its way through TFDS, offline."""
+"""The embedded data set: what is drawn, that nothing but the outline reveals the class, and preparing it with TFDS, offline."""
 
 import socket
 
@@ -34,7 +34,7 @@ def no_network(monkeypatch):
         monkeypatch.setattr(socket.socket, name, refuse)
     for name in ("getaddrinfo", "create_connection"):
         monkeypatch.setattr(socket, name, refuse)
-    # TensorFlow reaches cloud storage from C++, past Python's sockets; TFDS always asks this function first.
+    # TensorFlow reaches cloud storage from C++ without Python's sockets, but TFDS always calls this function first.
     monkeypatch.setattr(gcs_utils, "exists", refuse)
 
 
@@ -72,7 +72,7 @@ def test_the_range_of_values_is_used_and_the_splits_are_alike(drawn):
 
 
 def test_the_shape_stands_out_from_its_surroundings():
-    """At least half the smallest shape's area differs from the border by far more than the noise."""
+    """At least half of the smallest shape's area differs from the border by much more than the noise."""
     rng = np.random.default_rng(0)
     for index in rng.integers(0, 5_000, size=50):
         image = shapes.draw_example("train", int(index))[0] / 255.0
@@ -102,7 +102,7 @@ def test_a_mirrored_shape_is_the_same_shape_at_another_angle(name):
 
 
 def test_flips_do_not_turn_one_class_into_another():
-    """Of all classes at all angles, the mirror image of a shape agrees best with its own class."""
+    """Among all classes at all angles, the mirror image of a shape is most similar to its own class."""
     center = (16.0, 16.0)
     angles = np.linspace(0, 2 * np.pi, 60, endpoint=False)
     templates = np.array([
@@ -118,7 +118,7 @@ def test_flips_do_not_turn_one_class_into_another():
             assert disagreement[runner_up] > 2 * disagreement[nearest]
 
 
-# ---- What must not give the class away
+# ---- What must not reveal the class
 
 
 def color_features(images):
@@ -129,7 +129,7 @@ def color_features(images):
 
 
 def place_features(images):
-    """Centroid, area and bounding box of what differs from the border's median colour: float64 [n, 7]."""
+    """Centroid, area and bounding box of the pixels that differ from the border's median colour: float64 [n, 7]."""
     border = np.concatenate([images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]], axis=1)
     distance = np.linalg.norm(images - np.median(border, axis=1)[:, None, None], axis=-1)
     features = []
@@ -160,7 +160,7 @@ def test_place_and_extent_tell_nothing_to_a_linear_classifier(drawn):
 
 
 def test_raw_pixels_tell_little_to_a_linear_classifier(drawn):
-    # Every second row and column: a quarter of the weights to solve for, and every shape is still to be seen.
+    # Every second row and column: a quarter of the weights to solve for, and every shape is still visible.
     def pixels(images):
         return images[:, ::2, ::2].reshape(len(images), -1) / 255.0
 

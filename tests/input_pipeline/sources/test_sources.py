@@ -1,4 +1,4 @@
-"""Finding, preparing and reading data sets: offline, read-only, several processes at once, and every way to get it wrong."""
+"""Finding, preparing and reading data sets: offline, read-only, with several processes at once, and with every mistake."""
 
 import hashlib
 import os
@@ -41,7 +41,7 @@ class PatchesInTest(tfds.core.GeneratorBasedBuilder):
 
 
 class BoxesInTest(PatchesInTest):
-    """Not an image-classification set."""
+    """A data set that is not for image classification."""
 
     def _info(self):
         features = {"image": tfds.features.Image(), "objects": tfds.features.Sequence({"bbox": tfds.features.BBoxFeature()})}
@@ -52,7 +52,7 @@ ARCHIVE = b"the pixels"
 
 
 class DownloadedInTest(PatchesInTest):
-    """Wants one archive from the network."""
+    """A data set that needs one archive from the network."""
 
     URL = "https://example.invalid/pixels.tar.gz"
     url_infos: ClassVar = {
@@ -66,7 +66,7 @@ class DownloadedInTest(PatchesInTest):
 
 @pytest.fixture
 def no_network(monkeypatch):
-    """Every attempt to reach another machine is noted, and fails."""
+    """Makes every attempt to reach another machine fail, and returns the list of attempts."""
     attempts = []
 
     def refuse(*arguments, **keywords):
@@ -133,7 +133,7 @@ def test_without_data_and_network_the_error_says_what_to_put_where(tmp_path, no_
     message = _message(UnusableError, _open, name, tmp_path)
     assert message.startswith(f"--dataset={name}: ")
     assert put.format(tmp_path) in message
-    assert len(no_network) == 1  # TFDS itself would have tried for minutes
+    assert len(no_network) == 1  # TFDS itself would have retried for minutes
 
 
 def test_an_archive_in_the_manual_folder_is_enough(tmp_path, no_network):
@@ -216,7 +216,7 @@ def test_the_lock_of_a_killed_process_does_not_block(tmp_path, capsys):
         waiting = threading.Thread(target=lambda: opened.append(_open("patches_in_test", tmp_path)))
         waiting.start()
         waiting.join(timeout=1)
-        assert waiting.is_alive()  # while its owner lives, the lock holds
+        assert waiting.is_alive()  # the lock holds as long as its owner lives
         holder.send_signal(signal.SIGKILL)
     waiting.join(timeout=30)
     assert len(opened) == 1
@@ -225,7 +225,8 @@ def test_the_lock_of_a_killed_process_does_not_block(tmp_path, capsys):
 
 def test_parsing_reads_the_encoded_image_as_tfds_stored_it(data_dir):
     source = _open("shapes", data_dir)
-    for record, expected in zip(source.records("test[:20]"), source.builder.as_dataset("test[:20]"), strict=True):
+    builder = tfds.builder("shapes", data_dir=data_dir)
+    for (_, record), expected in zip(source.records("test[:20]"), builder.as_dataset("test[:20]"), strict=True):
         example = source.parse(record)
         assert example["image"].dtype == tf.string
         np.testing.assert_array_equal(tf.io.decode_png(example["image"]), expected["image"])

@@ -1,4 +1,4 @@
-"""Decoded images on the disk: found again, noticed when stale, damaged, full or in the way, and never the cause of an error."""
+"""The cache of decoded images: found again, noticed if stale, damaged or on a full disk, and never the cause of an error."""
 
 import errno
 import json
@@ -45,7 +45,7 @@ def fail(*arguments):
 
 @pytest.fixture
 def stored(tmp_path):
-    """A folder that does not exist before, and what is kept in it."""
+    """A folder that the cache created, with one file in it."""
     folder = tmp_path / "not" / "there"
     kept(folder).store(*make(), fail)
     return folder
@@ -57,20 +57,20 @@ def test_what_is_stored_is_found(stored):
 
 
 def test_what_is_found_cannot_be_changed(stored):
-    """A batch that is a view would write through to the file, and spoil every later run."""
+    """Writing to a batch that is a view would change the file and spoil all later runs."""
     for array in kept(stored).find(fail):
         assert not array.flags.writeable
 
 
 @pytest.mark.parametrize("other", [{"split": "train"}, {"name": "other"}, {"shape": (60, 6, 8, 3)}])
 def test_another_split_is_another_file(stored, other):
-    """One file for two splits would be decoded again at each start of either, or be taken for the other."""
+    """If two splits shared a file, each start would decode again, or take one split for the other."""
     assert kept(stored, **other).path != kept(stored).path
     assert kept(stored, **other).find(fail) is None
 
 
 def test_a_changed_source_is_noticed_and_leaves_no_second_file(stored):
-    """Training would go on with images that are no longer there, and a folder of stale files fill the disk."""
+    """Otherwise training would use images that no longer exist, and stale files would fill the disk."""
     lines = []
     assert kept(stored, "two").find(lines.append) is None
     assert len(lines) == 1
@@ -81,7 +81,7 @@ def test_a_changed_source_is_noticed_and_leaves_no_second_file(stored):
 
 
 def test_another_version_of_the_decoding_is_noticed(stored, monkeypatch):
-    """Images that an older version decoded otherwise would be trained on under the new one's name."""
+    """Otherwise a new version would train on images that an older one decoded differently."""
     monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
     lines = []
     assert kept(stored).find(lines.append) is None
@@ -93,7 +93,7 @@ END = cache.HEADER_BYTES + 60 * 8 * 6 * 3
 
 @pytest.mark.parametrize("place", [0, 5, 60, 300, cache.HEADER_BYTES, cache.HEADER_BYTES + 5000, END - 1, END, END + 239])
 def test_each_damaged_byte_is_noticed(stored, place):
-    """A flipped bit would be an image that no source holds."""
+    """With a flipped bit, training would use an image that is in no source."""
     path = kept(stored).path
     content = bytearray(path.read_bytes())
     content[place] ^= 1
@@ -108,7 +108,7 @@ def test_each_damaged_byte_is_noticed(stored, place):
     b"", b"?", b" " * 5000, b"[]", b"7".ljust(4096), b"null".ljust(4096), json.dumps({"checksum": 1}).encode().ljust(4096),
     b"\x80\x04\x95".ljust(9000)])
 def test_what_is_no_cache_file_is_replaced(tmp_path, content):
-    """A file left half written, or by somebody else, would end each start."""
+    """A half-written file, or somebody else's, must not end every start."""
     path = kept(tmp_path).path
     path.write_bytes(content)
     lines = []
@@ -120,7 +120,7 @@ def test_what_is_no_cache_file_is_replaced(tmp_path, content):
 
 @pytest.mark.parametrize("change", [-1, -1000, -END, 1])
 def test_a_file_of_another_length_is_refused(stored, change):
-    """To read beyond the end of a mapped file ends the process by a signal."""
+    """Reading beyond the end of a mapped file kills the process by a signal."""
     path = kept(stored).path
     size = path.stat().st_size
     with open(path, "r+b") as file:
@@ -131,7 +131,7 @@ def test_a_file_of_another_length_is_refused(stored, change):
 
 
 def test_of_a_large_file_the_ends_and_blocks_between_are_looked_at(monkeypatch):
-    """A checksum over hundreds of gigabytes would take longer than to begin decoding."""
+    """A checksum over hundreds of gigabytes would take too long at the start."""
     monkeypatch.setattr(cache, "BLOCK_BYTES", 10)
     monkeypatch.setattr(cache, "MOST_BLOCKS", 8)
     pixels, labels = make(shape=(1000, 1, 1, 3))
@@ -147,7 +147,7 @@ def test_of_a_large_file_the_ends_and_blocks_between_are_looked_at(monkeypatch):
 
 @pytest.mark.parametrize("folder", ["/proc/nowhere", "/dev/null/nowhere"])
 def test_a_folder_that_cannot_be_written_is_worth_a_line(folder):
-    """A read-only home, as on many clusters, would end the run."""
+    """A read-only home, as on many clusters, must not end the run."""
     lines = []
     assert kept(pathlib.Path(folder)).find(lines.append) is None or not lines
     lines.clear()
@@ -158,7 +158,7 @@ def test_a_folder_that_cannot_be_written_is_worth_a_line(folder):
 
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
 def test_a_full_disk_is_worth_a_line_and_leaves_nothing(tmp_path, monkeypatch, failing):
-    """What is left of a file that did not fit would keep the disk full."""
+    """Parts of a file that did not fit would keep the disk full."""
 
     def full(*arguments):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -187,7 +187,7 @@ def test_the_folder(monkeypatch):
 
 
 def test_what_dead_processes_left_goes_and_what_others_write_stays(stored):
-    """Each killed start would leave a file as large as the data; to remove a living process's would fail its rename."""
+    """Otherwise each killed start would leave a file as large as the data. Another process may still be writing a new file."""
     old, new = (stored / f"{kept(stored).path.name}.{name}.tmp" for name in ("old", "new"))
     for path in (old, new):
         path.write_bytes(b"half")
@@ -212,7 +212,7 @@ for _ in range(100):
 
 
 def test_two_processes_at_once_do_no_damage(tmp_path):
-    """Two workers of one machine, or two runs of a sweep, start together as a rule."""
+    """Two workers on one machine, or two runs of a sweep, usually start at the same time."""
     command = [sys.executable, "-c", WRITE_AND_READ, str(tmp_path)]
     both = [subprocess.Popen([*command, own], cwd=ROOT, stderr=subprocess.PIPE, text=True) for own in "12"]
     errors = [process.communicate(timeout=60)[1] for process in both]
@@ -222,7 +222,7 @@ def test_two_processes_at_once_do_no_damage(tmp_path):
 
 
 def test_a_mapped_file_outlives_its_replacement(stored):
-    """A run under way would see its images change, or die, when another start replaces the file."""
+    """Otherwise the images of a run would change, or the run would die, when another start replaces the file."""
     images, labels = kept(stored).find(fail)
     kept(stored).store(*make(1), fail)
     assert_holds((images, labels), *make())
@@ -246,7 +246,7 @@ def opened(data_dir, tmp_path):
 
 @pytest.mark.parametrize("kind", ["memory", "device"])
 def test_the_second_start_decodes_nothing(opened, monkeypatch, kind):
-    """The point of it all; and the line must say where the images came from."""
+    """This is the purpose of the cache. The line must say where the images came from."""
     first, lines, decoded = opened(monkeypatch, input=kind)
     assert decoded
     assert not lines[0].endswith("from cache")
@@ -258,11 +258,11 @@ def test_the_second_start_decodes_nothing(opened, monkeypatch, kind):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
     drawn = [next(iter(split.on_host.training_batches(1, 3, 64, ("crop", "flip")))) for split in (first, second)]
     np.testing.assert_array_equal(drawn[0]["image"], drawn[1]["image"])
-    assert opened(monkeypatch, image_size=16)[2]  # another size is another file
+    assert opened(monkeypatch, image_size=16)[2]  # another size has another file
 
 
 def test_a_touched_record_file_is_noticed(tmp_path, data_dir):
-    """Data that was prepared again under the same name would be ignored until somebody removes the cache by hand."""
+    """Otherwise data prepared again under the same name would be ignored until somebody deletes the cache."""
     shutil.copytree(data_dir, tmp_path / "data")
     source = sources.open_source(DataConfig(data_dir=str(tmp_path / "data")))
     before = source.fingerprint("train[:5]")

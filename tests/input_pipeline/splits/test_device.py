@@ -1,4 +1,4 @@
-"""Images that lie on the devices: the same batches as from memory, bit for bit, through the step and the evaluation too."""
+"""Images in the devices' memory give the same batches as those in the host's, bit for bit, in training and evaluation."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from train_lib.evaluate import SplitEvaluator, make_eval_step
 
 
 def pair(num_examples=100, shape=(32, 32)):
-    """The same images of noise twice: from memory, and from the device."""
+    """The same images of noise as two splits: in the host's memory and on the device."""
     generator = np.random.default_rng(1)
     images = generator.integers(0, 256, (num_examples, *shape, 3), np.uint8)
     labels = generator.integers(0, 10, num_examples).astype(np.int32)
@@ -25,7 +25,7 @@ def pair(num_examples=100, shape=(32, 32)):
 
 
 def through(strategy, split, draw, count):
-    """The first `count` global batches as a compiled loop gets them, each {name: array}."""
+    """The first `count` global batches as a compiled loop receives them, each {name: array}."""
     iterator = distribute(strategy, lambda shard: draw(split, shard), split)
     following = tf.function(lambda: next(iterator))
 
@@ -49,7 +49,7 @@ def assert_equal(batches, expected):
     *(pytest.param(*values, marks=pytest.mark.slow) for values in [
         (("crop",), 1), (("flip",), 2), (("crop", "flip"), 1), (("random_resized_crop", "flip"), 2)])])
 def test_training_batches_are_those_from_memory(augmentations, replicas):
-    """A window that is off by one pixel, or mirrored before it is cut, would train another experiment under the same name."""
+    """If a window were off by one pixel, or mirrored before it is cut, the run would be another experiment."""
     held, placed = pair()
 
     def draw(split, shard):
@@ -61,7 +61,7 @@ def test_training_batches_are_those_from_memory(augmentations, replicas):
 
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_evaluation_batches_are_those_from_memory(replicas):
-    """An example that is counted twice, or padding that counts, would change the accuracy with the kind of input."""
+    """If an example counted twice, or padding counted, the accuracy would depend on --input."""
     held, placed = pair(70)
 
     def draw(split, shard):
@@ -74,7 +74,7 @@ def test_evaluation_batches_are_those_from_memory(replicas):
 @pytest.mark.parametrize("shape", [(9, 17), (17, 9), (8, 8)])
 @pytest.mark.slow
 def test_images_of_any_shape(shape):
-    """Images that are no squares, or whose bytes fill no whole words, would come out shifted."""
+    """Images that are not square, or whose bytes do not fill whole words, could come out shifted."""
     held, placed = pair(40, shape)
 
     def draw(split, shard):
@@ -84,7 +84,7 @@ def test_images_of_any_shape(shape):
 
 
 def test_the_host_sends_no_pixels():
-    """Batches that hold images would make the mode pointless, and nobody would see it."""
+    """If the batches contained images, --input=device would be useless, and nobody would notice."""
     for batch in take(pair()[1].training_batches(0, 0, 32, ("crop", "flip")), 1):
         assert set(batch) == {"index", "top", "left", "mirrored", "label"}
         assert all(values.dtype == np.int32 and values.shape == (32,) for values in batch.values())
@@ -92,7 +92,7 @@ def test_the_host_sends_no_pixels():
 
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_each_device_has_its_table(replicas):
-    """A table that lies elsewhere would be copied in each step."""
+    """If the table were on another device, it would be copied in each step."""
     split = pair()[1]
     distribute(mirrored(replicas), lambda shard: split.evaluation_batches(32, shard), split)
     places = [(tf.DeviceSpec.from_string(name).device_index, table.device) for name, table in split._on_devices.items()]
@@ -102,7 +102,7 @@ def test_each_device_has_its_table(replicas):
 
 @pytest.mark.parametrize("replicas", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_training_and_evaluation_are_those_from_memory(replicas):
-    """A loop that looks up in another order than the iterator goes would train on other examples than it says."""
+    """If the loop looked images up in another order than that of the iterator, it would train on other examples."""
     values = []
     for split in pair():
         config = make_config(precision="float64")
@@ -125,7 +125,7 @@ def test_statistics_are_those_from_memory():
 
 
 def test_images_that_do_not_fit_are_refused(monkeypatch):
-    """The system would end the process without a word."""
+    """Otherwise the system would kill the process without a message."""
     monkeypatch.setattr(device, "free_gigabytes", lambda: 1e-5)
     split = DeviceSplit(random_split().images, random_split().labels)
     with pytest.raises(SettingError, match="^--input=device: the images take 0.00031 GB on each device") as caught:
@@ -134,7 +134,7 @@ def test_images_that_do_not_fit_are_refused(monkeypatch):
 
 
 def test_a_device_that_has_no_room_is_told(monkeypatch):
-    """TensorFlow's own error names a batch size that has nothing to do with it, or a copy that nobody asked for."""
+    """TensorFlow's own error names an unrelated batch size, or a copy that the user did not ask for."""
 
     def fail(array):
         raise tf.errors.InternalError(None, None, "Dst tensor is not initialized.")

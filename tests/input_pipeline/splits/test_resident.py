@@ -1,8 +1,9 @@
-"""The resident path against a naive loop, byte for byte; its order, its randomness, its shards, its exact evaluation."""
+"""A resident split equals a naive loop byte for byte. Its order, randomness, shards and exact evaluation."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_datasets as tfds
 
 from input_pipeline import sources
 from input_pipeline.common.batches import Shard
@@ -14,7 +15,7 @@ SIZE, PADDING = 16, 2  # crop pads by an eighth
 
 @pytest.fixture(scope="module")
 def numbered():
-    """700 images that tell where each pixel comes from: row + 1, column + 1 and noise; the label is the image's index."""
+    """700 images whose pixels contain their position: row + 1, column + 1 and noise. The label is the image's index."""
     images = np.empty((700, SIZE, SIZE, 3), np.uint8)
     images[..., 0] = np.arange(1, SIZE + 1)[:, None]
     images[..., 1] = np.arange(1, SIZE + 1)
@@ -33,7 +34,7 @@ def joined(batches, name):
 
 
 def choices_of(images):
-    """(top, left, mirrored) of windows of `numbered` images, read off their middle pixels."""
+    """(top, left, mirrored) of windows of `numbered` images, read from their middle pixels."""
     middle = SIZE // 2
     mirrored = images[:, middle, middle, 1] > images[:, middle, middle + 1, 1]
     column = np.where(mirrored, images[:, middle, SIZE - 1 - middle, 1], images[:, middle, middle, 1])
@@ -41,7 +42,7 @@ def choices_of(images):
 
 
 def naive_window(image, top, left, mirrored):
-    """Pads with zeros, cuts, mirrors: one pixel at a time."""
+    """Pads with zeros, cuts and mirrors, one pixel at a time."""
     window = np.zeros_like(image)
     for y in range(SIZE):
         for x in range(SIZE):
@@ -87,7 +88,7 @@ def test_every_epoch_is_another_permutation(augmented):
 def test_offsets_and_flips_are_uniform_and_independent(augmented):
     top, left, mirrored = choices_of(joined(augmented, "image").astype(int))
     assert_uniform(np.bincount((top * 5 + left) * 2 + mirrored, minlength=50))
-    # Of one image and the next, too.
+    # Also the pairs of an image and the next one.
     assert_uniform(np.bincount((top[1:] * 5 + top[:-1]), minlength=25))
     assert_uniform(np.bincount(mirrored[1:] * 2 + mirrored[:-1], minlength=4))
 
@@ -141,7 +142,7 @@ def test_shards_together_equal_one_replica(numbered, kind, pipelines, local):
     whole = take(batches(), 10)
     parts = [take(batches(shard=Shard(first * local, local, replicas)), 10 * local) for first in range(pipelines)]
     for step in range(10):
-        # Replica after replica, contiguous rows of the global batch.
+        # Each replica gets contiguous rows of the global batch.
         pieces = [part[step * local + replica] for part in parts for replica in range(local)]
         for name in whole[step]:
             assert all(len(piece[name]) == 96 // replicas for piece in pieces)
@@ -197,7 +198,7 @@ def test_pixel_statistics(numbered):
 def test_loading_equals_tfds(data_dir):
     source = sources.open_source(DataConfig(data_dir=str(data_dir)))
     split = resident.load(source, "train[10%:14%]", 200, (32, 32))
-    expected = list(source.builder.as_dataset("train[10%:14%]").as_numpy_iterator())
+    expected = list(tfds.builder("shapes", data_dir=data_dir).as_dataset("train[10%:14%]").as_numpy_iterator())
     np.testing.assert_array_equal(split.images, [example["image"] for example in expected])
     np.testing.assert_array_equal(split.labels, [example["label"] for example in expected])
     assert split.images.dtype == np.uint8

@@ -1,4 +1,4 @@
-"""The resident path at full size: 100,000 images against NumPy, byte for byte; its randomness; what a resume costs."""
+"""A resident split of 100,000 images equals NumPy byte for byte. Its randomness, and the time of a resume."""
 
 import numpy as np
 import pytest
@@ -31,12 +31,12 @@ def epoch(many):
 
 @pytest.fixture(scope="module")
 def choices(epoch):
-    """(top, left, mirrored) [COUNT] each, read off the images."""
+    """(top, left, mirrored), [COUNT] each, read from the images."""
     return [np.concatenate(of) for of in zip(*(choices_of(batch["image"].astype(int)) for batch in epoch), strict=True)]
 
 
 def test_100_000_images_equal_numpy_byte_for_byte(many, epoch):
-    """A gather that goes wrong for one offset, one row or beyond some index would show only on a few of many images."""
+    """An error for one offset, one row or beyond some index would show only on a few of many images."""
     seen = 0
     for batch in epoch:
         top, left, mirrored = choices_of(batch["image"].astype(int))
@@ -53,15 +53,15 @@ def test_100_000_images_equal_numpy_byte_for_byte(many, epoch):
 
 
 def test_an_epoch_of_100_000_is_a_permutation(epoch):
-    """An example left out or shown twice would change what an epoch means."""
+    """If an example were left out or came twice, it would not be an epoch."""
     labels = np.concatenate([batch["label"] for batch in epoch])
     np.testing.assert_array_equal(np.sort(labels), np.arange(COUNT))
-    # Where an image stands tells nothing of where it stood: ten places by ten origins.
+    # The place of an image in the epoch is independent of its index: ten places by ten origins.
     assert_uniform(np.bincount(np.arange(COUNT) // 10_000 * 10 + labels // 10_000, minlength=100))
 
 
 def test_offsets_and_flips_are_uniform(choices):
-    """Windows that favour a corner, or flips that favour a side, would be another augmentation than the one named."""
+    """If windows preferred a corner, or flips a side, it would be another augmentation."""
     top, left, mirrored = choices
     assert {0, 2 * PADDING} <= set(top) & set(left)
     for values, kinds in ((top, 5), (left, 5), (mirrored.astype(int), 2)):
@@ -69,39 +69,39 @@ def test_offsets_and_flips_are_uniform(choices):
 
 
 def test_offsets_and_flips_are_independent(choices, epoch):
-    """One draw used for two choices would leave most windows out."""
+    """If one draw were used for two choices, most windows would never come."""
     top, left, mirrored = choices
     assert_uniform(np.bincount((top * 5 + left) * 2 + mirrored, minlength=50))
     joint = (top * 5 + left) * 2 + mirrored
-    assert_uniform(np.bincount(joint[1:] * 50 + joint[:-1], minlength=2500))  # of the image before, too
-    assert_uniform(np.bincount(joint[BATCH:] * 50 + joint[:-BATCH], minlength=2500))  # and of the batch before
+    assert_uniform(np.bincount(joint[1:] * 50 + joint[:-1], minlength=2500))  # also pairs with the image before
+    assert_uniform(np.bincount(joint[BATCH:] * 50 + joint[:-BATCH], minlength=2500))  # and with the batch before
     label = np.concatenate([batch["label"] for batch in epoch])
-    assert_uniform(np.bincount(joint * 10 + label // 10_000, minlength=500))  # and of which image it is
+    assert_uniform(np.bincount(joint * 10 + label // 10_000, minlength=500))  # and with the index of the image
 
 
 def test_epochs_choose_anew(many, choices):
-    """The same windows in each epoch would be no augmentation at all."""
+    """If the windows were the same in each epoch, it would not be augmentation."""
     plans = [resident.plan_epoch(11, number, COUNT, PADDING, True) for number in range(2)]
     np.testing.assert_array_equal(plans[0].top, choices[0])
     joint = [np.empty(COUNT, int) for _ in plans]
     for values, plan in zip(joint, plans, strict=True):
         values[plan.order] = (plan.top * 5 + plan.left) * 2 + plan.mirrored
-    assert_uniform(np.bincount(joint[0] * 50 + joint[1], minlength=2500))  # of the same image in both
+    assert_uniform(np.bincount(joint[0] * 50 + joint[1], minlength=2500))  # pairs of the same image in both epochs
 
 
 @pytest.mark.parametrize("step", [0, 159, 160, 1_000_000, 10**12])
 def test_a_resume_draws_what_it_needs_and_no_more(many, monkeypatch, step):
-    """A resume that goes through what came before takes longer the later it comes: hours, at the end of a long run."""
+    """If a resume repeated all earlier steps, it would take hours at the end of a long run."""
     drawn, read, plan = [], [], resident.plan_epoch
     monkeypatch.setattr(resident, "plan_epoch", lambda seed, epoch, *rest: drawn.append(epoch) or plan(seed, epoch, *rest))
     following = resident.Choices.of
     monkeypatch.setattr(resident.Choices, "of", lambda self, examples: read.append(examples[0]) or following(self, examples))
     batch = take(many.training_batches(11, step, BATCH, ("crop", "flip"), Shard()), 1)[0]
     first = step * BATCH
-    assert set(drawn) <= {first // COUNT, first // COUNT + 1}  # the next one where it is read ahead
+    assert set(drawn) <= {first // COUNT, first // COUNT + 1}  # the next epoch is drawn if batches are prepared ahead
     assert len(drawn) <= 3
     assert min(read) == first
-    assert len(read) <= 2 * (2 * resident.PARALLEL_CHUNKS + 2)  # at work, ready, given out; each may reach into the next epoch
+    assert len(read) <= 2 * (2 * resident.PARALLEL_CHUNKS + 2)  # made, ready or handed out; each may reach the next epoch
     expected = plan(11, first // COUNT, COUNT, PADDING, True).order[first % COUNT : first % COUNT + BATCH]
     np.testing.assert_array_equal(batch["label"], expected)
 
@@ -109,7 +109,7 @@ def test_a_resume_draws_what_it_needs_and_no_more(many, monkeypatch, step):
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("kind", ["memory", "stream"])
 def test_decoding_has_threads_of_its_own(data_dir, monkeypatch, kind, threads):
-    """In TensorFlow's own threads, decoding keeps the operations of the step waiting."""
+    """In TensorFlow's own threads, decoding would delay the operations of the step."""
     from input_pipeline.images import loading
     from input_pipeline.splits import stream as streaming
 
@@ -132,7 +132,7 @@ def test_decoding_has_threads_of_its_own(data_dir, monkeypatch, kind, threads):
 
 
 def test_by_default_there_is_a_thread_for_each_core(data_dir, monkeypatch):
-    """0 would be read by tf.data as: no threads of its own."""
+    """tf.data would take 0 to mean no threads of its own."""
     from input_pipeline.splits import stream as streaming
 
     monkeypatch.setattr(streaming, "CORES", 5)

@@ -1,4 +1,4 @@
-"""Opening splits: TFDS slicing, in memory or as a stream, images of any kind, and data that cannot be used."""
+"""Opening splits: TFDS slicing, in memory or as a stream, images of any kind, and bad data."""
 
 import pathlib
 
@@ -30,7 +30,7 @@ class GreyDigitsInTest(tfds.core.GeneratorBasedBuilder):
 
 
 class PhotosInTest(tfds.core.GeneratorBasedBuilder):
-    """JPEGs of varying size, stored in order, with a feature that is of no use here."""
+    """JPEGs of different sizes, stored in order, with a feature that is not used."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -132,7 +132,7 @@ def test_free_memory_counts_the_page_cache():
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_free_memory_ends_at_the_limit_of_a_container(tmp_path, version):
-    """Where a batch system allows 8 GB of a machine's 500, data of 50 GB in memory would be the end of the job."""
+    """If a batch system allows 8 of the machine's 500 GB, reading 50 GB into memory would kill the job."""
     files = {"proc/meminfo": "MemTotal: 500000000 kB\nMemAvailable: 400000000 kB\n"}
     group = {"memory.max": "8000000000", "memory.current": "6000000000", "memory.stat": "anon 1000000000\nfile 5000000000\n"}
     if version == 1:

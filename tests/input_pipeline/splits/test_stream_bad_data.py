@@ -1,4 +1,4 @@
-"""Bad examples in a stream: skipped up to the limit, while all others keep their place; one more ends the run with one line."""
+"""Bad examples in a stream are skipped up to the limit, and all others keep their places. One more ends the run."""
 
 import numpy as np
 import pytest
@@ -9,15 +9,16 @@ from input_pipeline import sources, splits
 from input_pipeline.common.batches import Shard
 from input_pipeline.common.errors import UnusableError
 from input_pipeline.config import DataConfig
+from input_pipeline.sources.tfrecord import write_tfrecords
 from train_lib import config as config_lib
 from train_lib.cli.failures import explained
 
 COUNT, BAD = 30, (4, 10, 26)
-BATCH = 12  # which does not divide 30
+BATCH = 12  # does not divide 30
 
 
 def spoil_folder(root):
-    """A folder of 30 images three of which cannot be used; returns --dataset and the bad files."""
+    """A folder of 30 images, of which three are bad; returns --dataset and the bad files."""
     write_folder(root, count=COUNT)
     found = [next((root / "train").glob(f"*/{index:03}.png")) for index in BAD]
     for path, content in zip(found, (b"?", encoded(picture(1))[:60], encoded(picture(0, (9, 7)))[:-20]), strict=True):
@@ -63,21 +64,21 @@ def joined(batches, name):
 
 @pytest.fixture(scope="module", params=["folder", "tfrecord"])
 def spoiled(request, tmp_path_factory):
-    """(--dataset, the bad ones' places, how many records can be read) of each kind."""
+    """(--dataset, the names of the bad examples, how many records can be read) of each kind."""
     root = tmp_path_factory.mktemp(request.param)
     dataset, bad = (spoil_folder if request.param == "folder" else spoil_records)(root)
     return dataset, bad, COUNT - (request.param == "tfrecord")
 
 
 def test_the_first_good_example_takes_the_place_of_a_bad_one(spoiled):
-    """The others keep their places, so the steps of an epoch stay as counted; each bad one is listed once, with its reason."""
+    """The others keep their places, so an epoch keeps its number of steps. Each bad example is listed once, with its reason."""
     dataset, bad, readable = spoiled
     source, split = open_stream(dataset, limit=3)
     assert split.num_examples == readable
     epochs = take(split.training_batches(1, 0, readable, ("crop", "flip")), 3)
     seen, labels = (joined(epochs, name).reshape(3, readable, -1) for name in ("image", "label"))
     seen, labels = seen[:, :, 1].astype(int), labels[:, :, 0]  # the second colour of a picture is its index
-    records = [int(image[0, 0, 1]) for image in split._first_examples()]
+    records = [int(image[0, 0, 1]) for image in split._pixel_parts()]
     assert sorted(records) == sorted(set(range(COUNT)) - set(BAD))
     for epoch, epoch_labels in zip(seen, labels, strict=True):
         assert sorted(epoch) == sorted([*records, *[records[0]] * (readable - len(records))])
@@ -88,7 +89,7 @@ def test_the_first_good_example_takes_the_place_of_a_bad_one(spoiled):
 
 
 def test_good_data_gives_the_same_batches_with_and_without_a_limit(tmp_path):
-    """The path that tries each example must keep the order and the draws of the one that does not."""
+    """With a limit, each example is tried separately. That must not change the order or the random draws."""
     dataset = f"tfrecord:{write_records(tmp_path, splits=('train',))}/*.tfrecord"
     strict, tolerant = (open_stream(dataset, limit)[1] for limit in (0, 1))
     for batches in (lambda split: split.training_batches(3, 1, BATCH, ("crop",)), lambda split: split.evaluation_batches(BATCH)):
@@ -100,7 +101,7 @@ def test_good_data_gives_the_same_batches_with_and_without_a_limit(tmp_path):
 
 
 def test_shards_after_a_resume_give_the_same_batches(spoiled):
-    """What is skipped where it is met would shift all that follows, and differently on each number of replicas."""
+    """If a bad example were simply skipped, all later ones would move, differently for each number of replicas."""
     split = open_stream(spoiled[0], limit=3)[1]
     whole = take(split.training_batches(3, 0, BATCH, ("crop", "flip")), 8)[4:]
     parts = [take(split.training_batches(3, 4, BATCH, ("crop", "flip"), Shard(replica, 1, 2)), 4) for replica in range(2)]
@@ -110,7 +111,7 @@ def test_shards_after_a_resume_give_the_same_batches(spoiled):
 
 
 def test_a_bad_example_does_not_count_in_an_evaluation(spoiled):
-    """An accuracy over stand-ins would be that of other data."""
+    """If substitutes counted, the accuracy would be that of other data."""
     dataset, bad, readable = spoiled
     source, split = open_stream(dataset, limit=3)
     steps = -(-readable // BATCH)
@@ -126,7 +127,7 @@ def test_a_bad_example_does_not_count_in_an_evaluation(spoiled):
 
 
 def test_statistics_are_those_of_the_good_ones(spoiled):
-    """They are measured before anything is trained, and would end the run there."""
+    """The statistics are measured before training. A bad example must not end the run there."""
     mean, deviation = open_stream(spoiled[0], limit=3)[1].pixel_statistics()
     good = np.stack([picture(index) for index in sorted(set(range(COUNT)) - set(BAD))])
     np.testing.assert_allclose(mean, good.mean(axis=(0, 1, 2)), rtol=1e-12)
@@ -134,7 +135,7 @@ def test_statistics_are_those_of_the_good_ones(spoiled):
 
 
 def test_one_too_many_ends_the_run_with_its_name(tmp_path):
-    """TensorFlow wraps what Python raises within a graph into a page of its own."""
+    """TensorFlow wraps an error that Python raises inside a graph into a page of text."""
     dataset, bad = spoil_folder(tmp_path)
     source, split = open_stream(dataset, limit=2)
     config = config_lib.from_values({"dataset": dataset, "input": "stream", "image_size": 8, "max_bad_examples": 2})
@@ -145,7 +146,7 @@ def test_one_too_many_ends_the_run_with_its_name(tmp_path):
 
 
 def test_where_nothing_is_good_one_line_says_so(tmp_path):
-    """There is nothing to put in the place of anything, and no mean of no pixel."""
+    """There is no substitute for bad examples, and no pixel to average."""
     for path in write_folder(tmp_path, splits=("train",), count=6).rglob("*.png"):
         path.write_bytes(b"?")
     split = open_stream(f"folder:{tmp_path}", limit=9)[1]
@@ -156,22 +157,22 @@ def test_where_nothing_is_good_one_line_says_so(tmp_path):
 
 @pytest.mark.parametrize("kind", ["folder", "tfrecord"])
 def test_a_split_of_nothing_but_bad_examples_is_told_before_anything_is_evaluated(tmp_path, kind):
-    """A mean over no example would be a division by zero, after an epoch of training."""
+    """Otherwise the mean over no example would be a division by zero, after an epoch of training."""
     if kind == "folder":
         write_folder(tmp_path, count=3)
         for path in (tmp_path / "train").glob("*/*.png"):
             path.write_bytes(b"?")
         dataset = f"folder:{tmp_path}"
     else:
-        sources.write_tfrecords(tmp_path, [(b"?", 0)] * 3, CLASSES)
+        write_tfrecords(tmp_path, [(b"?", 0)] * 3, CLASSES)
         dataset = f"tfrecord:{tmp_path}/*.tfrecord"
     source, split = open_stream(dataset, limit=20)
-    with pytest.raises(UnusableError, match="holds no example that can be decoded"):
+    with pytest.raises(UnusableError, match="contains no example that can be decoded"):
         split.evaluation_batches(2)
 
 
 def test_a_broken_checksum_of_a_stream_is_named(tmp_path):
-    """TensorFlow's own error has no file."""
+    """TensorFlow's own error does not name the file."""
     dataset, places = spoil_records(tmp_path)
     values = {"dataset": dataset, "input": "stream", "image_size": 8, "train_split": "train", "validation_split": ""}
     with pytest.raises(UnusableError) as error, explained(config_lib.from_values(values)):
