@@ -150,6 +150,23 @@ class Workers(OneWorker):
             end_process(line, LostWorkerError.exit_code)
 
 
+class StopVote:
+    """Whether any worker of a run was asked to stop. Each worker only hears of its own signals.
+
+    Attributes:
+      agreed: the newest common answer, the same on every worker.
+    """
+
+    def __init__(self, workers, request):
+        self._workers, self._request = workers, request
+        self.agreed = False
+
+    def ask(self):
+        """Asks all workers, which must call this together. Returns the common answer."""
+        self.agreed = any(self._workers.gather(self._request.received is not None))
+        return self.agreed
+
+
 @contextlib.contextmanager
 def join(cluster):
     """Context manager that connects the workers of a Cluster. Yields Workers, or OneWorker if `cluster` is None.

@@ -184,7 +184,7 @@ def test_an_unknown_optimizer_is_not_compared_with_another_one():
     with pytest.raises(RowFailed, match="--optimizer=lion"):
         benchmark_fit.make_fit_optimizer(types.SimpleNamespace(optimizer="lion"))
     [choices] = [field.metadata["choices"] for _, field in config_lib.leaves() if field.name == "optimizer"]
-    assert set(benchmark_fit.KERAS_OPTIMIZERS) == set(choices)
+    assert {"sgd", "adam", "adamw"} <= set(benchmark_fit.KERAS_OPTIMIZERS) <= set(choices)
 
 
 @pytest.mark.parametrize("name", benchmark_fit.KERAS_OPTIMIZERS)
