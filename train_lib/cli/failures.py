@@ -18,7 +18,7 @@ _NODE = re.compile(r"\{\{node ([^}]+)\}\}")
 # If a connection breaks inside a reduction, TensorFlow ends it and the other reductions of the process with these.
 _LOST_WORKER = (tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.CancelledError, tf.errors.AbortedError,
                 tf.errors.InternalError, tf.errors.UnknownError)
-# What decoding an image or parsing a record says inside a stream, without the node names around it.
+# Messages of decoding an image or parsing a record inside a stream, without the node names around them.
 _BAD_EXAMPLE = re.compile(r"assertion failed: \[an image\].*|jpeg::Uncompress.*|Invalid (?:PNG|GIF|JPEG|WebP) .*"
                           r"|Feature: \w+ \(data type.*|Could not parse example.*|Unknown image file format.*|Key: \w+\..*"
                           r"|Failed to decode WebP.*|.*WebP Animation.*|Input size should match.*|Number of channels.*"

@@ -79,8 +79,8 @@ def parse(argv, flag_values):
     return config
 
 
-def _parse_flags(arguments, flag_values, source=""):
-    """Returns {name: value} of our flags that the arguments contain; `source` is where they stand, for errors."""
+def _parse_flags(arguments, flag_values, place=""):
+    """Returns {name: value} of our flags that the arguments contain; `place` names their file in errors."""
     _check_flagfiles(arguments)
     settings = {field.name: field for _, field in config_lib.leaves()}
     try:
@@ -88,18 +88,18 @@ def _parse_flags(arguments, flag_values, source=""):
     except flags.UnrecognizedFlagError as error:
         close = difflib.get_close_matches(error.flagname, settings, n=2)
         hint = f"did you mean --{' or --'.join(close)}?" if close else LIST_FLAGS
-        raise SettingError(error.flagname, error.flagvalue, f"no such flag{source}; {hint}") from None
+        raise SettingError(error.flagname, error.flagvalue, f"no such flag{place}; {hint}") from None
     except RecursionError:  # absl looks for similar names by a recursion over the letters
-        raise flags.Error(f"no such flag{source}: one that has a very long name; {LIST_FLAGS}") from None
+        raise flags.Error(f"no such flag{place}: one that has a very long name; {LIST_FLAGS}") from None
     except (flags.Error, ValueError) as error:  # absl raises ValueError for --nodebug=false
         name, _, value = str(error).removeprefix("flag --").removesuffix(f": {error.__context__}").partition("=")
         if isinstance(error, flags.IllegalFlagValueError) and name in settings:  # absl describes it in terms of Python
             wanted = ", ".join(filter(None, (describe_type(settings[name]), describe_range(settings[name]))))
-            remedy = f"give {wanted}{', or nothing, which means not given' if _can_be_empty(settings[name]) else ''}{source}"
+            remedy = f"give {wanted}{', or nothing, which means not given' if _can_be_empty(settings[name]) else ''}{place}"
             raise SettingError(name, value, remedy) from None
-        raise flags.Error(f"{' '.join(str(error).split())}{source}") from None
+        raise flags.Error(f"{' '.join(str(error).split())}{place}") from None
     if rest:
-        raise flags.Error(f"{rest[0]!r}{source} is not a flag; write --name=value")
+        raise flags.Error(f"{rest[0]!r}{place} is not a flag; write --name=value")
     return {name: flag_values[name].value for name in settings if flag_values[name].present}
 
 

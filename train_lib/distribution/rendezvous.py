@@ -74,7 +74,7 @@ class Link:
 
 
 def connect(cluster, wait_seconds=None):
-    """Connects this worker of a Cluster with the others, and waits until all are there.
+    """Connects this worker of a Cluster with the other workers, and waits until all are there.
 
     Args:
       cluster: Cluster.

@@ -62,7 +62,7 @@ def mirror_on_cpu(num_replicas):
 
 
 def _set_up(gpus, virtual_devices):
-    """Hides the GPUs that are not used, lets the memory of the others grow, and splits the CPU if asked to."""
+    """Hides the GPUs that are not used, lets the memory of the used ones grow, and splits the CPU if asked to."""
     tf.config.set_visible_devices(gpus, "GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)

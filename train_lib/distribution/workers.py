@@ -47,7 +47,7 @@ class OneWorker:
         return self.gather(function() if self.is_chief else None)[0]
 
     def chief_first(self, function):
-        """Calls `function` on every worker, first on the chief and then on the others; returns what it returned here."""
+        """Calls `function` on every worker, first on the chief and then on the other workers; returns what it returned here."""
         if self.is_chief:
             result = function()
         self.gather(None)
@@ -90,7 +90,7 @@ class Workers(OneWorker):
         self._exchange("done", None, list)
 
     def fail(self, error):
-        """Tells the others that this worker ends with an error. From here on, no listening thread ends it with another one."""
+        """Tells the other workers that this one ends with an error. After this, no listening thread ends it with another."""
         self._ending.acquire()
         interrupted = isinstance(error, KeyboardInterrupt)
         how = "was interrupted" if interrupted else f"ended with exit code {getattr(error, 'exit_code', 1)}; see its own error"
@@ -124,7 +124,7 @@ class Workers(OneWorker):
             link.tell(kind, value)
 
     def _listen(self, name, link):
-        """Passes on what comes over a link. If its worker is lost, tells the others and ends the process."""
+        """Passes on what comes over a link. If its worker is lost, tells the other workers and ends the process."""
         try:
             while True:
                 kind, value = link.receive()

@@ -19,7 +19,7 @@ NOT_DRAWN = ("kind", "step", "epoch", "examples", "images", "seconds", "train_se
 class RunLog:
     """Writes the records of one run. On a worker other than the chief it writes nothing.
 
-    A full disk does not end the run: if a record cannot be written, the log says so once, keeps it, and retries with the next.
+    A full disk does not end the run: a record that cannot be written is kept and written with the next one, after one line.
 
     Args:
       workdir: Workdir.
