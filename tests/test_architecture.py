@@ -25,10 +25,10 @@ FLOORS = (
     ("train_lib.schedules", "train_lib.cadence", "train_lib.optimizers", "train_lib.metrics", "train_lib.augment"),
     ("train_lib.steps",),
     ("train_lib.inner_loop", "train_lib.state"),
-    ("train_lib.cli",),
+    ("train_lib.cli", "train_lib.hooks"),
     ("train_lib.checkpoints", "train_lib.distribution", "train_lib.records"),
     # The story.
-    ("train_lib.setup", "train_lib.evaluate", "train_lib.hooks", "train_lib.train"),
+    ("train_lib.setup", "train_lib.evaluate", "train_lib.train"),
     ("train_lib.modes",),
     ("main",),
 )

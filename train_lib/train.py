@@ -19,10 +19,11 @@ from train_lib.cli.signals import stop_request
 from train_lib.distribution.strategy import describe
 from train_lib.distribution.workers import StopVote, check_common_ground, check_same_step, join
 from train_lib.evaluate import Evaluation, SplitEvaluator, evaluate_weights, make_eval_step
-from train_lib.hooks import standard_hooks
 from train_lib.inner_loop import make_train_loop, run_steps
+from train_lib.records.pictures import Pictures
+from train_lib.records.profiling import Profile
 from train_lib.records.run_log import RunLog, Stopwatch, describe_divergence
-from train_lib.records.terminal import closing_lines, parameter_table, quiet_unless, say
+from train_lib.records.terminal import ProgressBar, closing_lines, parameter_table, quiet_unless, say
 from train_lib.records.workdir import RESULT
 from train_lib.setup import open_run, restore_best
 
@@ -36,7 +37,7 @@ def train(config, workdir, cluster=None, hooks=()):
       config: ExperimentConfig.
       workdir: Workdir.
       cluster: Cluster whose workers train together; None for this machine alone.
-      hooks: further hooks, besides those of `hooks.standard_hooks`.
+      hooks: further hooks, besides those of `standard_hooks`.
 
     Returns:
       The exit code of EXIT_CODES, the same on every worker.
@@ -60,6 +61,11 @@ def train(config, workdir, cluster=None, hooks=()):
                     run.list_bad_examples()
 
 
+def standard_hooks(run, clock):
+    """The hooks of every run. Add your own here, or pass them to `train`."""
+    return [ProgressBar(run, clock), Profile(run), Pictures(run)]
+
+
 def timed(method):
     """Tells the hooks how many seconds a method of the Trainer took, under the method's name."""
 
@@ -78,7 +84,7 @@ class Trainer:
 
     Args:
       run: Run.
-      hooks: further hooks, besides those of `hooks.standard_hooks`.
+      hooks: further hooks, besides those of `standard_hooks`.
       clock: returns seconds, monotonic.
     """
 

@@ -18,7 +18,9 @@ from alexnet import names
 from input_pipeline.common.batches import Shard
 from input_pipeline.common.errors import one_line_of
 from train_lib.augment import augment
+from train_lib.hooks import Hook
 from train_lib.records import evaluation_files
+from train_lib.records.terminal import say
 from train_lib.steps import scale_pixels
 
 FOLDER = "pictures"
@@ -45,7 +47,7 @@ def _harmless(draw):
     return harmless
 
 
-class Pictures:
+class Pictures(Hook):
     """Draws the pictures of one run. On a worker other than the chief it draws nothing.
 
     On several workers, the mistakes are those among the chief's share of the examples. Everything else covers all examples.
@@ -56,9 +58,18 @@ class Pictures:
       log: called with one line if a picture cannot be written.
     """
 
-    def __init__(self, run, log=print):
+    def __init__(self, run, log=say):
         self._run, self._log, self._first_step = run, log, run.state.step
         self._folder, self._writer = run.workdir.path / FOLDER, None
+
+    def on_start(self, run):
+        self.draw_batch()
+
+    def after_evaluation(self, run, evaluation):
+        if evaluation.kind == "validation":
+            self.draw_evaluation(evaluation.evaluator, evaluation.is_best)
+        else:
+            self.draw_test(evaluation.evaluator, evaluation.step)
 
     @_harmless
     def draw_batch(self):

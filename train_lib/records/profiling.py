@@ -3,20 +3,22 @@
 import tensorflow as tf
 
 from input_pipeline.common.errors import one_line_of
+from train_lib.hooks import Hook
+from train_lib.records.terminal import say
 
 
-class Profile:
-    """Traces the steps [START, STOP) of a run. A trace that cannot be written does not end the run.
+class Profile(Hook):
+    """Traces the steps of --profile_steps on the chief. A trace that cannot be written does not end the run.
 
     Args:
-      steps: (START, STOP) as returned by `DeviceConfig.profile_range`, or None.
-      folder: the folder of the trace. TensorBoard's plugin looks for plugins/profile in it.
-      first_step, last_step: where the run starts or resumes, and where it ends.
+      run: an open Run, at the step at which it starts or resumes.
       log: called with a line about what is traced, or why it is not.
     """
 
-    def __init__(self, steps, folder, first_step, last_step, log=print):
-        self._folder, self._log = str(folder), log
+    def __init__(self, run, log=say):
+        self._folder, self._log = str(run.workdir.path / "tensorboard"), log
+        steps = run.config.device.profile_range() if run.workers.is_chief else None
+        first_step, last_step = run.state.step, run.plan.last_step
         self._start, self._stop = steps or (0, 0)
         self._has_begun = self._is_on = False
         flag = f"--profile_steps={self._start}:{self._stop}"
@@ -28,9 +30,8 @@ class Profile:
             first, stop = max(self._start, first_step), min(self._stop, last_step)
             log(f"{flag}: the run goes from step {first_step} to {last_step}; the profile covers {first}:{stop}")
 
-    def begin_before(self, step):
-        """Call this before the steps from `step` on."""
-        if self._has_begun or not self._start <= step < self._stop:
+    def before_steps(self, run):
+        if self._has_begun or not self._start <= run.state.step < self._stop:
             return
         self._has_begun = True
         try:
@@ -39,13 +40,11 @@ class Profile:
         except tf.errors.OpError as error:
             self._log(f"no profile: {one_line_of(error)}; going on")
 
-    def end_after(self, step):
-        """Call this once `step` steps are done."""
-        if step >= self._stop:
-            self.close()
+    def after_steps(self, run, report):
+        if run.state.step >= self._stop:
+            self.on_stop(run)
 
-    def close(self):
-        """Ends a trace that is still being recorded. Call this however the loop ends."""
+    def on_stop(self, run):
         if not self._is_on:
             return
         self._is_on = False

@@ -7,29 +7,31 @@ import sys
 
 from tqdm import tqdm
 
+from train_lib.hooks import Hook
+
 SECONDS_BETWEEN_LINES = 15.0
 NAMED_EXAMPLES = 8  # in the line about a run that diverged
 
 
-class Terminal:
-    """Shows the progress of training.
+class ProgressBar(Hook):
+    """A progress bar on a terminal, plain lines elsewhere, and one line per evaluation in both.
 
     Args:
-      total_steps: where the bar ends.
-      first_step: where it starts.
+      run: an open Run, at the step at which it starts or resumes.
       clock: returns seconds, monotonic.
-      is_terminal: whether to draw a bar; None: if stderr is a terminal.
+      is_terminal: whether to draw a bar; None: if stderr is a terminal. Workers other than the chief draw none.
     """
 
-    def __init__(self, total_steps, first_step, clock, is_terminal=None):
-        self._total, self._clock, self._last_line, self._bar = total_steps, clock, clock(), None
-        if sys.stderr.isatty() if is_terminal is None else is_terminal:
-            self._bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True)
+    def __init__(self, run, clock, is_terminal=None):
+        self._total, self._clock, self._last_line, self._bar = run.plan.last_step, clock, clock(), None
+        self._train = None  # the newest train record
+        if run.workers.is_chief and (sys.stderr.isatty() if is_terminal is None else is_terminal):
+            self._bar = tqdm(total=self._total, initial=run.state.step, unit="step", dynamic_ncols=True)
 
-    def progress(self, step, values, images_per_second):
-        """Shows how far training is; `values` has loss, accuracy and learning_rate."""
-        shown = f"loss {number(values['loss'])}, accuracy {percent(values['accuracy'])}, lr {values['learning_rate']:.3g}"
-        shown += f", {images_per_second:,.0f} images/s"
+    def after_steps(self, run, report):
+        step, values = run.state.step, run.state.record_values()
+        shown = f"loss {number(values['loss'])}, accuracy {percent(values['accuracy'])}, lr {report.learning_rates[-1]:.3g}"
+        shown += f", {report.images_per_second:,.0f} images/s"
         if self._bar is not None:
             self._bar.set_postfix_str(shown, refresh=False)
             self._bar.update(step - self._bar.n)
@@ -37,8 +39,17 @@ class Terminal:
             self._last_line = self._clock()
             say(f"step {step}/{self._total}: {shown}")
 
-    def close(self):
-        """Ends the bar and leaves it on the screen."""
+    def on_record(self, run, record):
+        if record["kind"] == "train":
+            self._train = record
+
+    def after_evaluation(self, run, evaluation):
+        if evaluation.kind == "validation":
+            step, train = run.state.step, self._train or run.state.record_values()
+            epoch, epochs = run.plan.epoch(step), run.config.schedule.epochs
+            say(evaluation_line(epoch, epochs, step, train, evaluation.values, evaluation.is_best))
+
+    def on_stop(self, run):
         if self._bar is not None:
             self._bar.close()
 

@@ -17,8 +17,8 @@ from input_pipeline.common.errors import UnusableError
 from train_lib import config as config_lib
 from train_lib.checkpoints.store import CheckpointStore, verify
 from train_lib.cli.environment import Unfailing
-from train_lib.hooks import PictureBook
 from train_lib.records.json_lines import JsonLines
+from train_lib.records.pictures import Pictures
 from train_lib.records.workdir import Workdir, open_workdir
 from train_lib.setup import open_run
 from train_lib.train import Trainer
@@ -120,7 +120,7 @@ def moved_away(folder):
 @contextlib.contextmanager
 def read_only(disk, trainer):
     trainer.log._events._close()  # no file system with a file open for writing can be remounted
-    pictures = next(hook for hook in trainer.hooks if isinstance(hook, PictureBook))._pictures
+    pictures = next(hook for hook in trainer.hooks if isinstance(hook, Pictures))
     pictures._writer.close()
     pictures._writer = None
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)

@@ -23,7 +23,6 @@ from train_lib import config as config_lib
 from train_lib import state
 from train_lib.augment import augment
 from train_lib.checkpoints.store import CheckpointStore
-from train_lib.hooks import PictureBook
 from train_lib.metrics import KEPT, Mistakes
 from train_lib.records import charts, pictures
 from train_lib.records.pictures import Pictures, first_kernels, kernel_grid, next_images, tile
@@ -197,7 +196,7 @@ def train(folder, data_dir, last_step, lines=None):
     run = open_run(config, open_workdir(config), store.newest(), store, log=lambda line: None)
     trainer = Trainer(run)
     if lines is not None:
-        next(hook for hook in trainer.hooks if isinstance(hook, PictureBook))._pictures._log = lines.append
+        next(hook for hook in trainer.hooks if isinstance(hook, Pictures))._log = lines.append
     assert trainer.train() == 0
     return trainer
 

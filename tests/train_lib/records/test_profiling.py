@@ -1,13 +1,15 @@
 """--profile_steps: the right steps are traced, and a trace ends and stays in the workdir."""
 
-import contextlib
+from types import SimpleNamespace
 
 import pytest
 import tensorflow as tf
 
 from train_lib import config as config_lib
 from train_lib.cadence import make_plan
+from train_lib.distribution.workers import OneWorker
 from train_lib.records.profiling import Profile
+from train_lib.records.workdir import Workdir
 
 
 @pytest.fixture
@@ -22,12 +24,20 @@ def traced(monkeypatch):
 def go(profile, stops, calls):
     """Runs a loop that stops at `stops`; returns {(first step, stop): whether it was traced}."""
     seen = {}
-    with contextlib.closing(profile):
-        for first, stop in zip(stops, stops[1:], strict=False):
-            profile.begin_before(first)
-            seen[first, stop] = calls.count("start") > calls.count("stop")
-            profile.end_after(stop)
+    for first, stop in zip(stops, stops[1:], strict=False):
+        profile.before_steps(run_at(first))
+        seen[first, stop] = calls.count("start") > calls.count("stop")
+        profile.after_steps(run_at(stop), None)
+    profile.on_stop(run_at(stops[-1]))
     return seen
+
+
+def run_at(step, steps=None, last=10, folder="."):
+    """The part of a Run that a profile looks at."""
+    device = SimpleNamespace(profile_range=lambda: steps)
+    return SimpleNamespace(
+        state=SimpleNamespace(step=step), plan=SimpleNamespace(last_step=last), config=SimpleNamespace(device=device),
+        workdir=Workdir(folder), workers=OneWorker())
 
 
 def test_the_plan_stops_where_a_profile_starts_and_stops():
@@ -56,7 +66,7 @@ def test_the_plan_stops_where_a_profile_starts_and_stops():
 def test_exactly_the_requested_steps_or_a_line(tmp_path, traced, steps, first, last, expected, words):
     """If the run never reaches the range, the user must not wait for a trace in vain."""
     lines = []
-    profile = Profile(steps, tmp_path, first, last, lines.append)
+    profile = Profile(run_at(first, steps, last, tmp_path), lines.append)
     logged = list(lines)
     assert len(logged) == bool(words) and all(word in logged[0] for word in words), logged
     seen = go(profile, list(range(first, last + 1, 2)), traced)
@@ -66,11 +76,10 @@ def test_exactly_the_requested_steps_or_a_line(tmp_path, traced, steps, first, l
 
 
 def test_a_trace_ends_when_the_loop_fails(tmp_path, traced):
-    """A profiler that is left on writes nothing, and the next one of the process cannot start."""
-    profile = Profile((0, 5), tmp_path, 0, 10, lambda line: None)
-    with pytest.raises(ZeroDivisionError), contextlib.closing(profile):
-        profile.begin_before(0)
-        raise ZeroDivisionError
+    """A profiler that is left on writes nothing, and the next one of the process cannot start. The trainer calls on_stop then."""
+    profile = Profile(run_at(0, (0, 5), 10, tmp_path), lambda line: None)
+    profile.before_steps(run_at(0))
+    profile.on_stop(run_at(2))
     assert traced == ["start", "stop"]
 
 
@@ -80,7 +89,7 @@ def test_a_trace_that_cannot_be_written_does_not_end_the_run(tmp_path, traced, m
 
     monkeypatch.setattr(tf.profiler.experimental, "stop", refuse)
     lines = []
-    go(Profile((0, 2), tmp_path, 0, 4, lines.append), [0, 2, 4], traced)
+    go(Profile(run_at(0, (0, 2), 4, tmp_path), lines.append), [0, 2, 4], traced)
     assert lines == ["no profile: disk full more; going on"]
 
 

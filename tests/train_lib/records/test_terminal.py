@@ -1,14 +1,16 @@
 """What a run prints and records: lines, bars, TensorBoard, seconds. Every clock is passed in."""
 
 import json
+from types import SimpleNamespace
 
 import keras
 import pytest
 import tensorflow as tf
 
 from input_pipeline.common.errors import UnusableError
+from train_lib.distribution.workers import OneWorker
 from train_lib.records.run_log import RunLog, Stopwatch, totals_of
-from train_lib.records.terminal import SECONDS_BETWEEN_LINES, Terminal, evaluation_line, number, parameter_table, percent, say
+from train_lib.records.terminal import SECONDS_BETWEEN_LINES, ProgressBar, evaluation_line, number, parameter_table, percent, say
 from train_lib.records.workdir import Workdir
 
 VALUES = {"loss": 1.23456, "accuracy": 0.5, "learning_rate": 0.01}
@@ -44,21 +46,31 @@ def test_the_line_of_an_evaluation():
     assert evaluation_line(0.5, 24.0, 1, skipped, None, False) == "epoch 0.5/24, step 1 | train loss -, accuracy -"
 
 
+def run_at(step, values=VALUES):
+    """The part of a Run that a progress bar looks at."""
+    state = SimpleNamespace(step=step, record_values=lambda: values)
+    return SimpleNamespace(state=state, plan=SimpleNamespace(last_step=100), workers=OneWorker())
+
+
+def report(images_per_second):
+    return SimpleNamespace(learning_rates=[0.01], images_per_second=images_per_second)
+
+
 def test_a_file_gets_a_line_every_15_seconds_and_no_control_characters(capsys):
     """The log of a night must be readable: without a bar, without carriage returns, without a line per step."""
     clock = Clock()
-    terminal = Terminal(100, 0, clock, is_terminal=False)
+    terminal = ProgressBar(run_at(0), clock, is_terminal=False)
     shown = []
     for step in range(1, 61):
         clock.now += 1.0
-        terminal.progress(step, VALUES, 1234.5)
+        terminal.after_steps(run_at(step), report(1234.5))
         if capsys.readouterr().out:
             shown.append(step)
     assert shown == [15, 30, 45, 60] and SECONDS_BETWEEN_LINES == 15.0
     clock.now += 15
-    terminal.progress(75, VALUES, 1234.5)
+    terminal.after_steps(run_at(75), report(1234.5))
     say("something happened")
-    terminal.close()
+    terminal.on_stop(None)
     done = capsys.readouterr()
     assert done.out == "step 75/100: loss 1.2346, accuracy 50.00 %, lr 0.01, 1,234 images/s\nsomething happened\n"
     assert done.err == ""
@@ -66,21 +78,21 @@ def test_a_file_gets_a_line_every_15_seconds_and_no_control_characters(capsys):
 
 def test_a_terminal_gets_a_bar_with_the_same_figures(capsys):
     clock = Clock()
-    terminal = Terminal(100, 40, clock, is_terminal=True)
-    terminal.progress(60, {**VALUES, "loss": None, "accuracy": None}, 10.0)
+    terminal = ProgressBar(run_at(40), clock, is_terminal=True)
+    terminal.after_steps(run_at(60, {"loss": None, "accuracy": None}), report(10.0))
     terminal._bar.refresh()
     say("something happened")
-    terminal.progress(100, VALUES, 10.0)
-    terminal.close()
+    terminal.after_steps(run_at(100), report(10.0))
+    terminal.on_stop(None)
     done = capsys.readouterr()
     assert done.out == "something happened\n"  # a pipe gets whole lines, not pieces of a bar
     assert "60/100" in done.err and "loss -, accuracy -" in done.err and "100/100" in done.err
 
 
 def test_by_default_stderr_decides_about_the_bar(capsys):
-    terminal = Terminal(100, 0, Clock())  # under pytest stderr is a file
+    terminal = ProgressBar(run_at(0), Clock())  # under pytest stderr is a file
     say("plain")
-    terminal.close()
+    terminal.on_stop(None)
     assert capsys.readouterr() == ("plain\n", "")
 
 

@@ -6,8 +6,9 @@ import os
 from statistics import mean
 
 from train_lib.distribution.strategy import distribute
-from train_lib.hooks import Hook, ProgressBar
+from train_lib.hooks import Hook
 from train_lib.modes.benchmark.rows import refuse_diverged, wait_for_devices
+from train_lib.records.terminal import ProgressBar
 from train_lib.train import Trainer
 
 
