@@ -203,8 +203,8 @@ def help_text():
     lines += ["A flag on the command line wins over the preset, and over the config.json of a run in --workdir.",
               'Where the default is "not given", an empty value undoes what these set: --preset=cifar10 --dropout_rate=',
               "(but --cache_dir= means: no cache).", "",
-              'If a run resumes with another value, a flag is "refused" (exit code 2), "reported" (a line names both values, and',
-              'the new one counts) or "ignored" (it is about the process, not about the experiment).', ""]
+              'If a run resumes with another value, a flag is "refused" (exit code 2), "reported" (a line names both',
+              'values, and the new one counts) or "ignored" (it is about the process, not about the experiment).', ""]
     fields = list(config_lib.leaves())
     for section, kind in config_lib.sections():
         lines += [kind.__doc__.splitlines()[0], ""]

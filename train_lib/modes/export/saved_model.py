@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import json
-import os
 import shutil
 
 import keras
@@ -120,19 +119,13 @@ def keras_model(classifier):
 def _folder_by_rename(target):
     """Inside, an empty folder exists. It becomes `target` at the end, or is removed after an error."""
     temporary = target.with_name(f".{target.name}.exporting")
-    made = [folder for folder in target.parents if not folder.exists()]
     try:
         shutil.rmtree(temporary, ignore_errors=True)  # left by an export that was killed
         temporary.mkdir(parents=True)
         yield temporary
-        if os.path.lexists(target):  # somebody has made it since the start
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-        temporary.rename(target)
+        temporary.rename(target)  # fails if somebody has made a file or a folder with content there since the start
     except OSError as error:
         reason = error.strerror or error
         raise UnusableError(f"--export_dir={target}: cannot be written ({reason}); make room, or give another folder") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        for folder in made:  # the deepest first; those that contain the export stay
-            with contextlib.suppress(OSError):
-                folder.rmdir()

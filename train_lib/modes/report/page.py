@@ -106,8 +106,6 @@ def _read_json(path, names=()):
         value = parse_json(path.read_bytes())
     except FileNotFoundError:
         return {}
-    except OSError as error:
-        raise UnusableError(f"{path}: cannot be read ({error.strerror}); repair its permissions") from None
     except ValueError:
         value = None
     if not isinstance(value, dict) or not value.keys() >= set(names):
