@@ -1,7 +1,6 @@
 """--dataset=tfrecord:PATTERN, files of serialized tf.train.Examples, and the function that writes them."""
 
 import contextlib
-import dataclasses
 import functools
 import io
 import os
@@ -40,8 +39,7 @@ def open_source(config, pattern):
       pattern: of local files, with * ? [] and **; may begin with ~. Not compressed.
 
     Raises:
-      UnusableError: a file is no TFRecord file, ends within a record, or belongs to no split although others do; or more
-        records than --max_bad_examples are damaged.
+      UnusableError: a file is no TFRecord file, ends within a record, or belongs to no split although others do.
     """
     paths = matching_files(pattern)
     files = {}
@@ -54,8 +52,9 @@ def open_source(config, pattern):
     if "" in files:
         files = {WITHOUT_SPLITS: files[""]}
     parse = functools.partial(tf.io.parse_single_example, features=FEATURES)
-    source = RecordFiles(config.dataset, (), None, files, parse, bad=BadExamples(config.max_bad_examples))
-    return dataclasses.replace(source, class_names=_class_names(source, paths), image_shape=_common_shape(source))
+    every = [file for part in files.values() for file in part]
+    bad = BadExamples(config.max_bad_examples)
+    return RecordFiles(config.dataset, _class_names(every), _common_shape(every), files, parse, bad=bad)
 
 
 def write_tfrecords(folder, examples, class_names, split="train", num_files=1):
@@ -136,8 +135,8 @@ def _serialize(image, label):
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
 
 
-def _class_names(source, paths):
-    listed = {os.path.join(os.path.dirname(path), CLASS_NAMES) for path in paths}
+def _class_names(files):
+    listed = {os.path.join(os.path.dirname(path), CLASS_NAMES) for path, _ in files}
     if found := [path for path in sorted(listed) if os.path.isfile(path)]:
         try:
             names = tuple(read_file(found[0]).decode("utf-8-sig").rstrip().splitlines())
@@ -146,18 +145,16 @@ def _class_names(source, paths):
         if names:
             return names
         raise UnusableError(f"{found[0]}: is empty; write the name of a class on each line, or remove it")
-    print(f"counting classes in {len(paths)} files; a {CLASS_NAMES} beside them, one name per line, saves that", file=sys.stderr)
+    print(f"counting classes in {len(files)} files; a {CLASS_NAMES} beside them, one name per line, saves that", file=sys.stderr)
     labels = set()
-    for split in source.files:
-        _look_at(source, split, lambda features: labels.add(features["label"].int64_list.value[0]))
+    _look_at(files, lambda features: labels.add(features["label"].int64_list.value[0]))
     return tuple(str(number) for number in range(count_classes(labels)))
 
 
-def _common_shape(source):
+def _common_shape(files):
     """(height, width, 3) if the first images of all files have the same size, else None."""
     sizes = set()
-    for split, files in source.files.items():
-        _look_at(source, split, lambda features: sizes.add(_size(features["image"].bytes_list.value[0])), _CHECKED * len(files))
+    _look_at(files, lambda features: sizes.add(_size(features["image"].bytes_list.value[0])), _CHECKED)
     sizes.discard(None)
     return (*sizes.pop(), 3) if len(sizes) == 1 else None
 
@@ -166,15 +163,20 @@ def _size(encoded):
     return headers.usable_size(io.BytesIO(encoded))
 
 
-def _look_at(source, split, look, count=-1):
-    """Calls `look` with the features of the first `count` records of a split; -1: of all. Leaves out damaged records."""
-    def read():
-        for _, record in without_autotune(source.records(split).take(count)).as_numpy_iterator():
-            with contextlib.suppress(Exception):  # the record is no example or lacks a feature; decoding will report it
-                look(tf.train.Example.FromString(record).features.feature)
+def _look_at(files, look, most=None):
+    """Calls `look` with the features of the first `most` records of each file; None: of all.
 
-    try:
-        read()
-    except tf.errors.OpError:
-        source.skip_damaged(split)
-        read()
+    Leaves out damaged records and those without the feature. They are reported when they are decoded.
+    """
+    for path, count in files:
+        position, end = 0, count if most is None else min(most, count)
+        while position < end:
+            records = tf.data.TFRecordDataset(path).skip(position).take(end - position)
+            try:
+                for record in without_autotune(records).as_numpy_iterator():
+                    position += 1
+                    with contextlib.suppress(Exception):
+                        look(tf.train.Example.FromString(record).features.feature)
+                break
+            except tf.errors.OpError:
+                position += 1

@@ -185,7 +185,7 @@ def test_a_class_without_images_is_named(tmp_path):
     """Otherwise a class that was never copied would be an output of the network that is never trained nor evaluated."""
     (write_folder(tmp_path) / "train" / "ant").mkdir()
     message = message_of(UnusableError, load, f"folder:{tmp_path}")
-    assert message.startswith(f"{tmp_path / 'train' / 'ant'}: ") and "holds no .png" in message
+    assert message.startswith(f"{tmp_path / 'train' / 'ant'}: ") and "contains no .png" in message
     source, split = load(f"folder:{tmp_path}", limit=1)
     assert source.class_names == ("ant", *CLASSES) and set(split.labels) == {1, 2, 3}
 
