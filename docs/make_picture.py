@@ -1,6 +1,6 @@
 """Draws docs/picture.png, the picture at the top of the README, from the workdir of a finished run.
 
-    python main.py --workdir=runs/picture
+    python main.py --preset=cifar10_fast --workdir=runs/picture
     python docs/make_picture.py runs/picture
 
 It shows the first training batch after augmentation, the kernels of the first layer in the best checkpoint, and the learning
