@@ -147,7 +147,7 @@ def test_a_batch_is_shared_by_the_devices_that_are_used():
 
 
 def test_an_evaluation_needs_no_parts_and_no_pairs():
-    """A run's own --accumulate_steps and mixup say nothing about the batch that it is judged by."""
+    """The --accumulate_steps and mixup of a run say nothing about the batches of its evaluation."""
     values = {"global_batch_size": 25, "accumulate_steps": 4, "augment": "mixup", "workdir": "runs/a"}
     config_lib.from_values(values | {"mode": "evaluate"})
     with pytest.raises(SettingError, match="accumulate_steps"):
@@ -208,11 +208,11 @@ def test_run_flags_give_the_same_configuration(tmp_path, preset, others):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_command_line_wins_before_and_after_the_preset(preset):
-    for name, text, value in (("epochs", "1.5", 1.5), ("dataset", "mnist", "mnist"), ("nesterov", "true", True)):
+    for name, text, value in (("epochs", "1.5", 1.5), ("dataset", "mnist", "mnist"), ("deterministic", "true", True)):
         for arguments in (
             [f"--preset={preset}", f"--{name}={text}"],
             [f"--{name}={text}", f"--preset={preset}"],
-            [f"--{name}", text, "--preset", preset] if name != "nesterov" else ["--nesterov", "--preset", preset],
+            [f"--{name}", text, "--preset", preset] if name != "deterministic" else ["--deterministic", "--preset", preset],
             [f"-{name}={text}", f"-preset={preset}"],
         ):
             values = values_of(*arguments)
@@ -239,7 +239,7 @@ def test_another_model_drops_what_the_preset_chose_for_its_own(preset, model):
         assert all(values[name] == own[name] for name in values if name not in dropped)
 
 
-def test_options_that_the_user_gave_for_another_model_are_judged():
+def test_options_that_the_user_gave_for_another_model_are_checked():
     assert values_of("--model=alexnet_tower", "--model_options=dense_units=8")["model_options"] == "dense_units=8"
     with pytest.raises(SettingError, match="model_options"):
         parse("--model=VGG16", "--model_options=dense_units=8")
@@ -368,12 +368,12 @@ def test_help_says_meaning_range_and_default_of_every_flag():
         # Without blanks, for a line may end at a hyphen.
         assert text.replace(" ", "").startswith(meaning.replace(" ", ""))
         assert describe_range(field).replace(" ", "") in text.replace(" ", "")
-        assert text.endswith("not given)" if field.default is None else ")")
-    assert paragraphs["seed"].endswith("(at least 0 and at most 2147483647; default 0)")
-    assert paragraphs["epochs"].endswith("(above 0; default 10.0)")
-    assert paragraphs["momentum"].endswith("(at least 0 and below 1; default 0.9)")
-    assert paragraphs["deterministic"].endswith("(default false)")
-    assert paragraphs["split"].endswith("(default empty)")
+        assert ("; on resume: " in text) and ("not given;" in text or field.default is not None)
+    assert paragraphs["seed"].endswith("(at least 0 and at most 2147483647; default 0; on resume: refused)")
+    assert paragraphs["epochs"].endswith("(above 0; default 10.0; on resume: reported)")
+    assert paragraphs["momentum"].endswith("(at least 0 and below 1; default 0.9; on resume: reported)")
+    assert paragraphs["deterministic"].endswith("(default false; on resume: reported)")
+    assert paragraphs["split"].endswith("(default empty; on resume: ignored)")
     assert all(f" {name}" in flags_lib.help_text() for name in PRESETS)
 
 

@@ -1,4 +1,4 @@
-"""Early stopping, the best checkpoint and the plateau schedule on sequences judged by hand."""
+"""Early stopping, the best checkpoint and the plateau schedule on sequences worked out by hand."""
 
 import dataclasses
 import json

@@ -114,7 +114,7 @@ def test_an_evaluation_that_is_owed_has_no_record_yet(tmp_path):
         assert RunLog(Workdir(tmp_path), 4, evaluation_owed=owed).metrics.read() == kept
 
 
-def test_a_run_at_its_end_without_its_best_judges_once_more(finished, tmp_path, data_dir, monkeypatch):
+def test_a_run_at_its_end_without_its_best_evaluates_once_more(finished, tmp_path, data_dir, monkeypatch):
     """The best is then the last; to fail on each start would leave the run without a result for good."""
     folder = pathlib.Path(shutil.copytree(finished, tmp_path / "run"))
     (folder / "result.json").unlink()
@@ -148,7 +148,7 @@ def test_links_in_a_foreign_workdir_are_not_followed(tmp_path):
 
 
 def test_a_clipping_norm_beyond_float32_clips_nothing(tmp_path, data_dir):
-    """Infinity over infinity is no number, and the step would have been judged finite."""
+    """Infinity over infinity is not a number, and the step would have counted as finite."""
     trainer = make_trainer(tmp_path / "run", data_dir, clip_global_norm=1e39, epochs=1)
     assert trainer.train() == 0
 

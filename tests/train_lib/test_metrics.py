@@ -79,7 +79,7 @@ def test_train_means_of_nothing_and_of_skipped_steps_alone():
 # A split.
 
 
-def judge(logits, labels, weights=None, batch=7):
+def totals_of(logits, labels, weights=None, batch=7):
     totals = SplitTotals(logits.shape[1])
     weights = np.ones(len(labels), np.float32) if weights is None else weights
     for start in range(0, len(labels), batch):
@@ -107,7 +107,7 @@ def test_a_split_agrees_with_brute_force(classes, batch):
             confusion[label, ranking[0]] += 1
     examples = int(weights.sum())
 
-    totals = judge(logits, labels, weights, batch)
+    totals = totals_of(logits, labels, weights, batch)
     summary = totals.summary()
     assert summary["examples"] == examples
     assert summary["loss"] == pytest.approx(loss / examples, rel=1e-12, abs=1e-15)
@@ -122,7 +122,7 @@ def test_a_split_agrees_with_tensorflow():
     generator = np.random.default_rng(3)
     logits = generator.normal(size=(200, 20)).astype(np.float32)
     labels = generator.integers(0, 20, 200).astype(np.int32)
-    summary = judge(logits, labels).summary()
+    summary = totals_of(logits, labels).summary()
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits.astype(np.float64))
     assert summary["loss"] == pytest.approx(float(tf.reduce_mean(losses)), rel=1e-12)
     assert summary["top_5_accuracy"] == np.mean(tf.math.in_top_k(labels, logits, 5).numpy())
@@ -131,22 +131,22 @@ def test_a_split_agrees_with_tensorflow():
 def test_a_split_does_not_depend_on_its_batches():
     generator = np.random.default_rng(4)
     logits, labels = generator.normal(size=(100, 10)).astype(np.float32), generator.integers(0, 10, 100)
-    counts = [{**judge(logits, labels, batch=batch).summary(), "loss": None} for batch in (1, 3, 100)]
+    counts = [{**totals_of(logits, labels, batch=batch).summary(), "loss": None} for batch in (1, 3, 100)]
     assert counts[0] == counts[1] == counts[2]
 
 
 def test_fewer_than_six_classes_are_all_in_the_top_5():
     logits = np.array([[3.0, 2, 1], [1, 2, 3]], np.float32)
-    assert judge(logits, np.array([2, 0])).summary()["top_5_accuracy"] == 1.0
+    assert totals_of(logits, np.array([2, 0])).summary()["top_5_accuracy"] == 1.0
 
 
 def test_huge_logits_do_not_overflow():
     """exp(1e38) is not a number to work with: the loss is the difference of the logits, 2e38, and log(2) between equals."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        huge = judge(np.array([[1e38, -1e38]], np.float32), np.array([1]))
-        equal = judge(np.array([[3e38, 3e38]], np.float32), np.array([1]))
-        low = judge(np.array([[-3e38, -3e38]], np.float32), np.array([0]))
+        huge = totals_of(np.array([[1e38, -1e38]], np.float32), np.array([1]))
+        equal = totals_of(np.array([[3e38, 3e38]], np.float32), np.array([1]))
+        low = totals_of(np.array([[-3e38, -3e38]], np.float32), np.array([0]))
     assert huge.summary()["loss"] == pytest.approx(2e38, rel=1e-6)
     assert equal.summary()["loss"] == low.summary()["loss"] == pytest.approx(math.log(2), rel=1e-15)
 
@@ -162,7 +162,7 @@ def test_logits_that_are_not_finite_are_never_right(bad, where):
         logits[row, columns] = bad
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a RuntimeWarning would be a riddle to a user
-        totals = judge(logits, labels)
+        totals = totals_of(logits, labels)
     summary = totals.summary()
     assert summary["examples"] == 6 and math.isnan(summary["loss"])
     assert summary["accuracy"] == 3 / 6  # rows 0, 2 and 5
@@ -172,14 +172,14 @@ def test_logits_that_are_not_finite_are_never_right(bad, where):
 
 
 def test_minus_infinity_is_a_class_ruled_out():
-    totals = judge(np.array([[0, -np.inf, 0], [0, -np.inf, 1]], np.float32), np.array([0, 2]))
+    totals = totals_of(np.array([[0, -np.inf, 0], [0, -np.inf, 1]], np.float32), np.array([0, 2]))
     assert totals.summary()["loss"] == pytest.approx((math.log(2) + math.log(1 + math.exp(-1))) / 2, rel=1e-14)
     assert totals.summary()["accuracy"] == 1.0
 
 
 def test_a_batch_of_padding_alone_counts_nowhere():
     """With more replicas than examples are left, a whole share of the last batch is padding."""
-    totals = judge(np.array([[1.0, 0]], np.float32), np.array([0]))
+    totals = totals_of(np.array([[1.0, 0]], np.float32), np.array([0]))
     before = totals.summary()
     totals.add(np.full((4, 2), np.nan, np.float32), np.zeros(4, np.int32), np.zeros(4, np.float32))
     assert totals.summary() == before

@@ -143,7 +143,7 @@ def test_pointers_that_a_kill_left_behind_are_put_right(tmp_path):
 
 @pytest.mark.parametrize("damage", ["gone", "damaged"])
 def test_a_best_that_cannot_be_named_is_no_best(tmp_path, damage):
-    """Else the run would train to its end and then find no checkpoint to judge the test split by."""
+    """Otherwise the run would train to its end and then find no checkpoint for the test split."""
     store, state = open_store(tmp_path, best=5)
     path = tmp_path / "step-00000005" / "progress.json"
     path.rename(tmp_path / "aside") if damage == "gone" else path.write_text("{")

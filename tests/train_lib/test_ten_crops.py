@@ -28,7 +28,7 @@ def by_hand(image, height, width):
 
 @pytest.mark.parametrize(("larger", "padding"), [((9, 10), None), ((8, 8), 1), ((36, 36), None), ((16, 16), 2)])
 def test_the_windows_are_those_of_numpy(larger, padding):
-    """A corner taken twice, or a window moved by the padding, would judge another image than the one that is there."""
+    """A corner taken twice, or a window moved by the padding, would evaluate another image."""
     size = {9: (8, 8), 8: (8, 8), 36: (32, 32), 16: (16, 16)}[larger[0]]
     images = np.random.default_rng(0).integers(0, 256, (3, *larger, 3), np.uint8)
     views = np.stack(ten_views(tf.constant(images), *size), axis=1)
@@ -62,7 +62,7 @@ def small_state():
 
 
 @pytest.mark.parametrize("num_replicas", [1, 2])
-def test_a_split_is_judged_by_the_mean_of_ten_views(num_replicas):
+def test_a_split_is_evaluated_by_the_mean_of_ten_views(num_replicas):
     """Loss and accuracy against NumPy's mean over the ten windows of the padded images; the last batch is padded, too."""
     split = random_split(50)
     strategy = mirrored(num_replicas)
@@ -105,7 +105,7 @@ def test_a_stream_gives_the_larger_image(data_dir):
         assert last["weight"].numpy().tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
 
 
-def test_a_run_judges_its_test_split_by_ten_views(tmp_path, data_dir, capsys):
+def test_a_run_evaluates_its_test_split_by_ten_views(tmp_path, data_dir, capsys):
     """The accuracy at the end of training and that of --mode=evaluate are one number; colours survive a resume."""
     values = {
         "workdir": str(tmp_path / "run"), "data_dir": str(data_dir), "train_split": "train[:64]", "test_split": "test[:50]",

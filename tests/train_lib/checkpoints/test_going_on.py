@@ -152,7 +152,7 @@ def kinds(run):
 
 
 def test_all_splits_are_read_like_the_training_images(data_dir, tmp_path, monkeypatch):
-    """60, 30 and 20 images: where crops are cut, a stream judges by a part of an image, memory by the whole."""
+    """60, 30 and 20 images. With crops, a stream evaluates a part of each image and memory the whole."""
     memory_for(monkeypatch, 40)
     run = make_trainer(tmp_path / "a", data_dir, test_split="test[:20]", augment="crop", cache_dir="").run
     assert kinds(run) == ["stream"] * 3
