@@ -1,7 +1,8 @@
 """The seam of the training loop: what a progress bar, a profile, pictures and a metrics writer have in common.
 
 A hook is called at the moments that its methods name. To send metrics to another service, for example, subclass `Hook`, override
-what you need, and add it to `train.standard_hooks` or pass it to `train.train`.
+what you need, and add it to `train.standard_hooks` or pass it to `train.train`. An error in a hook ends the run, like any other
+error in the loop.
 """
 
 

@@ -97,6 +97,7 @@ class Trainer:
         self.hooks = [*standard_hooks(run, clock), *hooks]
         self.stopwatch = Stopwatch(clock)
         self.stop = StopVote(run.workers, stop_request)
+        self.newest_report, self.before = None, run.state.validation.copy_of_best()
         self.status = self.find_status()
 
     def train(self):
