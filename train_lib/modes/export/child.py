@@ -1,6 +1,6 @@
 """The process that uses a SavedModel as anybody would: with TensorFlow, but without a module of this project.
 
-`check.py` starts it as `python -P child.py SAVED_MODEL CASES.npz`. It prints the largest difference from the expected values.
+`saved_model.py` starts it as `python -P child.py SAVED_MODEL CASES.npz`. It prints the largest difference from what is expected.
 """
 
 import sys
