@@ -43,14 +43,9 @@ class Classifier:
         return decoding.central_crop(decoding.resize_to_cover(images, *self.covered), *self.size)
 
     def logits(self, views, batch_size):
-        """Computes the logits of views on all replicas, after padding the batch to its full size.
+        """Computes the logits of n <= batch_size views on all replicas, after padding the batch to its full size.
 
-        Args:
-          views: uint8 [n, height, width, 3], n <= batch_size.
-          batch_size: images.
-
-        Returns:
-          NumPy [n, classes], float32 or float64.
+        The views are uint8 [n, height, width, 3], and the logits NumPy [n, classes], float32 or float64.
         """
         rows = -(-batch_size // self.strategy.num_replicas_in_sync)
         padded = np.zeros((rows * self.strategy.num_replicas_in_sync, *views.shape[1:]), np.uint8)

@@ -70,8 +70,7 @@ def classify(classifier, paths, batch_size, decode_threads=0):
       decode_threads: threads that decode; 0: one per core.
 
     Yields:
-      (path, ranked, reason) for each path. `ranked` is the most probable classes as (name, probability), the best first. If the
-      file cannot be used, it is None, and `reason`, which is empty otherwise, is why.
+      (path, the most probable classes as (name, probability) with the best first, ""), or (path, None, why it cannot be used).
     """
     def decode(position, path):
         return position, classifier.view(decoding.decode(tf.io.read_file(path)))

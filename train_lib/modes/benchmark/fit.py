@@ -66,19 +66,16 @@ def make_fit_optimizer(config):
     if config.optimizer not in KERAS_OPTIMIZERS:
         raise RowFailed(f"there is no entry for --optimizer={config.optimizer} in {CHILD}.KERAS_OPTIMIZERS")
     return KERAS_OPTIMIZERS[config.optimizer](config, {
-        "learning_rate": config.learning_rate,
-        "weight_decay": config.weight_decay or None,
-        "global_clipnorm": config.clip_global_norm or None,
-        "use_ema": bool(config.ema_decay),
-        "ema_momentum": config.ema_decay or 0.99,
-    })
+        "learning_rate": config.learning_rate, "weight_decay": config.weight_decay or None,
+        "global_clipnorm": config.clip_global_norm or None, "use_ema": bool(config.ema_decay),
+        "ema_momentum": config.ema_decay or 0.99})
 
 
 class FitRow(Row):
     """`model.fit` on the loop's own batches: one call per round, with as many steps per compiled call as the loop has."""
 
     def __init__(self, bench, name="model_fit"):
-        super().__init__(bench, name)
+        super().__init__(bench)
         run, config = bench.run, bench.config
         if config.optimization.accumulate_steps > 1:
             bench.note("model_fit computes each batch at once: Keras has nothing like --accumulate_steps")
@@ -117,7 +114,7 @@ class DefaultFitRow(Row):
     """
 
     def __init__(self, bench, name="model_fit_default"):
-        super().__init__(bench, name)
+        super().__init__(bench)
         self.stalls = []
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, `close` closes it
         users = environment.of_the_user()
@@ -165,14 +162,9 @@ class DefaultFitRow(Row):
 
 
 def prepare_fit(config):
-    """Loads the data of an ExperimentConfig and compiles its network, in the child process.
+    """The child process: loads the data of an ExperimentConfig and compiles its network.
 
-    Returns:
-      A function that calls `model.fit` once with a number of steps and returns the answer to the parent.
-
-    Raises:
-      ExpectedError: the data cannot be used.
-      RowFailed: the images are not in memory, where the tutorial has them.
+    Returns a function that calls `model.fit` once with a number of steps and returns the answer to the parent.
     """
     strategy, source = create_strategy(config), open_source(config.data)
     split = open_split(config.data, source, config.data.train_split, "train_split", log=lambda line: None)

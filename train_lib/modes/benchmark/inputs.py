@@ -42,7 +42,7 @@ class DrawnRow(Row):
     """Batches drawn on the host and thrown away: several in one compiled call, as the loop draws them."""
 
     def __init__(self, bench, name):
-        super().__init__(bench, name)
+        super().__init__(bench)
         self._iterator, self._batches_per_call = iter(open_batches(bench, name)), 1
         _kept_alive.append(self._iterator)
 
@@ -140,13 +140,8 @@ def _refuse_other_than_jpegs(split):
 def tutorial(images, labels, batch_size, epochs=None):
     """The pipeline of tutorials: slices, map(cast), shuffle(10000), batch. No augmentation, TensorFlow's own options.
 
-    Args:
-      images, labels: uint8 [n, height, width, 3] and int32 [n]; arrays or tensors.
-      batch_size: images.
-      epochs: see the module.
-
-    Returns:
-      Dataset of (float32 [batch_size, height, width, 3] in [0, 1], int32 [batch_size]). A shorter last batch is dropped.
+    The images are uint8 [n, height, width, 3] and the labels int32 [n], arrays or tensors. Returns a Dataset of pairs: images,
+    float32 [batch_size, height, width, 3] in [0, 1], and labels, int32 [batch_size]. A shorter last batch is dropped.
     """
     slices = tf.data.Dataset.from_tensor_slices((images, labels)).map(_scaled)
     repeated = slices if epochs == 1 else slices.repeat(epochs)
@@ -161,8 +156,8 @@ def canonical(images, labels, batch_size, augmentations, epochs=None):
     """The recommended pipeline that works on one example at a time, with the augmentations of `ResidentSplit`.
 
     It shuffles first, so that the buffer holds uint8. Then each example is padded with zeros by an eighth of the height, cropped
-    and flipped at random and cast; then batch and prefetch. All parallelism and buffers are AUTOTUNE. Arguments and elements are
-    those of `tutorial`; augmentations: any of "crop", "flip".
+    and flipped at random and cast; then batch and prefetch. All parallelism and buffers are AUTOTUNE. Images and elements are
+    those of `tutorial`.
     """
     padding = images.shape[1] // 8
 
@@ -201,19 +196,16 @@ def _flipped_and_scaled(elements, cropped, augmentations):
 def part_of_stream(name, split, batch_size, seed, augmentations, epochs=None):
     """The first steps of what a StreamingSplit does, in batches, in a shuffled order. Nothing is resized or flipped.
 
-    Whole images of different sizes cannot be batched, so there is one pixel of each. Without it, TensorFlow would leave out the
-    decoding.
-
     Args:
-      name: "read": records are neither parsed nor decoded. "read_decode": they are parsed and decoded completely. "decode_crop":
-        records with JPEGs, of which only the windows that training would cut are decoded.
+      name: of a row in `config_lib.BENCHMARK_ROWS`: "read", "read_decode" or "decode_crop".
       split: StreamingSplit.
       batch_size, seed, augmentations: as in training.
       epochs: see the module.
 
     Returns:
       Dataset of (first pixel of the decoded part, uint8 [batch_size, 3]; label, int64 [batch_size]), without autotune; for "read"
-      of (number, int64 [batch_size]; serialized example, bytes [batch_size]).
+      of (number, int64 [batch_size]; serialized example, bytes [batch_size]). Whole images of different sizes cannot be batched;
+      without any pixel, TensorFlow would leave out the decoding.
     """
 
     def decode(position, numbered):

@@ -33,10 +33,6 @@ class Meter(Hook):
     def after_part(self, run, part, seconds):
         self.seconds[part].append(seconds)
 
-    def mean_seconds(self, part):
-        """Mean seconds of one call of a part, without its first call, which also opens files."""
-        return mean(self.seconds[part][1:] or self.seconds[part])
-
 
 class LoopRow(Row):
     """The real Trainer: input, compiled loop, train records, progress bar and checkpoints, as often as the run would have them.
@@ -54,12 +50,12 @@ class LoopRow(Row):
 
     @_unseen()
     def __init__(self, bench, name):
-        super().__init__(bench, name)
+        super().__init__(bench)
         run, self.wait_shares = bench.run, []
         if "trainer" not in bench.shared:
             trainer = Trainer(run, [meter := Meter()], bench.clock)
-            bar = next(index for index, hook in enumerate(trainer.hooks) if isinstance(hook, ProgressBar))
-            trainer.hooks[bar] = ProgressBar(run, bench.clock, is_terminal=True)
+            bar = ProgressBar(run, bench.clock, is_terminal=True)
+            trainer.hooks = [bar if isinstance(hook, ProgressBar) else hook for hook in trainer.hooks]
             bench.shared["trainer"] = trainer, meter
         self._trainer, self._meter = bench.shared["trainer"]
         self._batches = run.training_batches() if name == "loop" else distribute(
@@ -71,9 +67,9 @@ class LoopRow(Row):
                             "display": run.config.device.steps_per_loop}
 
     def costs(self):
-        """{part of the bookkeeping: mean seconds of one call}."""
-        return {name: self._meter.mean_seconds(part)
-                for name, part in (("checkpoint", "save"), ("record", "record"), ("display", "show"))}
+        """{part of the bookkeeping: mean seconds of one call}, without the first call, which also opens files."""
+        seconds, parts = self._meter.seconds, {"checkpoint": "save", "record": "record", "display": "show"}
+        return {name: mean(seconds[part][1:] or seconds[part]) for name, part in parts.items()}
 
     @_unseen()
     def warm_up(self):

@@ -12,6 +12,8 @@ OF_A_STREAM = ("read", "read_decode", "decode_crop", "read_decode_augment")
 # Rows that draw batches and train nothing. Their rounds are short.
 INPUTS = ("input", *OF_A_STREAM, "numpy_gather", "canonical", "tutorial")
 MOST_SKIPPED = 40  # first steps in float16, during which the loss scale falls to a value that works
+# Returns when the devices have finished all work. Without it, the clock of a GPU's round would stop too early.
+wait_for_devices = tf.test.experimental.sync_devices
 REST_INTERVAL, REST_SHARE, REST_SECONDS = 0.05, 0.2, 5.0  # seconds; cores; seconds at most
 
 
@@ -29,11 +31,6 @@ def rest(clock=time.monotonic, busy=time.process_time, sleep=time.sleep):
             return
 
 
-def wait_for_devices():
-    """Waits until the devices have finished all work. Without this, the clock of a GPU's round would stop too early."""
-    tf.test.experimental.sync_devices()
-
-
 def refuse_diverged(config, has_diverged):
     """Raises SettingError after a divergence: updates are skipped then, and a skipped one takes less time."""
     if has_diverged:
@@ -42,15 +39,13 @@ def refuse_diverged(config, has_diverged):
 
 
 class Row:
-    """One row of the benchmark. Creating it, `warm_up` and `measure` may raise RowFailed.
+    """A row of a Bench. Creating it, from a Bench and a name, `warm_up` and `measure` may raise RowFailed.
 
-    Args:
-      bench: Bench, with the open run and the clock.
-      name: of the row.
+    Each kind of row has a method `_take`, which takes at least so many steps and returns how many there were, and their seconds.
     """
 
-    def __init__(self, bench, name):
-        self._bench, self._name = bench, name
+    def __init__(self, bench):
+        self._bench = bench
 
     def warm_up(self):
         """Does what only the first calls have to do; returns the images/s of a later call."""
@@ -61,10 +56,6 @@ class Row:
         """Returns images/s over at least so many steps."""
         done, seconds = self._take(num_steps)
         return done * self._bench.batch_size / seconds
-
-    def _take(self, num_steps):
-        """Takes the steps. Returns how many there were, and their seconds."""
-        raise NotImplementedError
 
     def close(self):
         """Ends the row."""
@@ -77,7 +68,7 @@ class StepRow(Row):
     """
 
     def __init__(self, bench, name="step"):
-        super().__init__(bench, name)
+        super().__init__(bench)
         run, config, strategy = bench.run, bench.config, bench.run.strategy
         if name == "one_device":
             if strategy.num_replicas_in_sync == 1:

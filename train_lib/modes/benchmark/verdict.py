@@ -41,11 +41,8 @@ def choose_length(seconds_per_step, steps_per_loop):
 
 def row_figures(rounds):
     """The "rows" of benchmark.json, from {row: [images/s of each round]}."""
-    return [
-        {"name": name, "images_per_second": median(values), "low": min(values), "high": max(values), "rounds": len(values),
-         "images_per_second_by_round": values}
-        for name, values in rounds.items()
-    ]
+    return [{"name": name, "images_per_second": median(values), "low": min(values), "high": max(values), "rounds": len(values),
+             "images_per_second_by_round": values} for name, values in rounds.items()]
 
 
 def ratio_figures(rounds):
@@ -57,20 +54,12 @@ def ratio_figures(rounds):
 
 
 def bookkeeping_figures(seconds, every_steps, seconds_per_step):
-    """The share of the loop's time that each part of its bookkeeping takes.
+    """The "bookkeeping" of benchmark.json: the share of the loop's time that each part of its bookkeeping takes.
 
-    Args:
-      seconds: {part: mean seconds of one call}.
-      every_steps: {part: steps between two calls in a real run}.
-      seconds_per_step: of the whole loop, bookkeeping included.
-
-    Returns:
-      {"share", "seconds_per_step", "parts": {part: {"seconds", "every_steps", "share"}}}.
+    It is computed from {part: mean seconds of one call}, {part: steps between two calls} and the seconds of the whole loop.
     """
-    parts = {
-        part: {"seconds": cost, "every_steps": every_steps[part], "share": cost / every_steps[part] / seconds_per_step}
-        for part, cost in seconds.items()
-    }
+    parts = {part: {"seconds": cost, "every_steps": every_steps[part], "share": cost / every_steps[part] / seconds_per_step}
+             for part, cost in seconds.items()}
     return {"share": sum(part["share"] for part in parts.values()), "seconds_per_step": seconds_per_step, "parts": parts}
 
 

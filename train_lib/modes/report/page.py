@@ -124,12 +124,10 @@ def contents(files):
         "title": f"{values.get('model', 'A network')} on {values.get('dataset', 'its data')}",
         "files": files,
         "status": status(files),
-        "figures": [figure for figure in figures(files) if figure[1]],
+        "figures": figures(files),
         "curves": curves(files),
-        "has_validation": bool(files.records("validation")),
         "epochs": epochs(files),
         "classes": classes(files.evaluation) if files.evaluation else None,
-        "augment": values.get("augment") or "none",
         "speed": speed(files),
         "commands": commands(files),
         "settings": settings(values),
@@ -146,12 +144,12 @@ def status(files):
 
 
 def figures(files):
-    """The main figures of the run: [(name, value or None, note)]."""
+    """The main figures of the run that are known: [(name, value, note)]."""
     best, test = best_record(files), next(iter(files.records("test")), None)
     train_seconds, images = (sum(record.get(name, 0) for record in files.timing) for name in ("train_seconds", "images"))
     seconds = files.result.get("seconds", sum(record["seconds"] for record in files.timing))
     newest = newest_train(files.records("train"), max(record["step"] for record in files.metrics))
-    return [
+    found = [
         ("Test accuracy", test and percent(test["accuracy"]), test and f"top-5 {percent(test.get('top_5_accuracy'))}"),
         ("Best validation accuracy", best and percent(best["accuracy"]), best and f"step {best['step']:,}"),
         ("Newest training loss", number(newest.get("loss")), ""),
@@ -159,6 +157,7 @@ def figures(files):
         ("Time", duration(seconds) if seconds else None, "with evaluations and checkpoints"),
         ("Parameters", f"{files.environment['parameters']:,}" if "parameters" in files.environment else None, ""),
     ]
+    return [figure for figure in found if figure[1]]
 
 
 def duration(seconds):
@@ -232,11 +231,7 @@ def epochs(files):
 
 
 def classes(evaluation):
-    """The accuracy of each class and the confusion matrix of an evaluation.
-
-    Returns:
-      {"rows": [(class, accuracy or None)], worst first, "matrix": the chart, "confusions": a sentence about the largest ones}.
-    """
+    """Of an evaluation: {"rows": [(class, accuracy or None)], worst first, "matrix": a chart, "confusions": a sentence}."""
     names, confusion = evaluation["class_names"], np.array(evaluation["confusion_matrix"])
     off = confusion - np.diag(np.diagonal(confusion))
     top = [divmod(int(place), len(names)) for place in np.argsort(-off, axis=None, kind="stable")[:5]]
