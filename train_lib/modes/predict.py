@@ -16,7 +16,7 @@ from input_pipeline.images.loading import why_undecodable
 from train_lib.cli.failures import explained
 from train_lib.cli.inputs import list_images, printable
 from train_lib.distribution.strategy import create_strategy
-from train_lib.modes.classifier import open_classifier
+from train_lib.modes.classifier import Classifier
 from train_lib.records.terminal import percent
 
 MOST_ROWS_IN_TABLE = 30
@@ -36,9 +36,9 @@ def predict(config, workdir):
     table, shown, num_bad = io.StringIO(), [], 0
     writer = csv.writer(table, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
     with explained(config):
-        classifier = open_classifier(config, workdir, create_strategy(config))
-        columns = [f"{column}_{rank}" for rank in range(1, classifier.top + 1) for column in ("class", "probability")]
-        writer.writerow(["path", *columns])
+        classifier = Classifier(config, workdir, create_strategy(config))
+        ranks = range(1, classifier.top + 1)
+        writer.writerow(["path", *(f"{column}_{rank}" for rank in ranks for column in ("class", "probability"))])
         batch_size = min(config.optimization.global_batch_size, len(paths))
         with tqdm(total=len(paths), unit="image", disable=None, dynamic_ncols=True) as bar:  # None: hidden if stderr is a file
             for path, ranked, reason in classify(classifier, paths, batch_size, config.data.decode_threads):
@@ -51,12 +51,11 @@ def predict(config, workdir):
                 if len(shown) < MOST_ROWS_IN_TABLE:
                     shown.append((path, ranked))
     written = workdir.write_file("predictions.csv", table.getvalue().encode(errors="surrogateescape"))
-    num_good = len(paths) - num_bad
-    print(f"{num_good} of {len(paths)} images classified by {classifier.checkpoint.folder}")
+    print(f"{len(paths) - num_bad} of {len(paths)} images classified by {classifier.checkpoint.folder}")
     if shown:
         print(format_table(shown))
-    if num_good > len(shown):
-        print(f"... and {num_good - len(shown)} more")
+    if more := len(paths) - num_bad - len(shown):
+        print(f"... and {more} more")
     print(f"written: {written}")
     return UnusableError.exit_code if num_bad else 0
 
@@ -71,8 +70,7 @@ def classify(classifier, paths, batch_size, decode_threads=0):
       decode_threads: threads that decode; 0: one per core.
 
     Yields:
-      (path, ranked, reason) for each path. `ranked` is the most probable classes as (name, probability), the best first. If the
-      file cannot be used, it is None, and `reason`, which is empty otherwise, is why.
+      (path, the most probable classes as (name, probability) with the best first, ""), or (path, None, why it cannot be used).
     """
     def decode(position, path):
         return position, classifier.view(decoding.decode(tf.io.read_file(path)))

@@ -20,12 +20,12 @@ from train_lib import config as config_lib
 from train_lib import steps
 from train_lib.cli import environment
 from train_lib.distribution.strategy import distribute
-from train_lib.modes.benchmark import child as benchmark_child
 from train_lib.modes.benchmark import fit as benchmark_fit
 from train_lib.modes.benchmark import measure as benchmark_lib
 from train_lib.modes.benchmark import rows
 from train_lib.modes.benchmark import verdict as report
-from train_lib.modes.benchmark.rows import Bench, RowFailed, StepRow
+from train_lib.modes.benchmark.measure import Bench
+from train_lib.modes.benchmark.rows import RowFailed, StepRow
 from train_lib.setup import Run
 from train_lib.state import create_state, pixel_scaling
 
@@ -127,9 +127,9 @@ def test_several_devices_and_a_folder_of_its_own(tmp_path, data_dir):
 
 
 def test_rows_by_name():
-    assert config_lib.parse_rows("") == tuple(config_lib.BENCHMARK_ROWS) == tuple(benchmark_lib.MAKERS)
+    assert config_lib.parse_rows("") == tuple(config_lib.BENCHMARK_ROWS) == tuple(benchmark_lib.CLASSES)
     assert config_lib.parse_rows("loop, step") == ("step", "loop")
-    assert all(set(ratio) <= set(config_lib.BENCHMARK_ROWS) for ratio in rows.RATIOS)
+    assert all(set(ratio) <= set(config_lib.BENCHMARK_ROWS) for ratio in report.RATIOS)
 
 
 def config_of(**values):
@@ -230,7 +230,7 @@ def test_a_child_that_is_killed_is_one_clear_line():
 def test_the_child_answers_an_error_and_continues():
     """The user must see an error of the child as a line, not as a broken pipe."""
     answers = io.StringIO()
-    benchmark_child.serve(['{"epochs": -1}\n', '{"nonsense": 1}\n'], answers)
+    benchmark_fit.serve(['{"epochs": -1}\n', '{"nonsense": 1}\n'], answers)
     first, second = (json.loads(line)["error"] for line in answers.getvalue().splitlines())
     assert "--epochs=-1" in first and "--nonsense=1" in second
 

@@ -16,10 +16,9 @@ from input_pipeline.splits import open_split
 from input_pipeline.splits.resident import ResidentSplit
 from tests.train_lib.modes.test_benchmark import bench_of, run_benchmark
 from train_lib.inner_loop import timed_next
-from train_lib.modes.benchmark import inputs as benchmark_inputs
-from train_lib.modes.benchmark import pipelines as compared
+from train_lib.modes.benchmark import inputs as compared
 from train_lib.modes.benchmark import verdict as benchmark_report
-from train_lib.modes.benchmark.measure import MAKERS
+from train_lib.modes.benchmark.measure import CLASSES
 from train_lib.modes.benchmark.rows import INPUTS, OF_A_STREAM, REST_INTERVAL, RowFailed, rest
 
 COUNT, SIZE = 60, 16
@@ -127,17 +126,17 @@ def test_rows_without_a_meaning_for_the_data_say_so(stream):
     bench = bench_of()
     for name in OF_A_STREAM:
         with pytest.raises(RowFailed, match="--input=stream"):
-            MAKERS[name](bench)
+            CLASSES[name](bench, name)
     large = ResidentSplit(np.broadcast_to(np.uint8(0), (10_000, 224, 224, 3)), np.zeros(10_000, np.int32))
     bench.run.train_split = large
     with pytest.raises(RowFailed, match="10,000 float images of 224 x 224"):
-        MAKERS["tutorial"](bench)
+        CLASSES["tutorial"](bench, "tutorial")
     bench.run.train_split = stream
     for name in ("numpy_gather", "tutorial"):
         with pytest.raises(RowFailed, match="not in memory"):
-            MAKERS[name](bench)
+            CLASSES[name](bench, name)
     with pytest.raises(RowFailed, match="not all images are JPEGs"):  # they are PNGs
-        MAKERS["decode_crop"](bench)
+        CLASSES["decode_crop"](bench, "decode_crop")
 
 
 def test_a_round_starts_with_batches_that_are_not_counted():
@@ -146,14 +145,14 @@ def test_a_round_starts_with_batches_that_are_not_counted():
     ticks = iter(range(10_000))
     bench.clock = lambda: 0.04 * next(ticks)
     drawn = []
-    row = MAKERS["input"](bench)
+    row = CLASSES["input"](bench, "input")
     row._call = lambda count: drawn.extend([None] * count)
     speed = row.measure(1000)
     assert speed == pytest.approx(16 / 0.04)
-    assert len(drawn) == benchmark_inputs.DRAINED_BATCHES + math.ceil(benchmark_inputs.INPUT_SECONDS / 0.04)
+    assert len(drawn) == compared.DRAINED_BATCHES + math.ceil(compared.INPUT_SECONDS / 0.04)
     bench.clock = lambda: 1e-3 * next(ticks)  # when calls are short, each draws more batches
     row.measure(1000)
-    assert row._batches_per_call == benchmark_inputs.MOST_PER_CALL
+    assert row._batches_per_call == compared.MOST_PER_CALL
 
 
 @pytest.mark.parametrize(("loads", "intervals"), [([0.0], 1), ([2.0, 1.0, 0.3, 0.1, 2.0], 4), ([1.0] * 200, 100)])

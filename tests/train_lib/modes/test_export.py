@@ -17,8 +17,7 @@ from PIL import Image
 from source_files import encoded
 
 from input_pipeline.common.errors import SettingError, UnusableError
-from train_lib.modes.classifier import open_classifier
-from train_lib.modes.export import check as export_check
+from train_lib.modes.classifier import Classifier
 from train_lib.modes.export import saved_model as export_room
 from train_lib.modes.export.child import largest_difference
 from train_lib.modes.export.saved_model import export
@@ -99,7 +98,7 @@ def test_the_averages_are_used(exported):
     """The small run has --ema_decay. Its checkpoint contains weights and averages, and they differ."""
     _, workdir, _ = exported
     config = make_config(model_options="width=0.25,dense_units=32,dense7_relu=true", image_size=28, pixels="minus_one_one")
-    classifier = open_classifier(config, Workdir(workdir), mirrored(1))
+    classifier = Classifier(config, Workdir(workdir), mirrored(1))
     tensors = classifier.checkpoint.tensors()
     kernel = classifier.state.weights()["model/conv1/kernel"].numpy()
     np.testing.assert_array_equal(kernel, tensors["ema/conv1/kernel"])
@@ -120,7 +119,7 @@ def test_the_folder_contains_the_documented_files(exported):
 @pytest.fixture
 def quick(tmp_path, monkeypatch):
     """A workdir with an untrained network. The check runs in this process."""
-    monkeypatch.setattr(export_check, "_difference_elsewhere", largest_difference)  # no new process, which takes seconds
+    monkeypatch.setattr(export_room, "_difference_elsewhere", largest_difference)  # no new process, which takes seconds
     return save_run(tmp_path / "run", make_config(model_options="width=0.1,dense_units=16"), "abc")
 
 
@@ -183,7 +182,7 @@ def test_an_interrupted_export_leaves_nothing(quick, monkeypatch):
 @pytest.mark.slow
 def test_a_process_that_cannot_load_it(tmp_path):
     with pytest.raises(UnusableError, match="a new process cannot use the exported model"):
-        export_check._difference_elsewhere(tmp_path, {})
+        export_room._difference_elsewhere(tmp_path, {})
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "link"])
@@ -237,7 +236,7 @@ def export_network(tmp_path, image_shape, values):
 @pytest.mark.parametrize("name", SMALL)
 def test_networks_and_settings(tmp_path, monkeypatch, name):
     """The export itself compares with the checkpoint, here in one process."""
-    monkeypatch.setattr(export_check, "_difference_elsewhere", largest_difference)  # no new process, which takes seconds
+    monkeypatch.setattr(export_room, "_difference_elsewhere", largest_difference)  # no new process, which takes seconds
     export_network(tmp_path, *SMALL[name])
 
 

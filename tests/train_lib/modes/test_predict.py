@@ -19,7 +19,7 @@ from train_lib.cli.inputs import list_images, printable
 from train_lib.evaluate import evaluate
 from train_lib.modes import classifier as classifier_room
 from train_lib.modes import predict as predict_room
-from train_lib.modes.classifier import open_classifier
+from train_lib.modes.classifier import Classifier
 from train_lib.modes.predict import predict
 from train_lib.records.workdir import Workdir
 
@@ -97,7 +97,7 @@ def test_several_replicas_give_what_one_gives(small_run, batch_size):
     workdir = Workdir(small_run[0])
     views = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 3), np.uint8)
     config = make_config(model_options="width=0.25,dense_units=32,dense7_relu=true", image_size=28, pixels="minus_one_one")
-    one, two = (open_classifier(config, workdir, mirrored(count)).logits(views, batch_size) for count in (1, 2))
+    one, two = (Classifier(config, workdir, mirrored(count)).logits(views, batch_size) for count in (1, 2))
     assert one.shape == two.shape == (3, 10)
     np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5)
 
@@ -165,7 +165,7 @@ def test_a_bad_file_at_either_end_and_a_whole_bad_batch(tmp_path):
     workdir = save_run(tmp_path / "run", make_config(), "abc")
     good, order = encoded(STAR), "bggbbbbbggbgb"
     write(tmp_path, {f"images/{index:02}.png": good if kind == "g" else b"bad" for index, kind in enumerate(order)})
-    classifier = open_classifier(make_config(), Workdir(workdir), mirrored(1))
+    classifier = Classifier(make_config(), Workdir(workdir), mirrored(1))
     paths = list_images(str(tmp_path / "images"))
     answers = list(predict_room.classify(classifier, paths, 2))
     assert [path for path, _, _ in answers] == paths
@@ -258,7 +258,7 @@ def test_a_garbled_description(tmp_path, how):
     garble, words = GARBLED[how]
     workdir = save_run(tmp_path / "run", make_config(), "abc", garble)
     with pytest.raises(UnusableError, match=f"progress.json: .*{words}"):
-        open_classifier(make_config(), Workdir(workdir), mirrored(1))
+        Classifier(make_config(), Workdir(workdir), mirrored(1))
 
 
 @pytest.mark.parametrize(("change", "words"), [
@@ -268,7 +268,7 @@ def test_a_garbled_description(tmp_path, how):
 def test_tensors_of_another_network(tmp_path, change, words):
     workdir = save_run(tmp_path / "run", make_config(), "abc", lambda about: about | change)
     with pytest.raises(UnusableError, match=words):
-        open_classifier(make_config(), Workdir(workdir), mirrored(1))
+        Classifier(make_config(), Workdir(workdir), mirrored(1))
 
 
 def test_a_folder_with_checkpoints_alone_is_enough(tmp_path):

@@ -21,7 +21,6 @@ from input_pipeline.common.errors import UnusableError
 from train_lib import config as config_lib
 from train_lib.cli import flags as flags_lib
 from train_lib.modes.report import page as report
-from train_lib.modes.report import sections
 from train_lib.records.workdir import Workdir
 
 HOSTILE = "<script>alert('1')</script>&\"$title{{ title }}{% if %}"
@@ -234,7 +233,7 @@ def test_a_long_run_does_not_make_a_long_page(workdir):
     assert len(text) < 600_000
     assert text.count('<th scope="row">') < 350 and "200 of 1000 rows" in text
     assert "7.77 (best) 777 " in " ".join(Page(text).text["epochs"].split())
-    x, y = sections.line(records[:20000], "step")
+    x, y = report.line(records[:20000], "step")
     assert len(x) == 400 and y[0] == np.mean(range(1, 51)) and x[-1] == pytest.approx(np.mean(range(19951, 20001)) / 100)
 
 

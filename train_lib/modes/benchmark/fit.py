@@ -1,23 +1,33 @@
-"""What the benchmark measures on Keras's own loop: `model.fit` here, and in a process with TensorFlow's defaults."""
+"""What the benchmark measures on Keras's own loop: `model.fit` here, and in a process with TensorFlow's defaults.
 
+This module is also that process, which `DefaultFitRow` starts.
+"""
+
+import functools
 import json
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
+import time
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from input_pipeline.common.errors import one_line_of
+from input_pipeline.common.errors import ExpectedError, one_line_of
+from input_pipeline.sources import open_source
+from input_pipeline.splits import open_split
 from train_lib import config as config_lib
 from train_lib import steps
 from train_lib.cli import environment
+from train_lib.distribution.strategy import create_strategy
+from train_lib.modes.benchmark.inputs import tutorial
 from train_lib.modes.benchmark.rows import Row, RowFailed, wait_for_devices
 from train_lib.state import create_state
 
-CHILD = "train_lib.modes.benchmark.child"
+CHILD = "train_lib.modes.benchmark.fit"
 # {--optimizer: makes the Keras optimizer to compare with, from an OptimizerConfig and the arguments that all of them take}.
 KERAS_OPTIMIZERS = {
     "sgd": lambda config, common: keras.optimizers.SGD(momentum=config.momentum, nesterov=config.nesterov, **common),
@@ -27,14 +37,9 @@ KERAS_OPTIMIZERS = {
 
 
 def make_fit_model(config, strategy, num_classes, image_shape, pixels=None, **compile_options):
-    """The network of a configuration with fresh weights, compiled for `model.fit`.
+    """The network of an ExperimentConfig with fresh weights under a strategy, compiled for `model.fit`.
 
-    Args:
-      config: ExperimentConfig.
-      strategy: the tf.distribute strategy to build and train it under.
-      num_classes, image_shape: of the data.
-      pixels: the PixelScaling that the model applies first; None if the images are scaled already.
-      compile_options: for `model.compile`.
+    `pixels` is the PixelScaling that the model applies first, to uint8 images as in the loop; None if they are scaled already.
 
     Raises:
       RowFailed: Keras has no optimizer to compare --optimizer with.
@@ -44,7 +49,6 @@ def make_fit_model(config, strategy, num_classes, image_shape, pixels=None, **co
         model = network
         if pixels is not None:
             images = keras.Input(tuple(image_shape), dtype="uint8")
-            # As in the loop, the model gets uint8 images.
             scale = keras.layers.Lambda(lambda images: steps.scale_pixels(images, pixels, network.inputs[0].dtype))
             model = keras.Model(images, network(scale(images)))
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -60,20 +64,17 @@ def make_fit_model(config, strategy, num_classes, image_shape, pixels=None, **co
 def make_fit_optimizer(config):
     """The Keras optimizer for an OptimizerConfig. Keras decays weights by a formula of its own, which costs the same."""
     if config.optimizer not in KERAS_OPTIMIZERS:
-        raise RowFailed(f"there is no entry for --optimizer={config.optimizer} in {__name__}.KERAS_OPTIMIZERS")
+        raise RowFailed(f"there is no entry for --optimizer={config.optimizer} in {CHILD}.KERAS_OPTIMIZERS")
     return KERAS_OPTIMIZERS[config.optimizer](config, {
-        "learning_rate": config.learning_rate,
-        "weight_decay": config.weight_decay or None,
-        "global_clipnorm": config.clip_global_norm or None,
-        "use_ema": bool(config.ema_decay),
-        "ema_momentum": config.ema_decay or 0.99,
-    })
+        "learning_rate": config.learning_rate, "weight_decay": config.weight_decay or None,
+        "global_clipnorm": config.clip_global_norm or None, "use_ema": bool(config.ema_decay),
+        "ema_momentum": config.ema_decay or 0.99})
 
 
 class FitRow(Row):
     """`model.fit` on the loop's own batches: one call per round, with as many steps per compiled call as the loop has."""
 
-    def __init__(self, bench):
+    def __init__(self, bench, name="model_fit"):
         super().__init__(bench)
         run, config = bench.run, bench.config
         if config.optimization.accumulate_steps > 1:
@@ -89,13 +90,7 @@ class FitRow(Row):
             config, run.strategy, len(run.source.class_names), run.train_split.image_shape, run.state.pixels,
             steps_per_execution=steps_per_execution, jit_compile=config.device.xla == "on")
 
-    def warm_up(self):
-        """Traces and compiles the model; returns images/s of the second call."""
-        self.measure(self._bench.config.device.steps_per_loop)
-        return self.measure(self._bench.config.device.steps_per_loop)
-
-    def measure(self, num_steps):
-        """Returns images/s of one call of fit; `num_steps` is a multiple of steps_per_loop."""
+    def _take(self, num_steps):
         start = self._bench.clock()
         try:
             self._model.fit(self._dataset, epochs=1, steps_per_epoch=num_steps, verbose=0, shuffle=False)
@@ -105,19 +100,22 @@ class FitRow(Row):
             # We cannot fix this: Keras 3 promises little for model.fit under tf.distribute.
             raise RowFailed(f"model.fit fails under this strategy: {one_line_of(error)}") from None
         wait_for_devices()
-        return self._bench.images_per_second(num_steps, self._bench.clock() - start)
+        return num_steps, self._bench.clock() - start
 
 
-class DefaultFitRow:
+class DefaultFitRow(Row):
     """`model.fit` as tutorials write it, in a child process that runs one round per message.
 
     Messages and answers are JSON, one line each. The first message is the configuration, whose answer is {}. All others are
     {"steps": n}, whose answer is {"seconds", "seconds_after_last_step"}. Any answer may be {"error": text} instead.
+
+    Attributes:
+      stalls: seconds that fit took to return after the last step, while its iterator ended; one entry per round.
     """
 
-    def __init__(self, bench):
-        self._bench = bench
-        self.stalls = []  # seconds that fit took to return after the last step, one entry per round
+    def __init__(self, bench, name="model_fit_default"):
+        super().__init__(bench)
+        self.stalls = []
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, `close` closes it
         users = environment.of_the_user()
         root = str(pathlib.Path(__file__).resolve().parents[3])
@@ -129,18 +127,16 @@ class DefaultFitRow:
             env=users | own)
 
     def warm_up(self):
-        """Lets the child load the data and compile the model; returns images/s of its second call."""
-        self._ask(config_lib.to_values(self._bench.config))
+        self._ask(config_lib.to_values(self._bench.config))  # the child loads the data and compiles the model
         self.measure(2)
         speed = self.measure(4)
         self.stalls.clear()
         return speed
 
-    def measure(self, num_steps):
-        """Returns images/s of one call of fit."""
+    def _take(self, num_steps):
         answer = self._ask({"steps": num_steps})
         self.stalls.append(answer["seconds_after_last_step"])
-        return self._bench.images_per_second(num_steps, answer["seconds"])
+        return num_steps, answer["seconds"]
 
     def _ask(self, message):
         try:
@@ -150,20 +146,66 @@ class DefaultFitRow:
             line = ""
         if not line.endswith("\n"):  # the pipe closes when the child ends for any reason
             code = self._child.wait()
-            how = f"by signal {-code}" if code < 0 else f"with code {code} ({self._last_words()})"
-            raise RowFailed(f"its process ended {how}")
+            self._errors.seek(0)
+            printed = [line.strip() for line in self._errors if line.strip()] or ["it printed no error"]
+            raise RowFailed(f"its process ended {f'by signal {-code}' if code < 0 else f'with code {code} ({printed[-1]})'}")
         answer = json.loads(line)
         if "error" in answer:
             raise RowFailed(answer["error"])
         return answer
-
-    def _last_words(self):
-        self._errors.seek(0)
-        lines = [line.strip() for line in self._errors if line.strip()]
-        return lines[-1] if lines else "it printed no error"
 
     def close(self):
         """Kills the child, which may be waiting for threads of tf.data."""
         self._child.kill()
         self._child.wait()
         self._errors.close()
+
+
+def prepare_fit(config):
+    """The child process: loads the data of an ExperimentConfig and compiles its network.
+
+    Returns a function that calls `model.fit` once with a number of steps and returns the answer to the parent.
+    """
+    strategy, source = create_strategy(config), open_source(config.data)
+    split = open_split(config.data, source, config.data.train_split, "train_split", log=lambda line: None)
+    if not hasattr(split, "images"):
+        raise RowFailed("the images do not fit in memory, where tutorials have them")
+    batch_size = config.optimization.global_batch_size
+    model = make_fit_model(config, strategy, len(source.class_names), split.image_shape)
+
+    @functools.lru_cache(maxsize=1)
+    def dataset(num_steps):
+        index = np.arange(num_steps * batch_size) % split.num_examples  # repeats the images of a small split
+        return tutorial(split.images[index], split.labels[index], batch_size, epochs=1)
+
+    def fit(num_steps):
+        batches, ends = dataset(num_steps), []
+        after_last_step = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: ends.append(time.monotonic()))
+        start = time.monotonic()
+        model.fit(batches, epochs=1, callbacks=[after_last_step])
+        end = time.monotonic()
+        return {"seconds": end - start, "seconds_after_last_step": end - ends[0]}
+
+    return fit
+
+
+def serve(messages, answers):
+    """The child process: answers each line until there are no more. An error becomes an answer too."""
+    fit = None
+    for line in messages:
+        try:
+            message = json.loads(line)
+            if fit is None:
+                fit, answer = prepare_fit(config_lib.from_values(message)), {}
+            else:
+                answer = fit(message["steps"])
+        except (ExpectedError, RowFailed, ValueError, TypeError, RuntimeError, tf.errors.OpError) as error:
+            answer = {"error": one_line_of(error)}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    # Only answers go through the pipe. What Keras and TensorFlow print is thrown away.
+    with os.fdopen(os.dup(1), "w") as pipe, open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        serve(sys.stdin, pipe)

@@ -1,12 +1,18 @@
-"""The rows of the benchmark that draw batches and train nothing: this project's input, and what it is compared with."""
+"""The rows of the benchmark that draw batches and train nothing: this project's input, and what it is compared with.
+
+Those are the pipelines of tutorials and of per-example code, and the parts of a stream. `epochs` is how often the examples are
+repeated; None, the usual case, repeats them without end. They repeat before the shuffle. Otherwise the shuffle buffer would be
+refilled at the end of each epoch, in some of the short rounds of a benchmark and not in others.
+"""
 
 import contextlib
 import types
 
+import numpy as np
 import tensorflow as tf
 
-from input_pipeline.common.batches import without_autotune
-from train_lib.modes.benchmark import pipelines
+from input_pipeline.common.batches import CORES, without_autotune
+from input_pipeline.images import decoding
 from train_lib.modes.benchmark.rows import OF_A_STREAM, Row, RowFailed
 
 INPUT_SECONDS = 0.3  # the least length of a round; it ends with the first call after that
@@ -18,6 +24,9 @@ DRAINED_BATCHES, DRAINED_SECONDS = 8, 0.1
 FIRST_EPOCH_SECONDS = 10.0  # at most, for the first pass over the files of a stream
 SAMPLED_IMAGES = 16  # of the first images of a stream
 LARGEST_BUFFER = 1e9  # bytes that the tutorial's shuffle may need; a benchmark must not fill the memory
+SHUFFLED = 10_000  # examples
+SHUFFLED_RECORDS = 1024  # encoded examples, fewer than a real stream shuffles: more would cost memory, not time
+PREFETCHED_BATCHES = 2
 
 # Deleting an iterator whose autotune is on waits for a thread of tf.data, for up to minutes.
 _kept_alive = []
@@ -30,31 +39,23 @@ def _draw_compiled(iterator, count):
 
 
 class DrawnRow(Row):
-    """Batches drawn on the host and thrown away: several in one compiled call, as the loop draws them.
-
-    Args:
-      bench: Bench.
-      name: of the row, one of `INPUTS`.
-
-    Raises:
-      RowFailed: the row means nothing for the data.
-    """
+    """Batches drawn on the host and thrown away: several in one compiled call, as the loop draws them."""
 
     def __init__(self, bench, name):
         super().__init__(bench)
-        self._iterator = iter(open_batches(bench, name))
-        self._batches_per_call = 1
+        self._iterator, self._batches_per_call = iter(open_batches(bench, name)), 1
         _kept_alive.append(self._iterator)
 
     def warm_up(self):
-        """Starts the pipeline, which fills its buffers; returns images/s."""
         return self.measure()
 
     def measure(self, num_steps=0):
         """Returns images/s over `INPUT_SECONDS`. `num_steps` only matters for rows that train."""
-        del num_steps
         self._draw(DRAINED_BATCHES, DRAINED_SECONDS)
-        return self._bench.images_per_second(*self._draw(FEWEST_BATCHES, INPUT_SECONDS))
+        return super().measure(num_steps)
+
+    def _take(self, num_steps):
+        return self._draw(FEWEST_BATCHES, INPUT_SECONDS)
 
     def _draw(self, fewest, shortest):
         start, done, seconds = self._bench.clock(), 0, 0.0
@@ -78,11 +79,9 @@ class ReadRow(DrawnRow):
     """A stream's records, unparsed. Its warm-up reads the files once, so that no round is the first to read them.
 
     Attributes:
-      first_epoch: figures of that pass, {"images", "seconds", "images_per_second", "complete"}; None before it. "complete" is
-        False if there are so many files that it was ended early. Then the rounds of all rows read from the disk too.
+      first_epoch: figures of that pass, {"images", "seconds", "images_per_second", "complete"}. "complete" is False if so many
+        files exist that it was ended early. Then the rounds of all rows read from the disk too.
     """
-
-    first_epoch = None
 
     def warm_up(self):
         """Reads an epoch, for at most `FIRST_EPOCH_SECONDS`; returns images/s of a measurement after that."""
@@ -91,8 +90,7 @@ class ReadRow(DrawnRow):
         done, start, seconds = 0, self._bench.clock(), 0.0
         while done < batches and seconds < FIRST_EPOCH_SECONDS:
             next(self._iterator)
-            done += 1
-            seconds = self._bench.clock() - start
+            done, seconds = done + 1, self._bench.clock() - start
         self.first_epoch = {"images": done * batch_size, "seconds": seconds, "images_per_second": done * batch_size / seconds,
                             "complete": done == batches}
         if done < batches:
@@ -112,24 +110,24 @@ def open_batches(bench, name):
         raise RowFailed("the images are in memory; this row measures a part of --input=stream")
     if not in_memory and name in ("numpy_gather", "tutorial"):
         raise RowFailed("the images of a stream are not in memory")
-    match name:
-        case "input" | "read_decode_augment":  # the latter repeats `input` next to its parts, which also shows the noise
-            return bench.run.training_dataset()
-        case "read" | "read_decode" | "decode_crop":
-            if name == "decode_crop":
-                _refuse_other_than_jpegs(split)
-            return pipelines.part_of_stream(name, split, size, config.general.seed, augmentations)
-        case "numpy_gather":
-            return pipelines.numpy_gather(split.images, split.labels, size)
-        case "canonical":
-            if in_memory:
-                return pipelines.canonical(*_tensors(bench), size, augmentations)
-            return pipelines.canonical_stream(split, size, augmentations)
-        case "tutorial":
-            if 4 * split.images[0].size * min(pipelines.SHUFFLED, split.num_examples) > LARGEST_BUFFER:
-                height, width, _ = split.image_shape
-                raise RowFailed(f"its shuffle buffer would hold {pipelines.SHUFFLED:,} float images of {height} x {width}")
-            return pipelines.tutorial(*_tensors(bench), size)
+    if name == "tutorial" and 4 * split.images[0].size * min(SHUFFLED, split.num_examples) > LARGEST_BUFFER:
+        height, width, _ = split.image_shape
+        raise RowFailed(f"its shuffle buffer would hold {SHUFFLED:,} float images of {height} x {width}")
+    if name == "decode_crop":
+        _refuse_other_than_jpegs(split)
+    if name in ("input", "read_decode_augment"):  # the latter repeats `input` next to its parts, which also shows the noise
+        return bench.run.training_dataset()
+    if name in OF_A_STREAM:
+        return part_of_stream(name, split, size, config.general.seed, augmentations)
+    if name == "numpy_gather":
+        return numpy_gather(split.images, split.labels, size)
+    if not in_memory:
+        return canonical_stream(split, size, augmentations)
+    if "tensors" not in bench.shared:  # images and labels in TensorFlow's memory, once for the rows that slice them
+        with tf.device("/cpu:0"):
+            bench.shared["tensors"] = tf.constant(split.images), tf.constant(split.labels)
+    images, labels = bench.shared["tensors"]
+    return tutorial(images, labels, size) if name == "tutorial" else canonical(images, labels, size, augmentations)
 
 
 def _refuse_other_than_jpegs(split):
@@ -139,10 +137,106 @@ def _refuse_other_than_jpegs(split):
                 raise RowFailed("not all images are JPEGs, the only format that can be decoded in part")
 
 
-def _tensors(bench):
-    """Images and labels in TensorFlow's memory, once for all rows that slice them."""
-    if "tensors" not in bench.shared:
-        with tf.device("/cpu:0"):
-            split = bench.run.train_split
-            bench.shared["tensors"] = tf.constant(split.images), tf.constant(split.labels)
-    return bench.shared["tensors"]
+def tutorial(images, labels, batch_size, epochs=None):
+    """The pipeline of tutorials: slices, map(cast), shuffle(10000), batch. No augmentation, TensorFlow's own options.
+
+    The images are uint8 [n, height, width, 3] and the labels int32 [n], arrays or tensors. Returns a Dataset of pairs: images,
+    float32 [batch_size, height, width, 3] in [0, 1], and labels, int32 [batch_size]. A shorter last batch is dropped.
+    """
+    slices = tf.data.Dataset.from_tensor_slices((images, labels)).map(_scaled)
+    repeated = slices if epochs == 1 else slices.repeat(epochs)
+    return repeated.shuffle(SHUFFLED).batch(batch_size, drop_remainder=True)
+
+
+def _scaled(image, label):
+    return tf.cast(image, tf.float32) / 255, label
+
+
+def canonical(images, labels, batch_size, augmentations, epochs=None):
+    """The recommended pipeline that works on one example at a time, with the augmentations of `ResidentSplit`.
+
+    It shuffles first, so that the buffer holds uint8. Then each example is padded with zeros by an eighth of the height, cropped
+    and flipped at random and cast; then batch and prefetch. All parallelism and buffers are AUTOTUNE. Images and elements are
+    those of `tutorial`.
+    """
+    padding = images.shape[1] // 8
+
+    def cropped(image, label):
+        if "crop" in augmentations:
+            padded = tf.pad(image, [(padding, padding), (padding, padding), (0, 0)])
+            image = tf.image.random_crop(padded, tuple(images.shape[1:]))
+        return image, label
+
+    slices = tf.data.Dataset.from_tensor_slices((images, labels)).repeat(epochs).shuffle(SHUFFLED)
+    return _flipped_and_scaled(slices, cropped, augmentations).batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+
+
+def canonical_stream(split, batch_size, augmentations, epochs=None):
+    """`canonical` for a StreamingSplit: decodes, resizes, crops, flips and casts record by record, AUTOTUNE everywhere."""
+    size = split.image_size
+
+    def cropped(_, record):
+        example = split.source.parse(record)
+        image = decoding.resize_short_side(decoding.decode(example["image"]), size + split.margin)
+        return tf.image.random_crop(image, (size, size, 3)), tf.cast(example["label"], tf.int32)
+
+    records = split.source.records(split.split).repeat(epochs).shuffle(SHUFFLED_RECORDS)
+    examples = _without_bad(split, _flipped_and_scaled(records, cropped, augmentations))
+    return examples.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+
+
+def _flipped_and_scaled(elements, cropped, augmentations):
+    def prepared(*element):
+        image, label = cropped(*element)
+        return _scaled(tf.image.random_flip_left_right(image) if "flip" in augmentations else image, label)
+
+    return elements.map(prepared, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def part_of_stream(name, split, batch_size, seed, augmentations, epochs=None):
+    """The first steps of what a StreamingSplit does, in batches, in a shuffled order. Nothing is resized or flipped.
+
+    Args:
+      name: of a row in `config_lib.BENCHMARK_ROWS`: "read", "read_decode" or "decode_crop".
+      split: StreamingSplit.
+      batch_size, seed, augmentations: as in training.
+      epochs: see the module.
+
+    Returns:
+      Dataset of (first pixel of the decoded part, uint8 [batch_size, 3]; label, int64 [batch_size]), without autotune; for "read"
+      of (number, int64 [batch_size]; serialized example, bytes [batch_size]). Whole images of different sizes cannot be batched;
+      without any pixel, TensorFlow would leave out the decoding.
+    """
+
+    def decode(position, numbered):
+        example = split.source.parse(numbered[1])
+        if name == "read_decode":
+            return decoding.decode(example["image"])[0, 0], example["label"]
+        window_of, _ = split.random_window(seed, position, augmentations)
+        height, width, _ = tf.unstack(tf.image.extract_jpeg_shape(example["image"]))
+        image = tf.image.decode_and_crop_jpeg(example["image"], window_of(height, width), channels=3)
+        return image[0, 0], example["label"]
+
+    numbers = tf.data.Dataset.range(np.iinfo(np.int64).max if epochs is None else epochs)
+    examples = numbers.flat_map(lambda epoch: split.source.shuffled_records(split.split, seed, epoch, SHUFFLED_RECORDS))
+    if name != "read":
+        examples = _without_bad(split, examples.enumerate().map(decode, num_parallel_calls=CORES))
+    return without_autotune(examples.batch(batch_size, drop_remainder=True).prefetch(PREFETCHED_BATCHES))
+
+
+def _without_bad(split, examples):
+    return examples.ignore_errors() if split.source.bad.limit else examples
+
+
+def numpy_gather(images, labels, batch_size):
+    """Yields batches of whole images without end, gathered by NumPy in random order in one thread, with no other work.
+
+    This is the upper bound of what memory allows. Elements are (uint8 [batch_size, ...], int32 [batch_size]). If batch_size does
+    not divide an epoch, its last batch goes on with examples of the next epoch.
+    """
+    generator, order = np.random.default_rng(0), np.empty(0, np.int64)
+    while True:
+        while len(order) < batch_size:
+            order = np.concatenate([order, generator.permutation(len(labels))])
+        index, order = order[:batch_size], order[batch_size:]
+        yield images[index], labels[index]

@@ -7,9 +7,16 @@ from statistics import mean
 
 from train_lib.distribution.strategy import distribute
 from train_lib.hooks import Hook
-from train_lib.modes.benchmark.rows import refuse_diverged, wait_for_devices
+from train_lib.modes.benchmark.rows import Row, refuse_diverged, wait_for_devices
 from train_lib.records.terminal import ProgressBar
 from train_lib.train import Trainer
+
+
+@contextlib.contextmanager
+def _unseen():
+    """Sends what the loop prints nowhere. Drawing still costs what it costs, but does not mix with the benchmark's own lines."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
 
 
 class Meter(Hook):
@@ -26,130 +33,79 @@ class Meter(Hook):
     def after_part(self, run, part, seconds):
         self.seconds[part].append(seconds)
 
-    def mean_seconds(self, part):
-        """Mean seconds of one call of a part, without its first call, which also opens files."""
-        return mean(self.seconds[part][1:] or self.seconds[part])
 
-
-class LoopRow:
+class LoopRow(Row):
     """The real Trainer: input, compiled loop, train records, progress bar and checkpoints, as often as the run would have them.
 
     A round lasts seconds and an epoch minutes, so most rounds would contain no checkpoint and some would contain one. Instead,
     each round is charged with its share: the seconds of its checkpoints are taken out, and the mean cost of a checkpoint is
     spread over the steps between two.
 
+    "loop_constant" has one batch instead of the data, and the same Trainer, which is compiled once for both.
+
     Attributes:
-      wait_shares: for each round, the share of the compiled loop's time between asking for a batch and having it.
+      wait_shares: for each round, the share of the compiled loop's time between asking for a batch and having it. With a
+        constant batch, this is the cost of asking for a batch that is always ready.
     """
 
-    def __init__(self, bench):
-        self._bench, run = bench, bench.run
-        self.meter = Meter()
-        with _unseen():
-            self.trainer = Trainer(run, [self.meter], bench.clock)
-            self.batches = run.training_batches()
-            bar = next(index for index, hook in enumerate(self.trainer.hooks) if isinstance(hook, ProgressBar))
-            self.trainer.hooks[bar] = ProgressBar(run, bench.clock, is_terminal=True)
-        self.wait_shares = []
-        self.every_steps = _cadence(run)
-        bench.shared["loop"] = self
+    @_unseen()
+    def __init__(self, bench, name):
+        super().__init__(bench)
+        run, self.wait_shares = bench.run, []
+        if "trainer" not in bench.shared:
+            trainer = Trainer(run, [meter := Meter()], bench.clock)
+            bar = ProgressBar(run, bench.clock, is_terminal=True)
+            trainer.hooks = [bar if isinstance(hook, ProgressBar) else hook for hook in trainer.hooks]
+            bench.shared["trainer"] = trainer, meter
+        self._trainer, self._meter = bench.shared["trainer"]
+        self._batches = run.training_batches() if name == "loop" else distribute(
+            run.strategy, lambda shard: run.training_dataset(shard=shard).take(shard.local_replicas).cache().repeat())
+        horizon = min(run.plan.schedule_steps, 20_000)
+        saves = sum(run.plan.checkpoint_due(step) for step in range(1, horizon + 1))
+        # {part of the bookkeeping: steps between two calls}. The last step of a run is always saved.
+        self.every_steps = {"checkpoint": horizon / max(saves, 1), "record": run.config.cadence.log_every_steps,
+                            "display": run.config.device.steps_per_loop}
 
     def costs(self):
-        """{part of the bookkeeping: mean seconds of one call}."""
-        return {name: self.meter.mean_seconds(part)
-                for name, part in (("checkpoint", "save"), ("record", "record"), ("display", "show"))}
+        """{part of the bookkeeping: mean seconds of one call}, without the first call, which also opens files."""
+        seconds, parts = self._meter.seconds, {"checkpoint": "save", "record": "record", "display": "show"}
+        return {name: mean(seconds[part][1:] or seconds[part]) for name, part in parts.items()}
 
+    @_unseen()
     def warm_up(self):
-        """Traces and compiles; returns images/s of the calls after the first. Also learns what records and checkpoints cost."""
-        trainer, wanted = self.trainer, min(3, self._bench.config.device.steps_per_loop)
-        with _unseen():
-            for _ in range(3):
-                trainer.advance(self.batches, trainer.state.step + 1)
-                self._refuse_diverged()
-                trainer.record()
-                trainer.save(True)
-            start = self._bench.clock()
-            trainer.advance(self.batches, trainer.state.step + wanted)
-            wait_for_devices()
-        return self._bench.images_per_second(wanted, self._bench.clock() - start)
+        """Also learns what records and checkpoints cost."""
+        trainer = self._trainer
+        for _ in range(3):
+            self._advance(1)
+            trainer.record()
+            trainer.save(True)
+        start, wanted = self._bench.clock(), min(3, self._bench.config.device.steps_per_loop)
+        self._advance(wanted)
+        wait_for_devices()
+        return wanted * self._bench.batch_size / (self._bench.clock() - start)
 
-    def measure(self, num_steps, batches=None):
-        """Images/s, with each step's share of a checkpoint. `batches` may replace the run's own."""
-        trainer, meter, first = self.trainer, self.meter, self.trainer.state.step
-        saved = sum(meter.seconds["save"])
-        meter.trained = meter.waited = 0.0
+    def _advance(self, num_steps):
+        self._trainer.advance(self._batches, self._trainer.state.step + num_steps)
+        refuse_diverged(self._bench.config, self._trainer.has_diverged())
+
+    @_unseen()
+    def _take(self, num_steps):
+        trainer, meter, first = self._trainer, self._meter, self._trainer.state.step
+        saved, meter.trained, meter.waited = sum(meter.seconds["save"]), 0.0, 0.0
         start = self._bench.clock()
-        with _unseen():
-            while trainer.state.step < first + num_steps:
-                trainer.turn(batches or self.batches)
-                self._refuse_diverged()
+        while trainer.state.step < first + num_steps:
+            trainer.turn(self._batches)
+            refuse_diverged(self._bench.config, trainer.has_diverged())
         wait_for_devices()
         seconds = self._bench.clock() - start - (sum(meter.seconds["save"]) - saved)
         self.wait_shares.append(meter.waited / meter.trained)
         done = trainer.state.step - first
-        return self._bench.images_per_second(done, seconds + done * self.costs()["checkpoint"] / self.every_steps["checkpoint"])
-
-    def _refuse_diverged(self):
-        refuse_diverged(self._bench.config, not self.trainer.has_diverged())
+        return done, seconds + done * self.costs()["checkpoint"] / self.every_steps["checkpoint"]
 
     def traces(self):
         """How often the compiled loop was traced. More than once means that something compiles again and again."""
-        return self.trainer.train_loop.experimental_get_tracing_count()
+        return self._trainer.train_loop.experimental_get_tracing_count()
 
+    @_unseen()
     def close(self):
-        """Ends the progress bar."""
-        with _unseen():
-            self.trainer.tell("on_stop")
-
-
-class ConstantLoopRow:
-    """The row `loop` with one batch instead of the data: the same Trainer, compiled loop and bookkeeping.
-
-    Attributes:
-      wait_shares: as in LoopRow; here it is the cost of asking for a batch that is always ready.
-    """
-
-    def __init__(self, bench):
-        self._is_alone = "loop" not in bench.shared
-        self._loop = LoopRow(bench) if self._is_alone else bench.shared["loop"]
-        self.wait_shares = []
-        self._batches = distribute(
-            bench.run.strategy,
-            lambda shard: bench.run.training_dataset(shard=shard).take(shard.local_replicas).cache().repeat())
-
-    def warm_up(self):
-        """Does what LoopRow.warm_up does, unless it was done already; returns images/s of some steps."""
-        if self._is_alone:
-            self._loop.warm_up()
-        speed = self.measure(1)
-        self.wait_shares.clear()
-        return speed
-
-    def measure(self, num_steps):
-        """Images/s, counted like those of LoopRow."""
-        speed = self._loop.measure(num_steps, self._batches)
-        self.wait_shares.append(self._loop.wait_shares.pop())
-        return speed
-
-    def close(self):
-        """Ends a loop of its own."""
-        if self._is_alone:
-            self._loop.close()
-
-
-@contextlib.contextmanager
-def _unseen():
-    """Sends what the loop prints nowhere. Drawing still costs what it costs, but does not mix with the benchmark's own lines."""
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        yield
-
-
-def _cadence(run):
-    """{part of the bookkeeping: steps between two calls}, according to the plan of the run."""
-    horizon = min(run.plan.schedule_steps, 20_000)
-    saves = sum(run.plan.checkpoint_due(step) for step in range(1, horizon + 1))
-    return {
-        "checkpoint": horizon / max(saves, 1),  # the last step is always saved
-        "record": run.config.cadence.log_every_steps,
-        "display": run.config.device.steps_per_loop,
-    }
+        self._trainer.tell("on_stop")

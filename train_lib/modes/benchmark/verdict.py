@@ -1,24 +1,35 @@
-"""Turns measured rounds into figures, a verdict and a table. Pure functions."""
+"""Turns measured rounds into figures, a verdict, a table and a chart."""
 
+import textwrap
 from statistics import mean, median
 
-from alexnet import names
-from train_lib.config import BENCHMARK_ROWS
-from train_lib.modes.benchmark.rows import OF_A_STREAM, RATIOS
+import matplotlib.figure
 
+from alexnet import names
+from input_pipeline.common.small_files import unusable
+from train_lib.config import BENCHMARK_ROWS
+from train_lib.modes.benchmark.rows import INPUTS, OF_A_STREAM
+
+# Each row is divided by the other.
+RATIOS = (
+    ("input", "canonical"), ("input", "tutorial"), ("input", "numpy_gather"), ("input", "decode_crop"),
+    ("read_decode", "read"), ("read_decode_augment", "read_decode"), ("input", "step"), ("step", "one_device"),
+    ("loop", "step"), ("loop", "loop_constant"), ("loop", "model_fit"), ("loop", "model_fit_default"),
+)
 SECONDS_PER_ROW = 2.5  # mean length of a round over the rows; shorter rounds measure the hiccups of the machine
 MOST_SECONDS = 100.0  # for all rounds together
 MOST_ROUNDS, FEWEST_ROUNDS = 5, 3
 INPUT_MARGIN, LOOP_MARGIN = 1.1, 0.9
 LARGE_SHARE = 0.05  # of the loop's time; a part of the bookkeeping that takes more is what to change first
+# {legend: (rows that only draw batches?, colour)}. Colour-blind readers can tell the colours apart too.
+KINDS = {"batches drawn, no training": (True, "#4477aa"), "training": (False, "#ee7733")}
+CAPTION_WIDTH = 108  # characters
 
 
 def choose_length(seconds_per_step, steps_per_loop):
-    """Returns how many steps a round has, which is the same for every row, and how many rounds to measure.
+    """Returns how many steps a round of every row has, a multiple of `steps_per_loop`, and how many rounds to measure.
 
-    Args:
-      seconds_per_step: one value per row that trains, measured after its first call.
-      steps_per_loop: the steps of a round are a multiple of this.
+    `seconds_per_step` has one value per row that trains, measured after its first call.
     """
     if not seconds_per_step:
         return steps_per_loop, MOST_ROUNDS
@@ -30,11 +41,8 @@ def choose_length(seconds_per_step, steps_per_loop):
 
 def row_figures(rounds):
     """The "rows" of benchmark.json, from {row: [images/s of each round]}."""
-    return [
-        {"name": name, "images_per_second": median(values), "low": min(values), "high": max(values), "rounds": len(values),
-         "images_per_second_by_round": values}
-        for name, values in rounds.items()
-    ]
+    return [{"name": name, "images_per_second": median(values), "low": min(values), "high": max(values), "rounds": len(values),
+             "images_per_second_by_round": values} for name, values in rounds.items()]
 
 
 def ratio_figures(rounds):
@@ -46,20 +54,12 @@ def ratio_figures(rounds):
 
 
 def bookkeeping_figures(seconds, every_steps, seconds_per_step):
-    """The share of the loop's time that each part of its bookkeeping takes.
+    """The "bookkeeping" of benchmark.json: the share of the loop's time that each part of its bookkeeping takes.
 
-    Args:
-      seconds: {part: mean seconds of one call}.
-      every_steps: {part: steps between two calls in a real run}.
-      seconds_per_step: of the whole loop, bookkeeping included.
-
-    Returns:
-      {"share", "seconds_per_step", "parts": {part: {"seconds", "every_steps", "share"}}}.
+    It is computed from {part: mean seconds of one call}, {part: steps between two calls} and the seconds of the whole loop.
     """
-    parts = {
-        part: {"seconds": cost, "every_steps": every_steps[part], "share": cost / every_steps[part] / seconds_per_step}
-        for part, cost in seconds.items()
-    }
+    parts = {part: {"seconds": cost, "every_steps": every_steps[part], "share": cost / every_steps[part] / seconds_per_step}
+             for part, cost in seconds.items()}
     return {"share": sum(part["share"] for part in parts.values()), "seconds_per_step": seconds_per_step, "parts": parts}
 
 
@@ -67,12 +67,10 @@ def decide(rounds, bookkeeping, config, on_gpu):
     """Returns a verdict, None if its rows were not measured, and a line with the reason for it and what to try next."""
     if not {"step", "loop"} <= rounds.keys():
         return None, "a verdict needs the rows step and loop, and preferably input"
-    share = ratio_figures(rounds)["loop/step"]
-    if "input" in rounds:
-        margin = median(a / b for a, b in zip(rounds["input"], rounds["step"], strict=True))
-        if margin < INPUT_MARGIN:
-            remedy = _lighter_input(config, rounds)
-            return "input-bound", f"the input alone reaches {margin:.2f} of the step's speed; try {remedy}"
+    ratios = ratio_figures(rounds)
+    share, margin = ratios["loop/step"], ratios.get("input/step", INPUT_MARGIN)
+    if margin < INPUT_MARGIN:
+        return "input-bound", f"the input alone reaches {margin:.2f} of the step's speed; try {_lighter_input(config, rounds)}"
     if share >= LOOP_MARGIN:
         remedy = "--precision=bfloat16" if on_gpu else _smaller_network(config)
         return "compute-bound", f"the loop reaches {share:.2f} of the bare step's speed; to go faster try {remedy}"
@@ -127,3 +125,41 @@ def table(result):
     if stalls:
         lines += ["", f"model_fit_default waits after its last step: {median(stalls):.2f} s (median), {max(stalls):.2f} s (most)"]
     return "\n".join(lines)
+
+
+def draw(result, path):
+    """Writes benchmark.png: a bar for each row with its spread over the rounds, and below them the ratios and the verdict."""
+    rows, caption = result["rows"][::-1], _caption(result)  # the first row is at the top
+    chart_inches, caption_inches = 0.8 + 0.36 * len(rows), 0.2 + 0.16 * len(caption)
+    inches = chart_inches + caption_inches
+    figure = matplotlib.figure.Figure(figsize=(9, inches))
+    axes = figure.subplots()
+    for legend, (draws_only, colour) in KINDS.items():
+        for place, row in enumerate(rows):
+            if (row["name"] in INPUTS) == draws_only:
+                middle, low, high = row["images_per_second"], row["low"], row["high"]
+                axes.barh(place, middle, 0.7, xerr=[[middle - low], [high - middle]], color=colour, capsize=3, label=legend)
+                axes.annotate(f"{middle:,.0f}", (high, place), (6, 0), textcoords="offset points", va="center")
+                legend = None  # one entry is enough
+    axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    axes.set_xscale("log")  # input and training are decades apart: on a linear scale, some bars would be too short to see
+    axes.set_xlim(min(row["low"] for row in rows) / 3, 6 * max(row["high"] for row in rows))
+    axes.set_xlabel("images/s, logarithmic; bar: median of the rounds, line: lowest to highest")
+    about, (height, width, _) = result["environment"], result["environment"]["image_shape"]
+    axes.set_title(f"{about['model']}, {about['dataset']} {height} x {width}, batches of {about['global_batch_size']}, "
+                   f"{about['devices']}, {about['cores']} cores", fontsize=10)
+    axes.legend(fontsize=8, loc="lower right")
+    figure.text(0.02, 0.12 / inches, "\n".join(caption), fontsize=8.5, va="bottom", family="monospace")
+    figure.tight_layout(rect=(0, caption_inches / inches, 1, 1))
+    with unusable(path):
+        figure.savefig(path, dpi=120)
+
+
+def _caption(result):
+    """Lines of text: the ratios in two columns, the share of waiting, the verdict."""
+    ratios = [f"{name:<31} {value:9.3f}" for name, value in result["ratios"].items()]
+    half = (len(ratios) + 1) // 2
+    lines = [f"{left}    {right}".rstrip() for left, right in zip(ratios[:half], [*ratios[half:], ""], strict=False)]
+    if result["data_wait_share"] is not None:
+        lines.append(f"waiting for data: {100 * result['data_wait_share']:.2f} % of the compiled loop's time")
+    return [*lines, *textwrap.wrap(f"{result['verdict'] or 'no verdict'}: {result['advice']}", CAPTION_WIDTH)]

@@ -1,6 +1,6 @@
 """The process that uses a SavedModel as anybody would: with TensorFlow, but without a module of this project.
 
-`check.py` starts it as `python -P child.py SAVED_MODEL CASES.npz`. It prints the largest difference from the expected values.
+`saved_model.py` starts it as `python -P child.py SAVED_MODEL CASES.npz`. It prints the largest difference from what is expected.
 """
 
 import sys
@@ -10,15 +10,12 @@ import tensorflow as tf
 
 
 def largest_difference(saved_model, cases):
-    """How far the answers of a SavedModel are from the expected ones.
+    """The largest difference of a probability, of the probability of a named class, or between best probabilities in order.
 
     Args:
       saved_model: path.
       cases: {"class_names": bytes [classes], "batch_0": images, ..., "file_0": the bytes of an image file as uint8, ...,
         "expected_0": probabilities for a batch, ..., the last one for all files together}.
-
-    Returns:
-      The largest difference of a probability, of the probability of a named class, or between best probabilities in order.
     """
     signatures = tf.saved_model.load(saved_model).signatures
     batches, files = ([cases[name] for name in sorted(cases) if name.startswith(kind)] for kind in ("batch_", "file_"))

@@ -1,57 +1,31 @@
-"""The mode `export`: writes a checkpoint as a SavedModel that contains its preprocessing, and as a .keras file."""
+"""The mode `export`: writes a checkpoint as a SavedModel that contains its preprocessing, and as a .keras file.
+
+Both are compared with the checkpoint before anybody relies on them.
+"""
 
 import contextlib
 import errno
 import json
+import os
+import pathlib
 import shutil
+import subprocess
+import sys
+import tempfile
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from input_pipeline.common.errors import UnusableError, one_line_of
 from input_pipeline.images import decoding
 from train_lib.cli.failures import explained
-from train_lib.modes.classifier import open_classifier
-from train_lib.modes.export.check import check
+from train_lib.evaluate import make_eval_step
+from train_lib.modes.classifier import Classifier
 
-
-class Served(tf.Module):
-    """The two functions of the SavedModel. Both return the same answer for the same images.
-
-    Answer:
-      {"probabilities": float32 [n, classes], "top_classes": string [n, 5], "top_probabilities": float32 [n, 5]}, with the best
-      class first; fewer than 5 if there are fewer classes.
-
-    Args:
-      classifier: Classifier; its weights are saved with this object.
-    """
-
-    def __init__(self, classifier):
-        super().__init__()
-        self._weights = [variable.value for variable in classifier.state.model.variables]
-        self._classifier = classifier
-
-    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, "images")])
-    def classify_images(self, images):
-        """uint8 [n, height, width, 3] of any size -> the answer."""
-        return self._answer(self._classifier.view(images))
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "encoded")])
-    def classify_encoded(self, encoded):
-        """The bytes of image files, string [n], of any sizes and formats -> the answer."""
-        shape = tf.TensorSpec([*self._classifier.view.size, 3], tf.uint8)
-        return self._answer(tf.map_fn(self._view_of, encoded, fn_output_signature=shape))
-
-    def _view_of(self, encoded):
-        return self._classifier.view(decoding.decode_unchecked(encoded))
-
-    def _answer(self, views):
-        logits = self._classifier.eval_step({"image": views})
-        probabilities = tf.cast(tf.nn.softmax(logits), tf.float32)
-        top = tf.math.top_k(logits, self._classifier.top).indices
-        names = tf.constant([name.encode("utf-8", "surrogateescape") for name in self._classifier.class_names])
-        best = tf.gather(probabilities, top, batch_dims=1)
-        return {"probabilities": probabilities, "top_classes": tf.gather(names, top), "top_probabilities": best}
+CHILD = pathlib.Path(__file__).with_name("child.py")
+# For probabilities that one machine computes twice. The saved graph may be fused, and so rounded, in another way.
+TOLERANCE = {"float32": 1e-5, "float64": 1e-5, "bfloat16": 0.02, "float16": 0.005}
 
 
 def export(config, workdir):
@@ -64,7 +38,7 @@ def export(config, workdir):
     tf.config.set_visible_devices([], "GPU")
     target = workdir.export_target(config)
     with explained(config):
-        classifier = open_classifier(config, workdir, tf.distribute.get_strategy())
+        classifier = Classifier(config, workdir, tf.distribute.get_strategy())
         with _folder_by_rename(target) as folder:
             _write(classifier, config, folder)
             difference = check(classifier, folder, config.network.precision)
@@ -82,39 +56,6 @@ def export(config, workdir):
     return 0
 
 
-def _write(classifier, config, folder):
-    served = Served(classifier)
-    signatures = {"serving_default": served.classify_images, "encoded": served.classify_encoded}
-    try:
-        tf.saved_model.save(served, folder / "saved_model", signatures)
-    except tf.errors.OpError as error:  # TensorFlow's error if the disk is full
-        raise OSError(errno.EIO, one_line_of(error)) from None
-    keras_model(classifier).save(folder / "model.keras")
-    description = {
-        "checkpoint": classifier.checkpoint.folder.name,
-        "step": classifier.checkpoint.step,
-        "model": config.network.model,
-        "model_options": config.network.model_options,
-        "precision": config.network.precision,
-        "image_shape": list(classifier.state.model.inputs[0].shape[1:]),
-        "test_crops": config.modes.test_crops,
-        "class_names": list(classifier.class_names),
-    }
-    (folder / "export.json").write_text(json.dumps(description, indent=1) + "\n")
-
-
-def keras_model(classifier):
-    """A Keras model from pixels in [0, 255], [n, height, width, 3] of the network's size, to probabilities [n, classes]."""
-    network, pixels = classifier.state.model, classifier.state.pixels
-    dtype = network.inputs[0].dtype
-    return keras.Sequential([
-        keras.Input(network.inputs[0].shape[1:], dtype=dtype, name="pixels"),
-        keras.layers.Rescaling(pixels.scale.tolist(), (-pixels.offset * pixels.scale).tolist(), dtype=dtype, name="scale_pixels"),
-        network,
-        keras.layers.Activation("softmax", dtype=dtype, name="probabilities"),
-    ], name=f"{network.name}_classifier")
-
-
 @contextlib.contextmanager
 def _folder_by_rename(target):
     """Inside, an empty folder exists. It becomes `target` at the end, or is removed after an error."""
@@ -129,3 +70,122 @@ def _folder_by_rename(target):
         raise UnusableError(f"--export_dir={target}: cannot be written ({reason}); make room, or give another folder") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write(classifier, config, folder):
+    served, network = Served(classifier), config.network
+    signatures = {"serving_default": served.classify_images, "encoded": served.classify_encoded}
+    try:
+        tf.saved_model.save(served, folder / "saved_model", signatures)
+    except tf.errors.OpError as error:  # TensorFlow's error if the disk is full
+        raise OSError(errno.EIO, one_line_of(error)) from None
+    keras_model(classifier).save(folder / "model.keras")
+    description = {
+        "checkpoint": classifier.checkpoint.folder.name, "step": classifier.checkpoint.step, "model": network.model,
+        "model_options": network.model_options, "precision": network.precision,
+        "image_shape": list(classifier.state.model.inputs[0].shape[1:]), "test_crops": config.modes.test_crops,
+        "class_names": list(classifier.class_names),
+    }
+    (folder / "export.json").write_text(json.dumps(description, indent=1) + "\n")
+
+
+class Served(tf.Module):
+    """The two functions of the SavedModel. Both return the same answer for the same images.
+
+    The answer is {"probabilities": float32 [n, classes], "top_classes": string [n, 5], "top_probabilities": float32 [n, 5]}, with
+    the best class first; fewer than 5 if there are fewer classes. The weights of the Classifier are saved with this object.
+    """
+
+    def __init__(self, classifier):
+        super().__init__()
+        self._weights = [variable.value for variable in classifier.state.model.variables]
+        self._classifier = classifier
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, "images")])
+    def classify_images(self, images):
+        """uint8 [n, height, width, 3] of any size -> the answer."""
+        return self._answer(self._classifier.view(images))
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "encoded")])
+    def classify_encoded(self, encoded):
+        """The bytes of image files, string [n], of any sizes and formats -> the answer."""
+        shape = tf.TensorSpec([*self._classifier.size, 3], tf.uint8)
+        return self._answer(tf.map_fn(self._view_of, encoded, fn_output_signature=shape))
+
+    def _view_of(self, encoded):
+        return self._classifier.view(decoding.decode_unchecked(encoded))
+
+    def _answer(self, views):
+        logits = self._classifier.eval_step({"image": views})
+        probabilities = tf.cast(tf.nn.softmax(logits), tf.float32)
+        top = tf.math.top_k(logits, self._classifier.top).indices
+        return {"probabilities": probabilities, "top_classes": tf.gather(_names(self._classifier), top),
+                "top_probabilities": tf.gather(probabilities, top, batch_dims=1)}
+
+
+def _names(classifier):
+    return np.array([name.encode("utf-8", "surrogateescape") for name in classifier.class_names])
+
+
+def keras_model(classifier):
+    """A Keras model from pixels in [0, 255], [n, height, width, 3] of the network's size, to probabilities [n, classes]."""
+    network, pixels = classifier.state.model, classifier.state.pixels
+    dtype = network.inputs[0].dtype
+    return keras.Sequential([
+        keras.Input(network.inputs[0].shape[1:], dtype=dtype, name="pixels"),
+        keras.layers.Rescaling(pixels.scale.tolist(), (-pixels.offset * pixels.scale).tolist(), dtype=dtype, name="scale_pixels"),
+        network,
+        keras.layers.Activation("softmax", dtype=dtype, name="probabilities"),
+    ], name=f"{network.name}_classifier")
+
+
+def check(classifier, folder, precision):
+    """Compares `folder`/saved_model, in a process that has only TensorFlow, and `folder`/model.keras with the checkpoint.
+
+    Returns:
+      The largest difference of a probability.
+
+    Raises:
+      UnusableError: it is larger than TOLERANCE allows, or the SavedModel cannot be loaded.
+    """
+    batches = _sample_batches(*classifier.state.model.inputs[0].shape[1:3])
+    views = [classifier.view(images) for images in batches]
+    views.append(np.stack([view[0] for view in views]))  # the contents of the files
+    cases = {"class_names": _names(classifier)}
+    for index, images in enumerate(batches):
+        cases |= {f"batch_{index}": images, f"file_{index}": np.frombuffer(tf.io.encode_png(images[0]).numpy(), np.uint8)}
+    for index, view in enumerate(views):
+        cases[f"expected_{index}"] = tf.nn.softmax(classifier.eval_step({"image": view})).numpy()
+    difference = np.maximum(_difference_of_keras(classifier, folder / "model.keras", batches[0]),
+                            _difference_elsewhere(folder / "saved_model", cases))
+    if not difference <= TOLERANCE[precision]:  # NaN is an error too
+        how = f"computes probabilities up to {difference:.2g} off those of {classifier.checkpoint.folder}"
+        raise UnusableError(f"--mode=export: the exported model {how}; nothing is kept")
+    return float(difference)
+
+
+def _sample_batches(height, width):
+    """Images of soft noise, uint8: a batch of two for each of several sizes, the first of which is (height, width)."""
+    sizes = [(height, width), (2 * height + 3, 3 * width + 1), (height // 2 + 1, width)]
+    generator = np.random.default_rng(0)
+    noise = [tf.image.resize(generator.integers(0, 256, (2, 4, 4, 3)), size, "bicubic") for size in sizes]
+    return [np.clip(images, 0, 255).astype(np.uint8) for images in noise]
+
+
+def _difference_of_keras(classifier, path, images):
+    expected = tf.nn.softmax(make_eval_step(classifier.strategy, classifier.state)({"image": images}))
+    # In a graph, because some layers of Keras trace again in each eager call, and TensorFlow warns about it.
+    return np.abs(expected - tf.function(keras.models.load_model(path))(images)).max()
+
+
+def _difference_elsewhere(saved_model, cases):
+    """`child.largest_difference`, computed on the CPU of a new process."""
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(path := os.path.join(folder, "cases.npz"), **cases)
+        environment = os.environ | {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+        done = subprocess.run([sys.executable, "-P", str(CHILD), str(saved_model), path],  # -P: no module of ours is on the path
+                              capture_output=True, text=True, errors="replace", env=environment)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise UnusableError(f"--mode=export: a new process cannot use the exported model ({reason}); nothing is kept")
+    return float(done.stdout.split()[-1])
