@@ -113,8 +113,8 @@ class OptimizerConfig(Settings):
 
     optimizer: str = setting("sgd", "update rule", choices=("sgd", "adam", "adamw"), on_resume="refuse")
     learning_rate: float = setting(0.01, "highest learning rate of the schedule", above=0.0)
-    momentum: float = setting(0.9, "momentum of sgd; adam and adamw have none", low=0.0, below=1.0)
-    nesterov: bool = setting(False, "Nesterov's form of the momentum of sgd")
+    momentum: float = setting(0.9, "momentum, of sgd only", low=0.0, below=1.0)
+    nesterov: bool = setting(False, "Nesterov's form of the momentum, of sgd only")
     weight_decay: float = setting(
         0.0, "weight decay of kernels; biases and normalization are left alone; inside the momentum update for sgd, in the "
         "gradient for adam, decoupled for adamw", low=0.0,

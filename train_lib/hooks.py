@@ -2,7 +2,7 @@
 
 A hook is called at the moments that its methods name. To send metrics to another service, for example, subclass `Hook`, override
 what you need, and add it to `train.standard_hooks` or pass it to `train.train`. An error in a hook ends the run, like any other
-error in the loop.
+error in the loop. When hooks are made, records and pictures of steps after the restored one have already been removed.
 """
 
 

@@ -42,6 +42,8 @@ class TrainTotals:
           reductions: {name: one of REDUCTIONS}; "mean" for a name that is missing.
         """
         for name, values in metrics.items():
+            if self.steps and name not in self.sums:  # the record began before the code had this metric
+                continue
             reduction = (reductions or {}).get(name, "mean")
             accumulate = REDUCTIONS[reduction][0]
             for index, value in enumerate(values[finite].tolist()):  # sum() would depend on how the steps are cut

@@ -39,13 +39,19 @@ def cross_entropy(labels, logits, label_smoothing=0.0):
     return (1 - label_smoothing) * hard + label_smoothing * even
 
 
-def training_loss(targets, logits, label_smoothing):
-    """The loss of each example, float [b]. Under mixup it is the weighted sum of the losses for both labels."""
-    losses = cross_entropy(targets.labels, logits, label_smoothing)
+def training_loss(targets, logits, config):
+    """The loss of each example, float [b]. Under mixup it is the weighted sum of the losses for both labels.
+
+    Args:
+      targets: augment.Targets.
+      logits: float [b, classes].
+      config: OptimizerConfig, which is where a setting of your loss belongs.
+    """
+    losses = cross_entropy(targets.labels, logits, config.label_smoothing)
     if targets.others is None:
         return losses
     weight = tf.cast(targets.weight, losses.dtype)
-    return weight * losses + (1 - weight) * cross_entropy(targets.others, logits, label_smoothing)
+    return weight * losses + (1 - weight) * cross_entropy(targets.others, logits, config.label_smoothing)
 
 
 def scale_pixels(images, pixels, dtype):
@@ -72,7 +78,7 @@ def forward_and_backward(state, config, batch, step, first_example):
     images, targets = augment(config, state.pixels, images, batch["label"], step, first_example)
     with dropout_masks(config.general.seed, step, first_example), tf.GradientTape() as tape:
         logits = state.model(images, training=True)  # [b, classes]
-        losses = training_loss(targets, logits, config.optimization.label_smoothing)  # [b]
+        losses = training_loss(targets, logits, config.optimization)  # [b]
         loss = tf.reduce_sum(losses) / config.optimization.global_batch_size
         scaled_loss = loss * state.loss_scale.value if state.loss_scale else loss
     gradients = tape.gradient(scaled_loss, state.model.trainable_variables)

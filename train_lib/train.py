@@ -56,7 +56,7 @@ def train(config, workdir, cluster=None, hooks=()):
             run = open_run(config, workdir, checkpoint, store, workers=workers)
             with stop_request.finishing("saving and stopping after this call"):
                 try:
-                    return Trainer(run, hooks).train()
+                    return Trainer(run, [*standard_hooks(run, time.monotonic), *hooks]).train()
                 finally:  # also if there was one bad example too many
                     run.list_bad_examples()
 
@@ -84,17 +84,17 @@ class Trainer:
 
     Args:
       run: Run.
-      hooks: further hooks, besides those of `standard_hooks`.
+      hooks: the hooks, in the order in which they are called; None: `standard_hooks`.
       clock: returns seconds, monotonic.
     """
 
-    def __init__(self, run, hooks=(), clock=time.monotonic):
+    def __init__(self, run, hooks=None, clock=time.monotonic):
         self.run, self.config, self.state, self.plan, self.clock = run, run.config, run.state, run.plan, clock
         self.train_loop = make_train_loop(run.strategy, run.state, run.config)
         self.eval_step = make_eval_step(run.strategy, run.state)
         self.validation = self.make_evaluator(run.validation_split) if run.validation_split else None
         self.log = RunLog(run.workdir, run.state.step, say, run.state.evaluation_owed)
-        self.hooks = [*standard_hooks(run, clock), *hooks]
+        self.hooks = standard_hooks(run, clock) if hooks is None else hooks
         self.stopwatch = Stopwatch(clock)
         self.stop = StopVote(run.workers, stop_request)
         self.newest_report, self.before = None, run.state.validation.copy_of_best()

@@ -1,5 +1,7 @@
 """PCA colour noise, cutout and mixup: NumPy by hand, and distributions."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -161,7 +163,7 @@ def test_mixup_by_hand():
     logits = np.random.default_rng(1).normal(size=(6, 6))
     log_probability = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     for smoothing in (0.0, 0.1):
-        losses = steps.training_loss(targets, tf.constant(logits), smoothing).numpy()
+        losses = steps.training_loss(targets, tf.constant(logits), SimpleNamespace(label_smoothing=smoothing)).numpy()
         for i, (k, p) in enumerate(zip(kept, partners, strict=True)):
             wanted = k * np.eye(6)[labels[i]] + (1 - k) * np.eye(6)[labels[p]]
             smooth = (1 - smoothing) * wanted + smoothing / 6

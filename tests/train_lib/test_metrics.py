@@ -69,6 +69,14 @@ def test_a_metric_may_be_a_sum_a_maximum_the_last_value_or_a_function_of_others(
     assert nothing.values(reductions) == {"a": None, "e": None, "skipped_steps": 1}
 
 
+def test_a_metric_that_is_new_in_the_middle_of_a_record_waits_for_the_next():
+    """A resumed run whose code has a new metric would divide its sum by steps that did not have it."""
+    totals = TrainTotals()
+    totals.add({"loss": np.array([1.0, 3.0])}, np.array([True, True]))
+    totals.add({"loss": np.array([5.0]), "new": np.array([4.0])}, np.array([True]))
+    assert totals.values() == {"loss": 3.0, "accuracy": 0.0}
+
+
 def test_train_means_of_nothing_and_of_skipped_steps_alone():
     assert TrainTotals().values() == {"loss": None, "accuracy": None}
     totals = TrainTotals()

@@ -200,7 +200,9 @@ def help_text():
     lines = ["Trains AlexNet, and what you swap in for it, with a hand-written TensorFlow loop.", ""]
     lines += ["  python main.py                       trains on the embedded data set, no download", ""]
     lines += [f"Presets (--preset): {', '.join(preset_names())}", ""]
-    lines += ["A flag on the command line wins over the preset, and over the config.json of a run in --workdir.",
+    chosen = " ".join(f"--{name}={flag_text(value)}" for name, value in _preset_values("quickstart").items())
+    lines += textwrap.wrap(f"Without --preset, quickstart replaces these defaults: {chosen}", 110, break_on_hyphens=False)
+    lines += ["", "A flag on the command line wins over the preset, and over the config.json of a run in --workdir.",
               'Where the default is "not given", an empty value undoes what these set: --preset=cifar10 --dropout_rate=',
               "(but --cache_dir= means: no cache).", "",
               'If a run resumes with another value, a flag is "refused" (exit code 2), "reported" (a line names both',
