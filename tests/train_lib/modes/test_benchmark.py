@@ -181,13 +181,13 @@ def test_model_fit_trains_what_the_loop_trains(values):
 
 def test_an_unknown_optimizer_is_not_compared_with_another_one():
     """A rule that somebody adds to `optimizers.py` must not be compared with AdamW silently."""
-    with pytest.raises(RowFailed, match="--optimizer=lion"):
-        benchmark_fit.make_fit_optimizer(types.SimpleNamespace(optimizer="lion"))
+    with pytest.raises(RowFailed, match="--optimizer=no_such_rule"):
+        benchmark_fit.make_fit_optimizer(types.SimpleNamespace(optimizer="no_such_rule"))
     [choices] = [field.metadata["choices"] for _, field in config_lib.leaves() if field.name == "optimizer"]
     assert {"sgd", "adam", "adamw"} <= set(benchmark_fit.KERAS_OPTIMIZERS) <= set(choices)
 
 
-@pytest.mark.parametrize("name", benchmark_fit.KERAS_OPTIMIZERS)
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
 def test_the_compared_optimizer_has_the_same_settings(name):
     """Adam with --weight_decay stays Adam; Keras decays its weights too."""
     config = config_of(optimizer=name, weight_decay=0.01, clip_global_norm=0.5, ema_decay=0.9, learning_rate=0.25)

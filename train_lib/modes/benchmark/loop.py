@@ -53,10 +53,9 @@ class LoopRow(Row):
         super().__init__(bench)
         run, self.wait_shares = bench.run, []
         if "trainer" not in bench.shared:
-            trainer = Trainer(run, [meter := Meter()], bench.clock)
-            bar = ProgressBar(run, bench.clock, is_terminal=True)
-            trainer.hooks = [bar if isinstance(hook, ProgressBar) else hook for hook in trainer.hooks]
-            bench.shared["trainer"] = trainer, meter
+            meter, bar = Meter(), ProgressBar(run, bench.clock, is_terminal=True)
+            # Not the standard hooks: a user's metrics writer must not get the benchmark's records.
+            bench.shared["trainer"] = Trainer(run, [bar, meter], bench.clock), meter
         self._trainer, self._meter = bench.shared["trainer"]
         self._batches = run.training_batches() if name == "loop" else distribute(
             run.strategy, lambda shard: run.training_dataset(shard=shard).take(shard.local_replicas).cache().repeat())
