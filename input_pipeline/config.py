@@ -23,64 +23,46 @@ class DataConfig(Settings):
         "shapes", "shapes (embedded, drawn on first use), the name of any TFDS image-classification set, or your own files: "
         "folder:PATH (PATH/<split>/<class>/*.png or .jpg, or PATH/<class>/*, which is one split, train), npz:PATH (x_train, "
         "y_train, x_test, y_test), csv:PATH (columns image,label[,split]), tfrecord:PATTERN (features image, label)",
-        on_resume="refuse",
-    )
+        on_resume="refuse")
     data_dir: str | None = setting(
         None, "folder of prepared TFDS data; if not given, ~/tensorflow_datasets", on_resume="ignore")
     cache_dir: str | None = setting(
         None, "folder for decoded images, which makes the next start faster; if not given, $XDG_CACHE_HOME/alexnet or "
-        "~/.cache/alexnet; empty: no cache", on_resume="ignore",
-    )
+        "~/.cache/alexnet; empty: no cache", on_resume="ignore")
     train_split: str = setting("train[:90%]", "examples to train on, in TFDS slicing syntax", on_resume="refuse")
     validation_split: str = setting(
-        "train[90%:]", "examples that early stopping and the choice of the best checkpoint use; empty: none", on_resume="refuse",
-    )
+        "train[90%:]", "examples that early stopping and the choice of the best checkpoint use; empty: none", on_resume="refuse")
     test_split: str = setting(
-        "test", "examples that the best checkpoint is evaluated on once, at the end; empty: none", on_resume="refuse",
-    )
+        "test", "examples that the best checkpoint is evaluated on once, at the end; empty: none", on_resume="refuse")
     image_size: int = setting(
-        0, "height and width of the network's input in pixels; 0: the size of the data", low=0, high=4096, on_resume="refuse",
-    )
+        0, "height and width of the network's input in pixels; 0: the size of the data", low=0, high=4096, on_resume="refuse")
     pixels: str = setting(
         "standardized", "range of the network's input; standardized: per channel, measured on the training data",
-        choices=("zero_one", "minus_one_one", "standardized"), on_resume="refuse",
-    )
+        choices=("zero_one", "minus_one_one", "standardized"), on_resume="refuse")
     augment: str = setting(
-        "none",
-        "none, or a comma list of crop (random crop of the image padded by an eighth; on a stream, of the image "
-        "whose short side is 8/7 of --image_size) or random_resized_crop (8 to 100 % of the area, sides 3:4 to 4:3), flip "
+        "none", "none, or a comma list of crop (random crop of the image padded by an eighth; on a stream, of the image whose "
+        "short side is 8/7 of --image_size) or random_resized_crop (8 to 100 % of the area, sides 3:4 to 4:3), flip "
         "(left-right, every second image), and in the compiled step pca_color (AlexNet's colour noise, sigma 0.1), cutout (a "
         "square of half the short side becomes the mean) and mixup (Beta(0.2, 0.2), of examples 2 i and 2 i + 1 of a batch)",
-        on_resume="refuse",
-    )
+        on_resume="refuse")
     input: str = setting(
         "auto", "memory: decode all images once and keep them in memory; device: keep them in the memory of each device, which "
         "crops and flips them; stream: read and decode them in every epoch; auto: memory if they fit in a fifth of it, or stream",
-        choices=("auto", "memory", "device", "stream"), on_resume="ignore",
-    )
-    decode_threads: int = setting(
-        0, "threads that only decode images; 0: one per core", low=0, high=1024, on_resume="ignore",
-    )
+        choices=("auto", "memory", "device", "stream"), on_resume="ignore")
+    decode_threads: int = setting(0, "threads that only decode images; 0: one per core", low=0, high=1024, on_resume="ignore")
     max_bad_examples: int = setting(
         0, "how many examples that cannot be read or decoded are skipped, and listed in bad_examples.txt, before the run stops; "
-        "if not 0, a stream reads its TFRecord files once at the start", low=0, on_resume="ignore",
-    )
+        "if not 0, a stream reads its TFRecord files once at the start", low=0, on_resume="ignore")
 
     def __post_init__(self):
         super().__post_init__()
-        unknown = [name for name in self.augmentations if name not in AUGMENTATIONS]
-        if unknown:
+        if unknown := [name for name in self.augmentations if name not in AUGMENTATIONS]:
             remedy = f"there is no augmentation {unknown[0]!r}; give none, or a comma list of {', '.join(AUGMENTATIONS)}"
             raise SettingError("augment", self.augment, remedy)
         if {"crop", "random_resized_crop"} <= set(self.augmentations):
             raise SettingError("augment", self.augment, "crop and random_resized_crop exclude each other; give one of them")
         if not self.dataset:
             raise SettingError("dataset", self.dataset, "give shapes or the name of a TFDS data set, such as cifar10")
-        self._check_kind()
-        if not self.train_split:
-            raise SettingError("train_split", self.train_split, "give the examples to train on, such as train[:90%]")
-
-    def _check_kind(self):
         kind, path = self.own_files
         if kind and not path:
             raise SettingError("dataset", self.dataset, f"names no file; give {kind}:{OWN_FILES[kind]}")
@@ -91,6 +73,8 @@ class DataConfig(Settings):
         # TFDS would download a program and run it, even if the name comes from the config.json of somebody else's run.
         if not kind and re.match(r"[^/]*:[^\d*]", self.dataset):
             raise SettingError("dataset", self.dataset, "data sets that bring their own program are not opened; give one of TFDS")
+        if not self.train_split:
+            raise SettingError("train_split", self.train_split, "give the examples to train on, such as train[:90%]")
 
     @property
     def own_files(self):
@@ -118,5 +102,5 @@ def check_own_files(config):
 
 def matching_files(pattern):
     """The files that match the pattern of --dataset=tfrecord:PATTERN, sorted by name."""
-    found = glob.glob(os.path.expanduser(pattern), recursive=True)
+    found = glob.glob(pattern, recursive=True)
     return sorted(path for path in found if os.path.isfile(path) and os.path.basename(path) != CLASS_NAMES)

@@ -1,6 +1,5 @@
 """What all splits share: the host's cores and free memory, which rows a replica gets, tf.data's options, pixel statistics."""
 
-import abc
 import dataclasses
 import os
 import pathlib
@@ -11,10 +10,8 @@ import tensorflow as tf
 # How many threads decode if --decode_threads is 0; tf.data's autotune, which would choose a number, is off.
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 # Files of control groups, version 2 and 1: the limit of a container or a batch job, what it uses, and the page cache in that.
-_GROUPS = (
-    ("memory.max", "memory.current", "memory.stat", "file"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_cache"),
-)
+_GROUPS = (("memory.max", "memory.current", "memory.stat", "file"),
+           ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_cache"))
 
 
 def free_gigabytes(root="/"):
@@ -75,8 +72,8 @@ def num_evaluation_steps(num_examples, global_batch_size):
     return -(-num_examples // global_batch_size)
 
 
-class Split(abc.ABC):
-    """What a resident and a streaming split have in common."""
+class Split:
+    """What all splits have in common. A subclass has `_pixel_parts`: the pixels to measure, an iterable of uint8 [..., 3]."""
 
     look_up = None  # the batches contain images; a DeviceSplit has a method of this name, because its batches do not
 
@@ -85,32 +82,23 @@ class Split(abc.ABC):
         """A split of the same examples whose batches contain images: this one."""
         return self
 
-    @abc.abstractmethod
-    def _pixel_parts(self):
-        """An iterable of uint8 [..., 3], the pixels to measure."""
-
     def pixel_statistics(self):
-        """Mean and standard deviation per channel, float64 [3] each, in the range [0, 255]. See `pixel_sums`."""
-        products, totals, count = pixel_sums(self._pixel_parts())
+        """Mean and standard deviation per channel, float64 [3] each, in the range [0, 255]."""
+        products, totals, count = self._pixel_sums()
         mean = totals / count
         return mean, np.sqrt(np.maximum(np.diag(products) / count - mean**2, 0))
 
     def pixel_covariance(self):
-        """Covariance of the channels, float64 [3, 3], in the range [0, 255] squared. See `pixel_sums`."""
-        products, totals, count = pixel_sums(self._pixel_parts())
+        """Covariance of the channels, float64 [3, 3], in the range [0, 255] squared."""
+        products, totals, count = self._pixel_sums()
         return products / count - np.outer(totals, totals) / count**2
 
-
-def pixel_sums(parts):
-    """Sums over all pixels of an iterable of uint8 [..., 3]. They are exact below 2**53, which is 10**11 pixels.
-
-    Returns:
-      Sums of the products of two channels, float64 [3, 3]; sums of each channel, float64 [3]; the number of pixels.
-    """
-    products, totals, count = np.zeros((3, 3)), np.zeros(3), 0
-    for part in parts:
-        pixels = part.reshape(-1, 3).astype(np.float64)
-        products += pixels.T @ pixels
-        totals += np.ones(len(pixels)) @ pixels
-        count += len(pixels)
-    return products, totals, count
+    def _pixel_sums(self):
+        """Sums of products of two channels [3, 3] and of channels [3], exact below 2**53 (10**11 pixels); number of pixels."""
+        products, totals, count = np.zeros((3, 3)), np.zeros(3), 0
+        for part in self._pixel_parts():
+            pixels = part.reshape(-1, 3).astype(np.float64)
+            products += pixels.T @ pixels
+            totals += np.ones(len(pixels)) @ pixels
+            count += len(pixels)
+        return products, totals, count

@@ -4,7 +4,6 @@ import re
 import unicodedata
 
 LONGEST_LINE = 2000  # characters
-LONGEST_REASON = 300  # characters
 _TENSORFLOW_NODES = re.compile(r"\[\[\{\{.*?\}\}\]\]|\{\{.*?\}\}| \[Op:.*", re.DOTALL)
 
 
@@ -32,7 +31,7 @@ def one_line_of(error):
     text = _TENSORFLOW_NODES.sub("", str(error))
     if text.startswith("Graph execution error:"):  # TensorFlow puts the reason last, after the lines that created the node
         text = text.strip().rsplit("\n\n", 1)[-1]
-    return " ".join(text.split())[:LONGEST_REASON] or type(error).__name__
+    return " ".join(text.split())[:300] or type(error).__name__
 
 
 def is_plain(character):

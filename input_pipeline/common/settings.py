@@ -63,22 +63,21 @@ class Settings:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, Settings) or (value is None and field.default is None):
-                continue
-            self._check(field, value)
+            if not isinstance(value, Settings) and not (value is None and field.default is None):
+                _check(field, value)
 
-    @staticmethod
-    def _check(field, value):
-        kind, limits = value_type(field), field.metadata
-        right_type = isinstance(value, kind) or (kind is float and isinstance(value, int))
-        if not right_type or (isinstance(value, bool) and kind is not bool):
-            raise SettingError(field.name, value, f"give {describe_type(field)}")
-        if kind is str and not all(map(is_plain, value)):
-            raise SettingError(field.name, value, "give a text without control characters")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise SettingError(field.name, value, f"give a finite number, {describe_range(field)}".rstrip(", "))
-        if isinstance(value, int) and abs(value) > LARGEST:
-            raise SettingError(field.name, value, f"give a number of at most {LARGEST}")
-        inside = all(limits[bound] is None or compare(value, limits[bound]) for bound, (compare, _) in _BOUNDS.items())
-        if not inside or not (limits["choices"] is None or value in limits["choices"]):
-            raise SettingError(field.name, value, f"give a value that is {describe_range(field)}")
+
+def _check(field, value):
+    kind, limits = value_type(field), field.metadata
+    right_type = isinstance(value, kind) or (kind is float and isinstance(value, int))
+    if not right_type or (isinstance(value, bool) and kind is not bool):
+        raise SettingError(field.name, value, f"give {describe_type(field)}")
+    if kind is str and not all(map(is_plain, value)):
+        raise SettingError(field.name, value, "give a text without control characters")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SettingError(field.name, value, f"give a finite number, {describe_range(field)}".rstrip(", "))
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise SettingError(field.name, value, f"give a number of at most {LARGEST}")
+    inside = all(limits[bound] is None or compare(value, limits[bound]) for bound, (compare, _) in _BOUNDS.items())
+    if not inside or not (limits["choices"] is None or value in limits["choices"]):
+        raise SettingError(field.name, value, f"give a value that is {describe_range(field)}")

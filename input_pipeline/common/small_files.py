@@ -32,11 +32,7 @@ def read_file(path, largest=LARGEST):
 
 
 def read_json(path, largest=LARGEST):
-    """The value in a JSON file.
-
-    Raises:
-      OSError: it cannot be read; ValueError: it is not a regular file, too large, or not JSON.
-    """
+    """The value in a JSON file. Errors are those of `read_file` and `parse_json`."""
     return parse_json(read_file(path, largest))
 
 
@@ -57,8 +53,7 @@ def replace_file(path, content):
     path = pathlib.Path(path)
     temporary = path.with_name(path.name + ".tmp")
     try:
-        if os.path.lexists(temporary):  # left by a killed process, or somebody's link to another file
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)  # left by a killed process, or somebody's link to another file
         with open(temporary, "xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()

@@ -38,14 +38,9 @@ def decode_unchecked(encoded):
     It trusts the size in the header, and takes the palette indices of a BMP for grey values.
     """
     webp = _webp_of_four(encoded)
-
-    def in_four():
-        return tf.io.decode_image(webp, channels=4, expand_animations=False)[..., :3]
-
-    def in_three():
-        return tf.io.decode_image(encoded, channels=3, expand_animations=False)
-
-    return tf.ensure_shape(tf.cond(tf.not_equal(webp, ""), in_four, in_three), [None, None, 3])
+    image = tf.cond(tf.not_equal(webp, ""), lambda: tf.io.decode_image(webp, channels=4, expand_animations=False)[..., :3],
+                    lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False))
+    return tf.ensure_shape(image, [None, None, 3])
 
 
 def _webp_of_four(encoded):
@@ -82,12 +77,11 @@ def resize_to_cover(image, height, width):
     scale = tf.reduce_max(tf.cast([height, width], tf.float32) / shape)
     fits = tf.reduce_prod(shape * scale) <= headers.MAX_PIXELS
     scaled = tf.cast(tf.round(require(fits, ["an image", "is too long and narrow to be scaled"], shape * scale)), tf.int32)
+    return tf.cond(scale == 1, lambda: image, lambda: _antialiased(image, tf.maximum(scaled, [height, width])))
 
-    def resized():
-        pixels = tf.image.resize(image, tf.maximum(scaled, [height, width]), antialias=True)
-        return tf.cast(tf.clip_by_value(tf.round(pixels), 0, 255), tf.uint8)
 
-    return tf.cond(scale == 1, lambda: image, resized)
+def _antialiased(image, size):
+    return tf.cast(tf.clip_by_value(tf.round(tf.image.resize(image, size, antialias=True)), 0, 255), tf.uint8)
 
 
 def central_crop(image, size, width=None):
@@ -100,12 +94,8 @@ def central_crop(image, size, width=None):
 def random_window(seed, size, margin):
     """The paper's training crop (section 4.1): a square of `size` pixels from an image whose short side has size + margin.
 
-    The image is not scaled first. Instead, the square's side is the fraction size / (size + margin) of the short side.
-
-    Args:
-      seed: int64 [2]; the results are a function of it.
-      size: pixels.
-      margin: pixels.
+    The image is not scaled first. Instead, the square's side is the fraction size / (size + margin) of the short side. The
+    results are a function of `seed`, int64 [2].
 
     Returns:
       A function (height, width) -> window, of int32 scalars to int32 [top, left, height, width]; and whether to mirror the
@@ -127,12 +117,8 @@ def decode_window(encoded, window_of, size, mirrored):
 
     Args:
       encoded: bytes, string scalar.
-      window_of: a function (height, width) -> window, int32 [top, left, height, width].
-      size: pixels.
-      mirrored: whether to mirror the window left-right, bool scalar tensor; None: never.
-
-    Returns:
-      uint8 [size, size, 3].
+      window_of, mirrored: from `random_window`; mirrored=None: never.
+      size: of the result in pixels; it is uint8 [size, size, 3].
 
     Raises:
       InvalidArgumentError: see `decode`; a JPEG may be damaged outside of the window.
@@ -157,17 +143,13 @@ def decode_window(encoded, window_of, size, mirrored):
 
 
 def _scaled(image, size):
-    """A window scaled to `size` x `size`."""
     rows, columns = tf.unstack(tf.shape(image)[:2])
 
     def plain():
         pixels = tf.cast(image, tf.float32)[tf.newaxis]  # the kernel is nearly twice as fast for float32 as for uint8
         return tf.cast(tf.raw_ops.ResizeBilinear(images=pixels, size=[size, size], half_pixel_centers=True)[0] + 0.5, tf.uint8)
 
-    def antialiased():
-        pixels = tf.image.resize(image, [size, size], antialias=True)
-        return tf.cast(tf.clip_by_value(tf.round(pixels), 0, 255), tf.uint8)
-
     # Down to half the size, interpolating 2 x 2 pixels ignores almost no pixel, and takes a fifth of the time.
     near = tf.maximum(rows, columns) <= 2 * size
-    return tf.cond((rows == size) & (columns == size), lambda: image, lambda: tf.cond(near, plain, antialiased))
+    return tf.cond((rows == size) & (columns == size), lambda: image,
+                   lambda: tf.cond(near, plain, lambda: _antialiased(image, [size, size])))

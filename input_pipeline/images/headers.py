@@ -1,11 +1,11 @@
 """Reads the size of an image from its first bytes, so that a small file that claims a huge image is refused before decoding."""
 
+import contextlib
 import io
 import struct
 
 MAX_PIXELS = 2**26  # 200 MB decoded. The largest photos of usual data sets have 20 million pixels.
 MAX_BYTES = 2**28  # of a file; so many pixels need no more, even without compression
-DECODABLE = "PNG, JPEG, BMP (24 or 32 bits), GIF or WebP"
 _MOST_MARKERS = 2**16
 # Start of frame: baseline, progressive, ...; C4, C8 and CC are tables and extensions.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -15,31 +15,45 @@ _JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length
 def read_size(file):
     """(height, width) of the image in a binary file that can seek; None if its format is not decoded here.
 
-    Formats: PNG (W3C), JPEG (ITU-T T.81), GIF89a, BMP, WebP (RFC 9649).
+    Formats: PNG (W3C), JPEG (ITU-T T.81), GIF89a, BMP, WebP (RFC 9649). Raises struct.error if the file ends in its header.
     """
     head = file.read(32)
-    if head[:8] == b"\x89PNG\r\n\x1a\n" and len(head) >= 24:
-        width, height = struct.unpack(">II", head[16:24])
-        return height, width
-    if head[:6] in (b"GIF87a", b"GIF89a") and len(head) >= 10:
-        width, height = struct.unpack("<HH", head[6:10])
-        return height, width
-    if head[:2] == b"BM" and len(head) >= 30:
+    if head[:8] == b"\x89PNG\r\n\x1a\n":
+        return struct.unpack(">II", head[16:24])[::-1]
+    if head[:6] in (b"GIF87a", b"GIF89a"):
+        return struct.unpack("<HH", head[6:10])[::-1]
+    if head[:2] == b"BM":
         width, height, _, bits = struct.unpack("<iiHH", head[18:30])
         # With fewer bits there is a palette, and TensorFlow would take its indices for grey values.
         return (abs(height), abs(width)) if bits in (24, 32) else None
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP" and len(head) >= 30:
-        return _webp_size(head)
     if head[:2] == b"\xff\xd8":
         file.seek(2)
         return _jpeg_size(file)
-    return None
+    if head[:4] != b"RIFF" or head[8:12] != b"WEBP" or len(head) < 30:
+        return None
+    kind, bits = head[12:16], int.from_bytes(head[21:25], "little")
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(head[27:30], "little"), 1 + int.from_bytes(head[24:27], "little")
+    if kind == b"VP8L":
+        return 1 + (bits >> 14 & 0x3FFF), 1 + (bits & 0x3FFF)
+    width, height = struct.unpack("<HH", head[26:30])
+    return (height & 0x3FFF, width & 0x3FFF) if kind == b"VP8 " else None
 
 
-def usable_size(file):
-    """`read_size` if an image of that size may be decoded, else None."""
-    size = read_size(file)
-    return size if size and 0 < size[0] * size[1] <= MAX_PIXELS else None
+def common_shape(openers):
+    """(height, width, 3) if all images state one size in their headers, else None. Ignores what `check` would refuse.
+
+    `openers` are functions that open a binary file, one per image.
+    """
+    sizes = set()
+    for opener in openers:
+        with contextlib.suppress(OSError, struct.error), opener() as file:
+            size = read_size(file)
+            if size and 0 < size[0] * size[1] <= MAX_PIXELS:
+                sizes.add(size)
+        if len(sizes) > 1:
+            return None
+    return (*sizes.pop(), 3) if sizes else None
 
 
 def check(encoded):
@@ -49,10 +63,8 @@ def check(encoded):
         frames = _gif_pixels(encoded) if encoded[:3] == b"GIF" else 0
     except (struct.error, IndexError):
         size = None
-    if not encoded:
-        return "is empty"
     if size is None:
-        return f"is damaged at its beginning or no {DECODABLE}"
+        return "is damaged at its beginning or no PNG, JPEG, BMP (24 or 32 bits), GIF or WebP" if encoded else "is empty"
     height, width = size
     if not height or not width:
         return f"claims {width} x {height} pixels"
@@ -81,19 +93,6 @@ def _gif_pixels(content):
     return pixels
 
 
-def _webp_size(head):
-    kind = head[12:16]
-    if kind == b"VP8X":
-        return 1 + int.from_bytes(head[27:30], "little"), 1 + int.from_bytes(head[24:27], "little")
-    if kind == b"VP8L":
-        bits = int.from_bytes(head[21:25], "little")
-        return 1 + (bits >> 14 & 0x3FFF), 1 + (bits & 0x3FFF)
-    if kind == b"VP8 ":
-        width, height = struct.unpack("<HH", head[26:30])
-        return height & 0x3FFF, width & 0x3FFF
-    return None
-
-
 def _jpeg_size(file):
     """Skips from marker to marker until the start of a frame."""
     for _ in range(_MOST_MARKERS):
@@ -105,8 +104,7 @@ def _jpeg_size(file):
         elif byte[0] not in _JPEG_BARE:
             length = int.from_bytes(file.read(2), "big")
             if byte[0] in _JPEG_FRAMES:
-                frame = file.read(5)
-                return struct.unpack(">xHH", frame) if len(frame) == 5 else None
+                return struct.unpack(">xHH", file.read(5))
             if length < 2:
                 return None
             file.seek(length - 2, io.SEEK_CUR)

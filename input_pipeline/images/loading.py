@@ -11,7 +11,6 @@ from input_pipeline.common.errors import UnusableError, one_line_of
 from input_pipeline.images import decoding, headers
 
 _BATCH = 256
-_REMEDY = "replace or remove it"
 
 
 @dataclasses.dataclass
@@ -27,19 +26,12 @@ class BadExamples:
     found: dict = dataclasses.field(default_factory=dict)
 
     def add(self, where, why, remedy):
-        """Notes one bad example.
+        """Notes one bad example: its place, what is wrong with it, such as "is truncated", and what to do about it.
 
-        Args:
-          where: the file, and the row or record in it.
-          why: what is wrong with it, such as "is truncated".
-          remedy: what to do about it.
-
-        Raises:
-          UnusableError: there are now more than `limit`; the message names this one.
+        Raises UnusableError, which names this example, if there are now more than `limit`.
         """
         self.found.setdefault(where, why)
-        if len(self.found) > self.limit:
-            count = len(self.found)
+        if (count := len(self.found)) > self.limit:
             which = f" (--max_bad_examples={self.limit}, this is number {count})" if self.limit else ""
             tolerate = f"a larger --max_bad_examples than {self.limit}" if self.limit else "--max_bad_examples=N"
             raise UnusableError(f"{where}: {why}{which}; {remedy}, or give {tolerate} to skip such examples")
@@ -50,17 +42,11 @@ class BadExamples:
 
 
 def decode_split(source, split, num_examples, image_size, decode_threads=0):
-    """Decodes the examples of a split, in their order.
+    """Decodes the `num_examples` examples of a split of a Source, in their order.
 
     The first pass decodes in parallel and does not ask why an example fails. Those that failed are then read again, one by one.
-
-    Args:
-      source: Source.
-      split: TFDS slicing syntax.
-      num_examples: how many examples `split` has.
-      image_size: (height, width) of the result. If both are equal, each image is scaled and cropped to it; otherwise each
-        image must already have that size.
-      decode_threads: how many threads decode; 0: one per core.
+    If the height and width in `image_size` are equal, each image is scaled and cropped to it; otherwise each image must already
+    have that size. There are `decode_threads` threads; 0: one per core.
 
     Returns:
       uint8 [n, height, width, 3] and int32 [n]; n is num_examples minus the skipped examples, at most `source.bad.limit`.
@@ -88,23 +74,19 @@ def decode_split(source, split, num_examples, image_size, decode_threads=0):
             decoded.update(numbers.numpy().tolist())
             filled = end
     except tf.errors.OpError as error:
-        explain(source, split, image_size, decoded)
+        _explain(source, split, image_size, decoded)
         source.skip_damaged(split)
         text = f"{source.name}: {split} cannot be read after {filled} examples ({one_line_of(error)}); prepare the data again"
         raise UnusableError(text) from None
     if filled < num_examples:
-        explain(source, split, image_size, decoded)
+        _explain(source, split, image_size, decoded)
     if not filled:
         raise _nothing_good(source, split)
     return images[:filled], labels[:filled]
 
 
 def decode_example(source, record, image_size):
-    """Decodes a record, in a TensorFlow graph or eagerly.
-
-    Returns:
-      uint8 [height, width, 3] of `image_size`, or of the image's own size if that is None; and the label, int64.
-    """
+    """A record -> uint8 [height, width, 3] of `image_size`, or of the image's own size if that is None; and the label, int64."""
     example = source.parse(record)
     image = _fitted(decoding.decode(example["image"]), image_size)
     return tf.ensure_shape(image, [*(image_size or (None, None)), 3]), checked_label(source, example)
@@ -122,38 +104,22 @@ def _fitted(image, image_size):
     return decoding.central_crop(decoding.resize_short_side(image, image_size[0]), image_size[0])
 
 
-def explain(source, split, image_size, decoded):
-    """Reads examples one by one and notes in `source.bad` those that fail.
-
-    Args:
-      source, split, image_size: see `decode_split`; an image_size of None accepts images of any size.
-      decoded: the numbers of the examples that need no check.
-
-    Raises:
-      UnusableError: there are more than `source.bad` allows.
-    """
+def _explain(source, split, image_size, decoded):
+    """Reads examples one by one, except those whose numbers are in `decoded`, and notes in `source.bad` those that fail."""
     try:
         for number, record in without_autotune(source.records(split)).as_numpy_iterator():
             if number not in decoded:
                 # If bad examples are skipped, all examples were tried: one that fails only at times was left out, so list it too.
-                reason = why_not(source, record, image_size) or ("cannot be decoded" if source.bad.limit else "")
-                if reason:
-                    source.bad.add(source.where(split, number), reason, _REMEDY)
+                _is_bad(source, split, number, record, image_size, "cannot be decoded" if source.bad.limit else "")
     except tf.errors.OpError:
         return  # a damaged record, which `Source.skip_damaged` finds
 
 
 def first_good(source, split):
-    """The first record of a split that can be used. Notes those before it in `source.bad`.
-
-    Raises:
-      UnusableError: there are more of them than allowed, or no record can be used.
-    """
+    """The first record that can be used. Notes those before it in `source.bad`. Raises UnusableError if there is none."""
     for number, record in without_autotune(source.records(split)).as_numpy_iterator():
-        reason = why_not(source, record, None)
-        if not reason:
+        if not _is_bad(source, split, number, record):
             return record
-        source.bad.add(source.where(split, number), reason, _REMEDY)
     raise _nothing_good(source, split)
 
 
@@ -164,23 +130,16 @@ def note_bad_example(source, split, number, record):
     """
     def note(number, record):
         record = record if isinstance(record, bytes) else record.item()  # outside a graph it is an array
-        source.bad.add(source.where(split, int(number)), why_not(source, record, None) or "cannot be decoded", _REMEDY)
-        return np.int64(len(source.bad.found))
+        return _is_bad(source, split, int(number), record, otherwise="cannot be decoded")
 
-    return tf.numpy_function(note, [number, record], tf.int64)
+    return tf.numpy_function(note, [number, record], tf.bool)
 
 
 def name_bad_example(source, split, seconds=60, clock=time.monotonic):
-    """Finds the first example of `split` that cannot be used. A stream that fails does not know which example it was.
+    """Finds the first example of `split` that cannot be used; a stream that fails does not know which it was.
 
-    Args:
-      source: Source.
-      split: TFDS slicing syntax.
-      seconds: after this time it gives up; it decodes the images once more, in parallel.
-      clock: returns seconds.
-
-    Raises:
-      UnusableError: it was found; the message names it.
+    Decodes the images once more, in parallel, and gives up after so many `seconds` by `clock`. Raises UnusableError, which names
+    the example, if it is found.
     """
     def decode(position, numbered):
         image, label = decode_example(source, numbered[1], None)
@@ -194,14 +153,22 @@ def name_bad_example(source, split, seconds=60, clock=time.monotonic):
         if position > len(decoded):
             break
         decoded.add(number)
-    explain(source, split, None, decoded)
+    _explain(source, split, None, decoded)
 
 
 def _nothing_good(source, split):
     return UnusableError(f"{source.name}: {split} contains no example that can be decoded; give other data")
 
 
-def why_not(source, record, image_size):
+def _is_bad(source, split, number, record, image_size=None, otherwise=""):
+    """Whether an example cannot be used, which is noted in `source.bad`. `otherwise` is the reason if none is found."""
+    reason = _why_not(source, record, image_size) or otherwise
+    if reason:
+        source.bad.add(source.where(split, number), reason, "replace or remove it")
+    return bool(reason)
+
+
+def _why_not(source, record, image_size):
     """Why a record cannot be used; empty if it can."""
     try:
         example = source.parse(record)

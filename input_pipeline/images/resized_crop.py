@@ -77,11 +77,8 @@ def crop_batch(images, corners):
     read. A window is never larger than the result, so no smoothing is needed.
 
     Args:
-      images: uint8 [b, height, width, 3].
+      images: uint8 [b, height, width, 3], like the result.
       corners: float32 [b, 4], from `boxes`.
-
-    Returns:
-      uint8 [b, height, width, 3].
     """
     pixels = tf.image.crop_and_resize(images, corners, tf.range(tf.shape(images)[0]), list(images.shape[1:3]))
     return tf.cast(tf.clip_by_value(tf.round(pixels), 0, 255), tf.uint8)

@@ -7,7 +7,6 @@ import os
 import time
 import types
 from collections.abc import Callable
-from typing import NamedTuple
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -25,8 +24,7 @@ WITHOUT_SPLITS = "train"  # the name of the only split of a source that is not d
 class Source(abc.ABC):
     """A data set: splits of examples. Each example is an encoded image and a label.
 
-    A subclass also has `parse`, a function that turns a serialized example (a scalar string tensor) into
-    {"image": encoded bytes, "label": int64}.
+    A subclass also has `parse`: a serialized example (a scalar string tensor) -> {"image": encoded bytes, "label": int64}.
 
     Attributes:
       name: the value of --dataset.
@@ -53,20 +51,16 @@ class Source(abc.ABC):
         return sum(takes)
 
     def _slices(self, split):
-        """Reads TFDS slicing syntax such as train[:90%] or train[100:200]+test, and rounds as TFDS does.
+        """[(name of a split, first example, example after the last)] of TFDS slicing syntax such as train[:90%]+test[10:20].
 
-        Returns:
-          [(name of a split, first example, example after the last)].
-
-        Raises:
-          ValueError, KeyError, AssertionError, AttributeError or NotImplementedError, whatever TFDS raises for a bad split.
+        Raises ValueError, KeyError, AssertionError, AttributeError or NotImplementedError, as TFDS does, for a bad split.
         """
         sizes = self.split_sizes()
         parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(self._split_infos())
         return [(part.splitname, part.from_ or 0, sizes[part.splitname] if part.to is None else part.to) for part in parts]
 
     def _split_infos(self):
-        """{name of a split: what TFDS must know about it to slice it}."""
+        """{name of a split: what TFDS must know to slice it}."""
         return {name: types.SimpleNamespace(num_examples=count) for name, count in self.split_sizes().items()}
 
     @abc.abstractmethod
@@ -75,10 +69,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def records(self, split):
-        """A finite Dataset of (number, serialized example), always in the same order.
-
-        The number, an int64, identifies an example of the split; `where` turns it into the name of a file.
-        """
+        """A finite Dataset of (number for `where`, int64; serialized example), always in the same order."""
 
     @abc.abstractmethod
     def shuffled_records(self, split, seed, epoch, buffer_size):
@@ -90,17 +81,15 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def fingerprint(self, split):
-        """A JSON value that changes if the examples of `split` change. Its "place" is the file or folder of the data.
+        """A dict for JSON that changes if the examples of `split` change. Its "place" is the file or folder of the data.
 
-        Raises:
-          UnusableError: a file is missing.
+        Raises UnusableError if a file is missing.
         """
 
     def skip_damaged(self, split, seconds=math.inf):  # noqa: B027, only record files can have damaged records
         """Finds records of `split` that cannot be read, and leaves them out from now on; starts no file after `seconds`.
 
-        Raises:
-          UnusableError: there are more than `bad` allows.
+        Raises UnusableError if there are more than `bad` allows.
         """
 
 
@@ -120,23 +109,9 @@ def shuffle_seeds(seed, epoch, count):
     return tf.random.stateless_uniform([count], key, minval=None, maxval=None, dtype=tf.int64)
 
 
-class Part(NamedTuple):
-    """`take` records of a TFRecord file after the first `skip`. `number` is the first one's number in the split."""
-
-    file: str
-    skip: int
-    take: int
-    number: int
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class RecordFiles(Source):
-    """A source whose examples are records of TFRecord files.
-
-    Attributes:
-      files: {name of a split: [(file, how many records it has)]}.
-      parse: see Source.
-    """
+    """A source whose examples are records of TFRecord files. `files`: {name of a split: [(file, how many records it has)]}."""
 
     files: dict
     parse: Callable
@@ -144,37 +119,33 @@ class RecordFiles(Source):
 
     def num_examples(self, split, flag):
         """How many examples `split` has, without those that `skip_damaged` found. Raises SettingError as Source does."""
-        return super().num_examples(split, flag) and sum(part.take for part in self._parts(split))
+        return super().num_examples(split, flag) and sum(take for _, _, take, _ in self._parts(split))
 
     def split_sizes(self):
         return {name: sum(count for _, count in files) for name, files in self.files.items()}
 
-    def _split_infos(self):
-        infos = super()._split_infos()
-        for name, info in infos.items():
-            info.shard_lengths = [count for _, count in self.files[name]]  # with it, TFDS also accepts train[:1shard]
-        return infos
+    def _split_infos(self):  # with the lengths of the shards, TFDS also accepts train[:1shard]
+        return {name: types.SimpleNamespace(num_examples=count, shard_lengths=[length for _, length in self.files[name]])
+                for name, count in self.split_sizes().items()}
 
     def records(self, split):
-        parts, files = self._open(split)
-        return _read(parts, files)
+        return self._read(self._existing_parts(split))
 
     def shuffled_records(self, split, seed, epoch, buffer_size):
         """See Source. Shuffles the files, and then the records through a buffer of `buffer_size`."""
         # Dataset.shuffle mixes in the graph's seed. The order must not depend on what a caller gave to tf.random.set_seed.
         tf.compat.v1.get_default_graph().seed = None
         seeds = shuffle_seeds(seed, epoch, 2)
-        parts, files = self._open(split)
-        files = files.shuffle(len(parts), seed=seeds[0], reshuffle_each_iteration=False)
-        return _read(parts, files).shuffle(buffer_size, seed=seeds[1], reshuffle_each_iteration=False)
+        records = self._read(self._existing_parts(split), seeds[0])
+        return records.shuffle(buffer_size, seed=seeds[1], reshuffle_each_iteration=False)
 
     def where(self, split, number):
-        return next(f"{part.file} record {part.skip + number - part.number}" for part in self._parts(split)
-                    if part.number <= number < part.number + part.take)
+        return next(f"{file} record {skip + number - first}" for file, skip, take, first in self._parts(split)
+                    if first <= number < first + take)
 
     def fingerprint(self, split):
-        parts, _ = self._open(split)
-        place = os.path.dirname(os.path.abspath(parts[0].file))
+        parts = self._existing_parts(split)
+        place = os.path.dirname(os.path.abspath(parts[0][0]))
         files = [[os.path.basename(file), skip, take, *file_state(file)] for file, skip, take, _ in parts]
         return {"place": place, "classes": list(self.class_names), "files": files}
 
@@ -184,59 +155,58 @@ class RecordFiles(Source):
         for file, skip, take, _ in self._parts(split):
             if time.monotonic() - start > seconds:
                 return
-            before = None
-            while take > 0:
-                read = 0
+            before, end, remedy = None, skip + take, "prepare or copy this file again"
+            while skip < end:
                 try:
-                    for _ in without_autotune(tf.data.TFRecordDataset(file).skip(skip).take(take)):
-                        read += 1
+                    for _ in without_autotune(tf.data.TFRecordDataset(file).skip(skip).take(end - skip)):
+                        skip += 1
+                    if skip < end:
+                        raise UnusableError(f"{file}: ends after {skip} records, {end} are wanted; {remedy}")
                 except tf.errors.OpError as error:
                     reason = f"is damaged ({one_line_of(error)})"
                     if reason == before:  # at the same byte again: the length is wrong, so the next record cannot be found
-                        remedy = "what follows cannot be read; prepare or copy this file again"
-                        raise UnusableError(f"{file} record {skip - 1}: is damaged in its length, and {remedy}") from None
+                        wrong = "is damaged in its length, and what follows cannot be read"
+                        raise UnusableError(f"{file} record {skip - 1}: {wrong}; {remedy}") from None
                     before = reason
-                    self.bad.add(f"{file} record {skip + read}", reason, "prepare or copy this file again")
-                    self._damaged.add((file, skip + read))
-                else:
-                    if read < take:
-                        raise UnusableError(f"{file}: ends after {skip + read} records, {skip + take} are wanted; "
-                                            "prepare or copy this file again")
-                skip, take = skip + read + 1, take - read - 1
+                    self.bad.add(f"{file} record {skip}", reason, remedy)
+                    self._damaged.add((file, skip))
+                    skip += 1
         if not self._parts(split):
             raise UnusableError(f"{self.name}: every record of {split} is damaged; prepare or copy its files again")
 
     def _parts(self, split):
-        """The Parts of files that make up `split`, cut around damaged records."""
+        """The parts of files that make up `split`, cut around damaged records.
+
+        A part is (file, skip, take, number): `take` records after the first `skip`; the first one has that number in the split.
+        """
         parts, number = [], 0
         for name, start, stop in self._slices(split):
             first = 0  # the file's first record, counted from the beginning of the split
             for file, count in self.files[name]:
                 low, high = max(start - first, 0), min(stop - first, count)
                 damaged = sorted(record for path, record in self._damaged if path == file and low <= record < high)
-                begin = low
-                for end in [*damaged, high]:
+                for begin, end in zip([low, *(record + 1 for record in damaged)], [*damaged, high], strict=True):
                     if begin < end:
-                        parts.append(Part(file, begin, end - begin, number + begin - low))
-                    begin = end + 1
+                        parts.append((file, begin, end - begin, number + begin - low))
                 first, number = first + count, number + max(high - low, 0)
         return parts
 
-    def _open(self, split):
+    def _existing_parts(self, split):
         parts = self._parts(split)
-        for part in parts:
-            if not tf.io.gfile.exists(part.file):
-                raise UnusableError(f"{part.file}: this file of {self.name} is missing; copy it there or prepare the data again")
+        for file, *_ in parts:
+            if not tf.io.gfile.exists(file):
+                raise UnusableError(f"{file}: this file of {self.name} is missing; copy it there or prepare the data again")
+        return parts
+
+    @staticmethod
+    def _read(parts, seed=None):
+        """The records of parts, whose order `seed` shuffles."""
         names, *numbers = zip(*parts, strict=True)
-        return parts, tf.data.Dataset.from_tensor_slices((list(names), *(tf.constant(column, tf.int64) for column in numbers)))
-
-
-def _read(parts, files):
-    def open_part(name, skip, take, number):
-        return tf.data.TFRecordDataset(name).skip(skip).take(take).enumerate(number)
-
-    records = files.interleave(
-        open_part, cycle_length=PARALLEL_READS, block_length=READ_BLOCK, num_parallel_calls=PARALLEL_READS, deterministic=True,
-    )
-    # With this, a shortened file is an error. Without it, the epoch would have fewer examples than the steps were counted for.
-    return records.apply(tf.data.experimental.assert_cardinality(sum(part.take for part in parts)))
+        files = tf.data.Dataset.from_tensor_slices((list(names), *(tf.constant(column, tf.int64) for column in numbers)))
+        if seed is not None:
+            files = files.shuffle(len(parts), seed=seed, reshuffle_each_iteration=False)
+        records = files.interleave(
+            lambda name, skip, take, number: tf.data.TFRecordDataset(name).skip(skip).take(take).enumerate(number),
+            cycle_length=PARALLEL_READS, block_length=READ_BLOCK, num_parallel_calls=PARALLEL_READS, deterministic=True)
+        # With this, a shortened file is an error. Without it, the epoch would have fewer examples than its steps need.
+        return records.apply(tf.data.experimental.assert_cardinality(sum(take for _, _, take, _ in parts)))

@@ -6,34 +6,29 @@ import pathlib
 import re
 
 from input_pipeline.common.errors import UnusableError
-from input_pipeline.images.loading import BadExamples
 from input_pipeline.sources.base import WITHOUT_SPLITS
-from input_pipeline.sources.listed import Listed, count_classes, image_files, is_readable
+from input_pipeline.sources.listed import Listed, image_files, numbered_classes
 
 _LONGEST_LINE = 2**20
 
 
-def open_source(config, path):
+def open_source(config, path, bad):
     """Opens a table with the columns image, label and, optionally, split; ignores other columns.
 
     Labels are the names of classes, which are sorted by name. If all labels are whole numbers, they count the classes from 0
     without a gap. Without a column `split`, all rows are `train`. The order of the examples is fixed and mixes the classes.
+    The table is UTF-8 with a header line. The paths of the images are relative to its folder.
 
-    Args:
-      config: DataConfig.
-      path: the file, UTF-8 with a header line. The paths of the images are relative to its folder.
-
-    Raises:
-      UnusableError: it is no such table, or a row lacks a value, names a missing file or has a label out of range.
+    Raises UnusableError if it is no such table, or a row lacks a value, names a missing file or has a label out of range.
     """
-    table, bad = pathlib.Path(os.path.expanduser(path)), BadExamples(config.max_bad_examples)
+    table = pathlib.Path(path)
     rows = _rows(table, bad)
     names = _class_names(rows, bad)
     index = {name: number for number, name in enumerate(names)}
     examples = {}
     for row in rows:
         if row["label"] in index:
-            listed = Listed(index[row["label"]], os.fsencode(row["path"]), row["where"] + f" ({row['path']})")
+            listed = Listed(index[row["label"]], os.fsencode(row["path"]), f"{row['where']} ({row['path']})")
             examples.setdefault(row["split"], []).append((os.fsencode(row["image"]), listed))
     if not examples:
         raise UnusableError(f"{table}: contains no row that can be used; give one with the columns image,label[,split]")
@@ -46,17 +41,23 @@ def _rows(table, bad):
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(_lines(file), skipinitialspace=True)
-            missing = [name for name in ("image", "label") if name not in (reader.fieldnames or ())]
-            if missing:
-                remedy = "the first line must name the columns image,label[,split]"
-                raise UnusableError(f"{table}: has no column {missing[0]}; {remedy}")
-            has_splits = "split" in reader.fieldnames
+            for name in ("image", "label"):
+                if name not in (reader.fieldnames or ()):
+                    remedy = "the first line must name the columns image,label[,split]"
+                    raise UnusableError(f"{table}: has no column {name}; {remedy}")
             for row in reader:
-                where = f"{table} line {reader.line_num}"
-                row = {name: (row[name] or "").strip() for name in ("image", "label", *(["split"] * has_splits))}
-                row.setdefault("split", WITHOUT_SPLITS)
-                row |= {"where": where, "path": os.path.join(table.parent, os.path.expanduser(row["image"]))}
-                if _check_row(row, bad):
+                row = {name: (row.get(name, WITHOUT_SPLITS) or "").strip() for name in ("image", "label", "split")}
+                row["where"] = f"{table} line {reader.line_num}"
+                row["path"] = os.path.join(table.parent, os.path.expanduser(row["image"]))
+                if empty := [name for name in ("image", "label", "split") if not row[name]]:
+                    bad.add(row["where"], f"has no {empty[0]}", "fill the column in, or remove the row")
+                elif not re.fullmatch(r"[\w-]+", row["split"]):
+                    remedy = "use letters, digits, _ and -, such as train and test"
+                    bad.add(row["where"], f"has the split {row['split']!r}", remedy)
+                elif not os.path.isfile(row["path"]):
+                    remedy = "give a path relative to the table's folder, or remove the row"
+                    bad.add(row["where"], f"names {row['path']}, and there is no such file", remedy)
+                else:
                     rows.append(row)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UnusableError(f"{table}: cannot be read ({error}); give a table in UTF-8 with the columns image,label") from None
@@ -71,28 +72,14 @@ def _lines(file):
         yield line
 
 
-def _check_row(row, bad):
-    empty = [name for name in ("image", "label", "split") if not row[name]]
-    if empty:
-        bad.add(row["where"], f"has no {empty[0]}", "fill the column in, or remove the row")
-    elif not re.fullmatch(r"[\w-]+", row["split"]):
-        bad.add(row["where"], f"has the split {row['split']!r}", "use letters, digits, _ and -, such as train and test")
-    elif not os.path.isfile(row["path"]):
-        bad.add(row["where"], f"names {row['path']}, and there is no such file",
-                "give a path relative to the table's folder, or remove the row")
-    else:
-        return is_readable(row["path"], row["where"], bad)
-    return False
-
-
 def _class_names(rows, bad):
     labels = {row["label"] for row in rows}
     if not all(re.fullmatch(r"[+-]?\d{1,18}", label) for label in labels):
         return sorted(labels)
-    count = count_classes(int(label) for label in labels)
+    names = numbered_classes(map(int, labels))
     for row in rows:
         row["label"] = str(int(row["label"]))
-        if not 0 <= int(row["label"]) < count:
+        if not 0 <= int(row["label"]) < len(names):
             remedy = "whole numbers must count the classes from 0 without a gap; correct the label, or give names"
             bad.add(row["where"], f"has the label {row['label']}, out of range", remedy)
-    return [str(number) for number in range(count)]
+    return names

@@ -4,33 +4,30 @@ import os
 import pathlib
 
 from input_pipeline.common.errors import SettingError, UnusableError
-from input_pipeline.images.loading import BadExamples
 from input_pipeline.sources.base import WITHOUT_SPLITS
-from input_pipeline.sources.listed import Listed, image_files, is_readable
+from input_pipeline.sources.listed import Listed, image_files
 
 IMAGE_FILES = (".png", ".jpg", ".jpeg")
 
 
-def open_source(config, path):
+def open_source(config, path, bad):
     """Opens PATH/<split>/<class>/* or PATH/<class>/*, files ending in .png, .jpg or .jpeg; the latter is the split `train`.
 
     Classes are the sorted names of the folders in `train`, or in all splits if there is no `train`. Links are followed. The order
     of the examples is fixed and mixes the classes. Hidden files and folders, and other files, are ignored.
 
-    Args:
-      config: DataConfig.
-      path: the folder; may begin with ~.
-
-    Raises:
-      SettingError: there are no images at either depth.
-      UnusableError: a folder cannot be read, or a class is empty or not in `train`.
+    Raises SettingError if there are no images, UnusableError if a folder cannot be read, or a class is empty or not in `train`.
     """
-    root, bad = pathlib.Path(os.path.expanduser(path)), BadExamples(config.max_bad_examples)
+    root = pathlib.Path(path)
     try:
-        splits = _splits(root, config)
-        found = {split: {folder: _images(folder) for folder in folders} for split, folders in splits.items()}
+        found = _images_by_class(root)
+        found = {WITHOUT_SPLITS: found} if any(found.values()) else {split.name: _images_by_class(split) for split in found}
     except OSError as error:
         raise UnusableError(f"{error.filename}: cannot be read ({error.strerror}); change its permissions") from None
+    found = {split: folders for split, folders in found.items() if any(folders.values())}
+    if not found:
+        remedy = f"has no {', '.join(IMAGE_FILES)} in <split>/<class>/ or <class>/; give the folder above the splits or classes"
+        raise SettingError("dataset", config.dataset, remedy)
     names = sorted({folder.name for folder in found.get("train") or [folder for folders in found.values() for folder in folders]})
     examples = {split: [] for split in found}
     for split, folders in found.items():
@@ -41,30 +38,16 @@ def open_source(config, path):
             if not images:
                 bad.add(f"{folder}", f"is the folder of a class and contains no {', '.join(IMAGE_FILES)}", "fill or remove it")
             for image in images:
-                if is_readable(image, str(image), bad):
-                    key, label = os.fsencode(os.path.relpath(image, root)), names.index(folder.name)
-                    examples[split].append((key, Listed(label, os.fsencode(image), str(image))))
+                key, label = os.fsencode(os.path.relpath(image, root)), names.index(folder.name)
+                examples[split].append((key, Listed(label, os.fsencode(image), str(image))))
     shown = tuple(os.fsencode(name).decode("utf-8", "backslashreplace") for name in names)  # a folder's name may be any bytes
     return image_files(config, shown, examples, root, bad)
 
 
-def _splits(root, config):
-    """{split: [folders of its classes]}."""
-    folders = _subfolders(root)
-    if any(_images(folder) for folder in folders):
-        return {WITHOUT_SPLITS: folders}
-    splits = {folder.name: _subfolders(folder) for folder in folders}
-    splits = {name: labels for name, labels in splits.items() if any(_images(label) for label in labels)}
-    if not splits:
-        remedy = f"has no {', '.join(IMAGE_FILES)} in <split>/<class>/ or <class>/; give the folder above the splits or classes"
-        raise SettingError("dataset", config.dataset, remedy)
-    return splits
+def _images_by_class(root):
+    """{folder: [image files in it]} of the folders in `root`, sorted."""
+    def visible(folder):
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
-
-def _subfolders(folder):
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _images(folder):
-    return sorted(path for path in folder.iterdir()
-                  if path.suffix.lower() in IMAGE_FILES and not path.name.startswith(".") and path.is_file())
+    return {folder: [path for path in visible(folder) if path.suffix.lower() in IMAGE_FILES and path.is_file()]
+            for folder in visible(root) if folder.is_dir()}

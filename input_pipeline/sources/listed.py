@@ -1,7 +1,9 @@
 """A source whose examples are listed one by one: image files, or rows of arrays. Any example can be read without the others."""
 
 import dataclasses
+import functools
 import hashlib
+import itertools
 import os
 from collections.abc import Callable
 from typing import NamedTuple
@@ -87,50 +89,26 @@ def image_files(config, class_names, examples, place, bad):
     """A ListedSource of image files, in a fixed order that mixes the classes.
 
     So any slice contains all classes, as a slice of a TFDS split does. The order is that of a hash of the keys. If a file is
-    added or removed, the others keep their order.
-
-    Args:
-      config: DataConfig.
-      class_names: one per label.
-      examples: {name of a split: [(key, Listed)]}, where the key is the bytes to hash.
-      place: the file or folder that contains the examples.
-      bad: BadExamples.
+    added or removed, the others keep their order. `examples`: {name of a split: [(key, Listed)]}; a key is the bytes to hash.
     """
     def order(keyed):
         return hashlib.sha256(keyed[0]).digest(), keyed[1].where
 
-    examples = {split: [example for _, example in sorted(pairs, key=order)] for split, pairs in examples.items()}
-    shape = _common_shape(example.image for split in examples.values() for example in split)
-    return ListedSource(config.dataset, tuple(class_names), shape, examples, tf.io.read_file, str(place), bad=bad)
+    listed = {split: [] for split in examples}
+    for split, pairs in examples.items():
+        for _, example in sorted(pairs, key=order):
+            if (size := os.path.getsize(example.image)) > headers.MAX_BYTES:
+                bad.add(example.where, f"has {size} bytes, the limit is {headers.MAX_BYTES}", "replace or remove it")
+            else:
+                listed[split].append(example)
+    shape = headers.common_shape(functools.partial(open, example.image, "rb") for part in listed.values() for example in part)
+    return ListedSource(config.dataset, tuple(class_names), shape, listed, tf.io.read_file, str(place), bad=bad)
 
 
-def _common_shape(paths):
-    """(height, width, 3) if all image files have the same size according to their headers, else None."""
-    common = None
-    for path in paths:
-        try:
-            with open(path, "rb") as file:
-                size = headers.usable_size(file)
-        except OSError:
-            continue  # decoding will report it
-        if size and common and size != common:
-            return None
-        common = common or size
-    return common and (*common, 3)
-
-
-def is_readable(path, where, bad):
-    """Whether an image file is small enough to be read. If it is not, adds it to BadExamples."""
-    if (size := os.path.getsize(path)) > headers.MAX_BYTES:
-        bad.add(where, f"has {size} bytes, the limit is {headers.MAX_BYTES}", "replace or remove it")
-        return False
-    return True
-
-
-def count_classes(labels):
-    """How many classes there are, given only the labels: the first whole number from 0 on that is not a label.
+def numbered_classes(labels):
+    """The names 0, 1, ... of classes, given only the labels, up to the first whole number that is not a label.
 
     A gap would be a class without examples, so a label beyond it is more likely a mistake than a class.
     """
     labels = set(labels)
-    return next(number for number in range(len(labels) + 1) if number not in labels)
+    return tuple(map(str, itertools.takewhile(labels.__contains__, itertools.count())))

@@ -1,65 +1,51 @@
 """--dataset=npz:PATH, arrays in one file as keras.datasets saves them. Nothing in it is ever unpickled."""
 
 import io
-import lzma
-import os
-import pathlib
 import struct
 import threading
-import tokenize
 import zipfile
-import zlib
 
 import numpy as np
 import tensorflow as tf
 
 from input_pipeline.common.batches import free_gigabytes
 from input_pipeline.common.errors import UnusableError
-from input_pipeline.images.loading import BadExamples
 from input_pipeline.sources.base import file_state
-from input_pipeline.sources.listed import Listed, ListedSource, count_classes
+from input_pipeline.sources.listed import Listed, ListedSource, numbered_classes
 
-# What zipfile and NumPy raise for files that are damaged, encrypted or malicious.
-_DAMAGED = (OSError, ValueError, EOFError, KeyError, TypeError, IndexError, OverflowError, RuntimeError, MemoryError, SyntaxError,
-            struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError)
-_MOST_ARRAYS, _LONGEST_HEADER = 1000, 2**16
+_LONGEST_HEADER = 2**16
 WANTED = "give one with x_train, y_train, x_test and y_test as keras.datasets saves them"
 
 
-def open_source(config, path):
+def open_source(config, path, bad):
     """Opens arrays `x_<split>`, uint8 [n, height, width] or [n, height, width, 1, 3 or 4], and `y_<split>`, [n] or [n, 1].
 
     The order of the examples is that of the arrays. An array `class_names` of texts, if there is one, names the classes.
     Otherwise they are named 0, 1, ... up to the first number that is not in y_train. Reads the labels, but only the headers
     of the images.
 
-    Args:
-      config: DataConfig.
-      path: the file; may begin with ~.
-
-    Raises:
-      UnusableError: it is damaged or pickled, an array is missing or has another shape or type, or a label is out of range.
+    Raises UnusableError if it is damaged or pickled, an array is missing or has another form, or a label is out of range.
     """
-    file, bad = pathlib.Path(os.path.expanduser(path)), BadExamples(config.max_bad_examples)
-    arrays = _Arrays(file)
+    arrays = _Arrays(path)
     splits = [name[2:] for name in arrays.headers if name.startswith("x_")]
-    missing = [f"y_{split}" for split in splits if f"y_{split}" not in arrays.headers] or ["x_train"] * (not splits)
-    if missing:
-        raise UnusableError(f"{file}: has no array {missing[0]}, but {', '.join(arrays.headers) or 'none'}; {WANTED}")
-    shapes = {_image_shape(arrays, split) for split in splits}
+    if missing := [f"y_{split}" for split in splits if f"y_{split}" not in arrays.headers] or ["x_train"] * (not splits):
+        raise UnusableError(f"{path}: has no array {missing[0]}, but {', '.join(arrays.headers) or 'none'}; {WANTED}")
     labels = {split: _labels(arrays, split) for split in splits}
-    names = _class_names(arrays, labels)
+    if "class_names" in arrays.headers and arrays.headers["class_names"][1].kind == "U":
+        names = tuple(arrays.load("class_names").ravel().tolist())
+    else:
+        names = numbered_classes(labels.get("train", labels[splits[0]]))
     examples = {split: [] for split in splits}
     for split in splits:
         for row, label in enumerate(labels[split]):
             if 0 <= label < len(names):
-                examples[split].append(Listed(label, f"x_{split} {row}".encode(), f"{file} row {row} of x_{split}"))
+                examples[split].append(Listed(label, f"x_{split} {row}".encode(), f"{path} row {row} of x_{split}"))
             else:
-                bad.add(f"{file} row {row} of y_{split}", f"has the label {label}, out of range",
+                bad.add(f"{path} row {row} of y_{split}", f"has the label {label}, out of range",
                         f"there are {len(names)} classes, counted from 0; correct the label")
-    shape = shapes.pop() if len(shapes) == 1 else None
-    state = file_state(file)
-    return ListedSource(config.dataset, names, shape, examples, arrays.read, str(file), lambda _: state, bad=bad)
+    sizes, state = {arrays.headers[f"x_{split}"][0][1:3] for split in splits}, file_state(path)
+    shape = (*sizes.pop(), 3) if len(sizes) == 1 else None
+    return ListedSource(config.dataset, names, shape, examples, arrays.read, path, lambda _: state, bad=bad)
 
 
 class _Arrays:
@@ -69,16 +55,13 @@ class _Arrays:
         self.file, self.headers, self._loaded, self._lock = file, {}, {}, threading.Lock()
         try:
             with zipfile.ZipFile(file) as members:
-                if len(members.infolist()) > _MOST_ARRAYS:
-                    raise ValueError(f"contains {len(members.infolist())} arrays")
                 for info in members.infolist():
                     if info.filename.endswith(".npy"):
                         with members.open(info) as member:
                             self.headers[info.filename.removesuffix(".npy")] = _header(member, info)
-        except _DAMAGED as error:
+        except Exception as error:  # zipfile and NumPy raise errors of a dozen types for damaged, encrypted or malicious files
             raise UnusableError(f"{file}: is no .npz file or damaged ({error}); {WANTED}") from None
-        pickled = [name for name, (_, dtype) in self.headers.items() if dtype.hasobject]
-        if pickled:
+        if pickled := [name for name, (_, dtype) in self.headers.items() if dtype.hasobject]:
             raise UnusableError(f"{file}: the array {pickled[0]} is pickled, and is not opened, because a pickle can run any "
                                 "program; save it as a plain array of numbers or texts")
 
@@ -89,12 +72,11 @@ class _Arrays:
                 gigabytes, free = _num_bytes(*self.headers[name]) / 1e9, free_gigabytes()
                 if gigabytes > free:  # a compressed array can be a thousand times as large as the file
                     sizes = f"takes {gigabytes:.3g} GB, {free:.3g} GB of memory are free"
-                    raise UnusableError(
-                        f"{self.file}: the array {name} {sizes}; give the images as files, folder: or tfrecord:")
+                    raise UnusableError(f"{self.file}: the array {name} {sizes}; give the images as files, folder: or tfrecord:")
                 try:
                     with np.load(self.file, allow_pickle=False) as members:
                         self._loaded[name] = members[name]
-                except _DAMAGED as error:
+                except Exception as error:  # see __init__
                     raise UnusableError(f"{self.file}: the array {name} is damaged ({error}); copy the file again") from None
             return self._loaded[name]
 
@@ -134,24 +116,14 @@ def _num_bytes(shape, dtype):
     return int(np.prod(shape, dtype=object)) * dtype.itemsize
 
 
-def _image_shape(arrays, split):
+def _labels(arrays, split):
+    """The labels of a split. Raises UnusableError if the headers of its arrays cannot be those of images and labels."""
     shape, dtype = arrays.headers[f"x_{split}"]
     if dtype != np.uint8 or len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3, 4)):
         text = f"{arrays.file}: the array x_{split} is {dtype} {list(shape)}; images must be uint8 [n, height, width] or "
         raise UnusableError(text + "[n, height, width, 1, 3 or 4], 0 to 255")
-    return (*shape[1:3], 3)
-
-
-def _labels(arrays, split):
-    (shape, dtype), count = arrays.headers[f"y_{split}"], arrays.headers[f"x_{split}"][0][0]
+    count, (shape, dtype) = shape[0], arrays.headers[f"y_{split}"]
     if shape not in ((count,), (count, 1)) or dtype.kind not in "iu":
         text = f"{arrays.file}: y_{split} is {dtype} {list(shape)}, for {count} images"
         raise UnusableError(f"{text}; labels must be whole numbers, one per image, counted from 0")
     return arrays.load(f"y_{split}").reshape(-1).astype(np.int64).tolist()
-
-
-def _class_names(arrays, labels):
-    if "class_names" in arrays.headers and arrays.headers["class_names"][1].kind == "U":
-        return tuple(arrays.load("class_names").ravel().tolist())
-    counted = labels.get("train", next(iter(labels.values())))
-    return tuple(str(number) for number in range(count_classes(counted)))

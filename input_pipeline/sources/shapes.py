@@ -9,16 +9,11 @@ Image `index` of a split is a function of (split, index) alone, and its label is
 in an order of its own, by a hash of the index.
 """
 
-from typing import ClassVar
-
 import numpy as np
 import tensorflow_datasets as tfds
 
 IMAGE_SIZE = 32
 SPLIT_SIZES = {"train": 5_000, "test": 1_000}
-
-# First word of each image's seed, so that no two splits share random numbers.
-_SPLIT_SEEDS = {"train": 0, "test": 1}
 
 # Pixel centres, [32, 32] each: y grows downwards.
 _PIXEL_Y, _PIXEL_X = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE] + 0.5
@@ -143,7 +138,7 @@ def draw_example(split, index):
     Returns:
       (image, label): uint8 [32, 32, 3] and an int, the position in CLASS_NAMES.
     """
-    rng = np.random.Generator(np.random.Philox([_SPLIT_SEEDS[split], index]))
+    rng = np.random.Generator(np.random.Philox([list(SPLIT_SIZES).index(split), index]))  # no two splits share random numbers
     label = index % len(CLASS_NAMES)
     canvas, background_colors = _background(rng)
     canvas = _clutter(rng, canvas)
@@ -167,21 +162,14 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
     """
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar = {"1.0.0": "First release."}
+    RELEASE_NOTES = {"1.0.0": "First release."}
 
     def _info(self):
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=__doc__,
-            features=tfds.features.FeaturesDict({
-                "image": tfds.features.Image(shape=(IMAGE_SIZE, IMAGE_SIZE, 3), encoding_format="png"),
-                "label": tfds.features.ClassLabel(names=CLASS_NAMES),
-            }),
-            supervised_keys=("image", "label"),
-        )
+        image = tfds.features.Image(shape=(IMAGE_SIZE, IMAGE_SIZE, 3), encoding_format="png")
+        features = tfds.features.FeaturesDict({"image": image, "label": tfds.features.ClassLabel(names=CLASS_NAMES)})
+        return tfds.core.DatasetInfo(builder=self, description=__doc__, features=features, supervised_keys=("image", "label"))
 
     def _split_generators(self, dl_manager):
-        del dl_manager  # Nothing to download.
         return {split: self._generate_examples(split) for split in SPLIT_SIZES}
 
     def _generate_examples(self, split):

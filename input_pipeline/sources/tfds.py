@@ -16,19 +16,16 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from input_pipeline.common.errors import ExpectedError, SettingError, UnusableError, one_line_of
-from input_pipeline.images.loading import BadExamples
 from input_pipeline.sources import shapes
 from input_pipeline.sources.base import RecordFiles
 
 CONNECT_SECONDS = 5
 
 
-def open_source(config, _=""):
+def open_source(config, _, bad):
     """Opens the data set that a DataConfig names, and prepares it first if necessary.
 
-    Raises:
-      SettingError: there is no such data set, or its examples are not images with one label each.
-      UnusableError: it is not prepared and cannot be downloaded.
+    Raises SettingError if it does not exist or is not for image classification, UnusableError if it cannot be downloaded.
     """
     builder = _find_builder(config)
     _check_features(builder, config)
@@ -39,12 +36,11 @@ def open_source(config, _=""):
         raise UnusableError(f"--dataset={config.dataset}: {builder.data_path} {remedy}")
     height, width, _ = builder.info.features["image"].shape
     shape = (height, width, 3) if height and width else None
-    names = tuple(builder.info.features["label"].names)
     # The other features of an example, if there are any, are not parsed.
     features = tfds.features.FeaturesDict({name: builder.info.features[name] for name in ("image", "label")})
     parse = functools.partial(features.deserialize_example, decoders={"image": tfds.decode.SkipDecoding()})
     files = {name: [(part.filename, part.take) for part in info.file_instructions] for name, info in builder.info.splits.items()}
-    return RecordFiles(config.dataset, names, shape, files, parse, bad=BadExamples(config.max_bad_examples))
+    return RecordFiles(config.dataset, tuple(builder.info.features["label"].names), shape, files, parse, bad=bad)
 
 
 def _check_features(builder, config):
@@ -87,7 +83,12 @@ def _prepare(builder, config):
             builder = _find_builder(config)  # another process may have prepared the data in the meantime
             if not builder.is_prepared():
                 _check_network(builder, manual.parent)
-                _download_and_prepare(builder, manual)
+                print(f"preparing {builder.name} {builder.version} in {builder.data_path}", file=sys.stderr)
+                if not sys.stderr.isatty():
+                    tfds.disable_progress_bar()
+                download = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
+                with contextlib.redirect_stdout(sys.stderr):
+                    builder.download_and_prepare(download_config=download)
             return builder
     except ExpectedError:
         raise
@@ -118,15 +119,6 @@ def _check_network(builder, downloads):
         except OSError as error:
             failure = error
     raise ConnectionError(f"no network connection to {address[0]}: {failure}")
-
-
-def _download_and_prepare(builder, manual):
-    if not sys.stderr.isatty():
-        tfds.disable_progress_bar()
-    print(f"preparing {builder.name} {builder.version} in {builder.data_path}", file=sys.stderr)
-    download = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
-    with contextlib.redirect_stdout(sys.stderr):
-        builder.download_and_prepare(download_config=download)
 
 
 @contextlib.contextmanager

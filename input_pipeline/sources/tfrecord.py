@@ -6,7 +6,6 @@ import io
 import os
 import pathlib
 import re
-import struct
 import sys
 
 import numpy as np
@@ -17,9 +16,8 @@ from input_pipeline.common.errors import UnusableError
 from input_pipeline.common.small_files import read_file
 from input_pipeline.config import CLASS_NAMES, matching_files
 from input_pipeline.images import headers
-from input_pipeline.images.loading import BadExamples
 from input_pipeline.sources.base import WITHOUT_SPLITS, RecordFiles
-from input_pipeline.sources.listed import count_classes
+from input_pipeline.sources.listed import numbered_classes
 
 FEATURES = {"image": tf.io.FixedLenFeature([], tf.string), "label": tf.io.FixedLenFeature([], tf.int64)}
 _SPLIT = re.compile(r"(?<![a-z])(train|validation|val|test)(?![a-z])")
@@ -27,34 +25,29 @@ LARGEST_RECORD = 2**29  # bytes
 _CHECKED = 16  # how many images of each file are checked for their size
 
 
-def open_source(config, pattern):
+def open_source(config, pattern, bad):
     """Opens files of tf.train.Examples with the features `image`, one encoded image, and `label`, an int64.
 
     A file belongs to the split train, validation, val or test if its name contains that word, such as
     test-00000-of-00004.tfrecord. If no name contains one, all files are `train`. The lines of class_names.txt in the same folder
     name the classes. Without it, all labels are read once to count them. The examples are in the order of the sorted file names.
+    The files are local and not compressed. The pattern may contain * ? [] and **.
 
-    Args:
-      config: DataConfig.
-      pattern: of local files, with * ? [] and **; may begin with ~. Not compressed.
-
-    Raises:
-      UnusableError: a file is no TFRecord file, ends within a record, or belongs to no split although others do.
+    Raises UnusableError if a file is no TFRecord file, ends within a record, or belongs to no split although others do.
     """
-    paths = matching_files(pattern)
     files = {}
-    for path in paths:
+    for path in matching_files(pattern):
         word = _SPLIT.search(os.path.basename(path).lower())
-        files.setdefault(word[1] if word else "", []).append((path, count_records(path)))
+        files.setdefault(word[1] if word else "", []).append((path, _count_records(path)))
     if "" in files and len(files) > 1:
         remedy = "its name holds none of the words train, validation, val and test, others do; rename it or narrow the pattern"
         raise UnusableError(f"{files[''][0][0]}: {remedy}")
-    if "" in files:
-        files = {WITHOUT_SPLITS: files[""]}
+    files = {split or WITHOUT_SPLITS: part for split, part in files.items()}
     parse = functools.partial(tf.io.parse_single_example, features=FEATURES)
     every = [file for part in files.values() for file in part]
-    bad = BadExamples(config.max_bad_examples)
-    return RecordFiles(config.dataset, _class_names(every), _common_shape(every), files, parse, bad=bad)
+    images = (image for features in _features(every, _CHECKED) for image in features["image"].bytes_list.value[:1])
+    shape = headers.common_shape(functools.partial(io.BytesIO, image) for image in images)
+    return RecordFiles(config.dataset, _class_names(every), shape, files, parse, bad=bad)
 
 
 def write_tfrecords(folder, examples, class_names, split="train", num_files=1):
@@ -86,7 +79,11 @@ def write_tfrecords(folder, examples, class_names, split="train", num_files=1):
         for position, (image, label) in enumerate(examples):
             if not 0 <= label < len(class_names):
                 raise ValueError(f"example {position}: label {label} is no index into the {len(class_names)} class names")
-            writers[position % num_files].write(_serialize(image, label))
+            encoded = image if isinstance(image, bytes) else tf.io.encode_png(np.asarray(image)).numpy()
+            features = {"image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded])),
+                        "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[int(label)]))}
+            example = tf.train.Example(features=tf.train.Features(feature=features))
+            writers[position % num_files].write(example.SerializeToString())
     finally:
         for writer in writers:
             writer.close()
@@ -102,20 +99,15 @@ def encoded_examples(source, split):
         yield example["image"].numpy(), int(example["label"])
 
 
-def count_records(path):
-    """How many records a TFRecord file has. Reads only their lengths: 8 bytes length, 4 checksum, the data, 4 checksum.
-
-    Raises:
-      UnusableError: it ends within a record, or is no TFRecord file.
-    """
+def _count_records(path):
+    """How many records a TFRecord file has. Reads only their lengths: 8 bytes length, 4 checksum, the data, 4 checksum."""
     count, position = 0, 0
     try:
         size = os.path.getsize(path)
         with open(path, "rb") as file:
             while position < size:
                 file.seek(position)
-                head = file.read(12)
-                length = struct.unpack("<Q4x", head)[0] if len(head) == 12 else size
+                length = int.from_bytes(file.read(8), "little")
                 position += 16 + length
                 if position > size or length > LARGEST_RECORD:
                     remedy = "it is cut off, damaged, compressed or no TFRecord file; copy or write it again"
@@ -126,57 +118,31 @@ def count_records(path):
     return count
 
 
-def _serialize(image, label):
-    encoded = image if isinstance(image, bytes) else tf.io.encode_png(np.asarray(image)).numpy()
-    features = {
-        "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded])),
-        "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[int(label)])),
-    }
-    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
-
-
 def _class_names(files):
     listed = {os.path.join(os.path.dirname(path), CLASS_NAMES) for path, _ in files}
     if found := [path for path in sorted(listed) if os.path.isfile(path)]:
         try:
-            names = tuple(read_file(found[0]).decode("utf-8-sig").rstrip().splitlines())
+            if names := tuple(read_file(found[0]).decode("utf-8-sig").rstrip().splitlines()):
+                return names
+            raise ValueError("is empty")
         except (OSError, ValueError) as error:
-            raise UnusableError(f"{found[0]}: cannot be read ({error}); write the name of a class on each line") from None
-        if names:
-            return names
-        raise UnusableError(f"{found[0]}: is empty; write the name of a class on each line, or remove it")
+            remedy = "write the name of a class on each line, or remove it"
+            raise UnusableError(f"{found[0]}: cannot be used ({error}); {remedy}") from None
     print(f"counting classes in {len(files)} files; a {CLASS_NAMES} beside them, one name per line, saves that", file=sys.stderr)
-    labels = set()
-    _look_at(files, lambda features: labels.add(features["label"].int64_list.value[0]))
-    return tuple(str(number) for number in range(count_classes(labels)))
+    return numbered_classes(label for features in _features(files) for label in features["label"].int64_list.value[:1])
 
 
-def _common_shape(files):
-    """(height, width, 3) if the first images of all files have the same size, else None."""
-    sizes = set()
-    _look_at(files, lambda features: sizes.add(_size(features["image"].bytes_list.value[0])), _CHECKED)
-    sizes.discard(None)
-    return (*sizes.pop(), 3) if len(sizes) == 1 else None
-
-
-def _size(encoded):
-    return headers.usable_size(io.BytesIO(encoded))
-
-
-def _look_at(files, look, most=None):
-    """Calls `look` with the features of the first `most` records of each file; None: of all.
-
-    Leaves out damaged records and those without the feature. They are reported when they are decoded.
-    """
+def _features(files, most=sys.maxsize):
+    """Yields the features of the first `most` records of each file, except damaged records, which decoding will report."""
     for path, count in files:
-        position, end = 0, count if most is None else min(most, count)
+        position, end = 0, min(most, count)
         while position < end:
             records = tf.data.TFRecordDataset(path).skip(position).take(end - position)
             try:
                 for record in without_autotune(records).as_numpy_iterator():
                     position += 1
                     with contextlib.suppress(Exception):
-                        look(tf.train.Example.FromString(record).features.feature)
+                        yield tf.train.Example.FromString(record).features.feature
                 break
             except tf.errors.OpError:
                 position += 1
