@@ -6,6 +6,8 @@ import math
 from input_pipeline.common.batches import free_gigabytes
 from input_pipeline.common.errors import SettingError
 from input_pipeline.splits import cache, resident
+from input_pipeline.splits.device import DeviceSplit
+from input_pipeline.splits.stream import StreamingSplit, training_margin
 
 # Of the free memory. With their Windows, training images take 3.5 times their size, and the runtime needs the rest.
 MEMORY_SHARE = 0.2
@@ -32,10 +34,8 @@ def open_split(config, source, split, flag, log=print):
     """Opens `split` of a Source as a ResidentSplit, a DeviceSplit or a StreamingSplit. All have the same methods.
 
     Args:
-      config: DataConfig.
-      source: Source.
-      split: TFDS slicing syntax.
-      flag: the name of the flag whose value is `split`, for errors.
+      config, source: DataConfig and Source.
+      split, flag: TFDS slicing syntax, and the name of the flag with this value, for errors.
       log: called with a line that says how the split is read, and with one about a cache file that cannot be used.
 
     Raises:
@@ -46,26 +46,17 @@ def open_split(config, source, split, flag, log=print):
     size = _image_size(config, source)
     config = decide_input(config, source, split, flag)
     what = f"{split} of {source.name}: {num_examples} images of {size[0]} x {size[1]}, {_gigabytes(num_examples, size):.2g} GB"
-    if config.input == "stream":
-        log(f"{what}, as a stream")
-        return _open_stream(config, source, split, flag, size)
-    held = _decoded(config, source, split, (num_examples, *size, 3), what, log)
-    if config.input == "device":
-        from input_pipeline.splits.device import DeviceSplit
-
-        return DeviceSplit(held.images, held.labels)
-    return held
-
-
-def _open_stream(config, source, split, flag, size):
-    from input_pipeline.splits.stream import StreamingSplit, training_margin
-
+    if config.input != "stream":
+        held = _decoded(config, source, split, (num_examples, *size, 3), what, log)
+        return DeviceSplit(held.images, held.labels) if config.input == "device" else held
+    log(f"{what}, as a stream")
     if size[0] != size[1]:
         remedy = f"a stream returns square images, those of {source.name} are {size[0]} x {size[1]}; give --image_size"
         raise SettingError("input", config.input, remedy)
     if config.max_bad_examples:
         source.skip_damaged(split)  # otherwise the stream would end at the first damaged record
-    num_examples, margin = source.num_examples(split, flag), training_margin(size[0], config.augmentations)
+        num_examples = source.num_examples(split, flag)
+    margin = training_margin(size[0], config.augmentations)
     return StreamingSplit(source, split, num_examples, size[0], margin, config.decode_threads)
 
 

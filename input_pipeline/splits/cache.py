@@ -45,8 +45,7 @@ class CachedSplit:
 
     Args:
       folder: Path, need not exist; None: nothing is found and nothing is stored.
-      name: of the source.
-      split: TFDS slicing syntax.
+      name, split: the name of the source, and TFDS slicing syntax.
       shape: (n, height, width, 3) of the images.
       fingerprint: a JSON value that changes if the data changes. Its "place", if any, distinguishes sources of the same name.
     """
@@ -69,12 +68,10 @@ class CachedSplit:
                 return self._open(file)
         except FileNotFoundError:
             return None
-        except OSError as error:
-            reason = f"cannot be read ({error.strerror})"
-        except ValueError as error:
-            reason = error
-        log(f"{self.path}: {reason}; decoding again")
-        return None
+        except (OSError, ValueError) as error:
+            reason = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else error
+            log(f"{self.path}: {reason}; decoding again")
+            return None
 
     def store(self, images, labels, log):
         """Writes the file. If that fails, logs one line that says why, and leaves nothing behind."""
@@ -83,12 +80,21 @@ class CachedSplit:
         temporary = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._remove_abandoned()
+            for path in self.path.parent.glob(f"{self.path.name}.*.tmp"):
+                with contextlib.suppress(OSError):
+                    if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                        path.unlink()
+            images, labels = np.ascontiguousarray(images).reshape(-1), np.ascontiguousarray(labels, "<i4")
+            header = json.dumps(self._expected | {"checksum": _checksum(images, labels)}).encode()
+            if len(header) > HEADER_BYTES:
+                raise OSError(0, "the split's name is too long")
             descriptor, temporary = tempfile.mkstemp(prefix=f"{self.path.name}.", suffix=".tmp", dir=self.path.parent)
             with open(descriptor, "wb") as file:
-                self._write(file, images, labels)
+                # Written, not mapped: if the disk is full, writing to a mapping kills the process by a signal.
+                file.writelines((header.ljust(HEADER_BYTES), images, labels))
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(temporary, self.path)
-            _sync_folder(self.path.parent)
         except OSError as error:
             if temporary:
                 with contextlib.suppress(OSError):
@@ -96,27 +102,15 @@ class CachedSplit:
             reason = error.strerror or error
             log(f"--cache_dir={self.path.parent}: decoded images not kept ({reason}); going on, the next start decodes again")
 
-    def _write(self, file, images, labels):
-        images, labels = np.ascontiguousarray(images).reshape(-1), np.ascontiguousarray(labels, "<i4")
-        header = json.dumps(self._expected | {"checksum": _checksum(images, labels)}).encode()
-        if len(header) > HEADER_BYTES:
-            raise OSError(0, "the split's name is too long")
-        file.write(header.ljust(HEADER_BYTES))
-        file.write(images)  # written, not mapped: if the disk is full, writing to a mapping kills the process by a signal
-        file.write(labels)
-        file.flush()
-        os.fsync(file.fileno())
-
     def _open(self, file):
         """(images, labels). Raises ValueError, whose text says what is wrong with the file."""
         try:
             header = parse_json(file.read(HEADER_BYTES))
-            checksum = header.pop("checksum")
+            checksum, key = header.pop("checksum"), header["key"]
         except (ValueError, KeyError, AttributeError, TypeError):
             raise ValueError("damaged") from None
         if header != self._expected:
-            other_key = isinstance(header.get("key"), str) and header.keys() == self._expected.keys()
-            raise ValueError("the source has changed" if other_key and header["key"] != self._expected["key"] else "damaged")
+            raise ValueError("damaged" if key == self._expected["key"] else "the source has changed")
         if os.fstat(file.fileno()).st_size != header["bytes"]:
             raise ValueError("too short or too long")
         content = np.memmap(file, np.uint8, "r").view(np.ndarray)
@@ -124,12 +118,6 @@ class CachedSplit:
         if _checksum(pixels, labels) != checksum:
             raise ValueError("damaged")
         return pixels.reshape(header["images"]), labels
-
-    def _remove_abandoned(self):
-        for path in self.path.parent.glob(f"{self.path.name}.*.tmp"):
-            with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
-                    path.unlink()
 
 
 def _checksum(pixels, labels):
@@ -141,11 +129,3 @@ def _checksum(pixels, labels):
     for start in starts:
         checksum = zlib.crc32(pixels[start : start + BLOCK_BYTES], checksum)
     return checksum
-
-
-def _sync_folder(folder):
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

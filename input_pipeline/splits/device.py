@@ -8,17 +8,20 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline.common.batches import ONE_REPLICA, free_gigabytes
+from input_pipeline.common.batches import free_gigabytes
 from input_pipeline.common.errors import SettingError
 from input_pipeline.images import resized_crop
-from input_pipeline.splits.resident import FLOAT32, INT32, Choices, ResidentSplit, evaluation_rows, map_examples
+from input_pipeline.splits.resident import INT32, ResidentSplit
 
 WORD = 8  # bytes of an int64. TensorFlow can gather int64 on a GPU, but has no kernel there that gathers uint8.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DeviceSplit(ResidentSplit):
-    """A ResidentSplit whose batches contain choices instead of images.
+    """A ResidentSplit whose batches contain choices instead of images; `look_up` must be applied to each batch.
+
+    Instead of "image", elements have int32 [b]: "index" of the image, "top" and "left" of its window (0 is the edge of the image,
+    negative is outside of it), "mirrored" (0 or 1); with "random_resized_crop" also the windows' "corners", float32 [b, 4].
 
     The tables contain the images without padding; `look_up` replaces pixels outside of the image by zeros. So one table serves
     training and evaluation, and for 32 x 32 pixels takes two thirds of the memory of a padded one.
@@ -31,36 +34,13 @@ class DeviceSplit(ResidentSplit):
         """A split of the same examples whose batches contain images."""
         return ResidentSplit(self.images, self.labels)
 
-    def training_batches(self, seed, first_step, global_batch_size, augmentations, shard=ONE_REPLICA):
-        """Like `ResidentSplit.training_batches`, but `look_up` must be applied to each batch.
+    def _views(self, padding=0, flip=False, resized=False):
+        def view(order, top, left, mirrored, *draws):
+            corners = [resized_crop.boxes(*draws, *self.image_shape[:2])] if resized else []
+            return *(column.astype(np.int32) for column in (order, top - padding, left - padding, mirrored)), *corners
 
-        Returns:
-          Elements of int32 [b]: "index" of the image, "top" and "left" of its window (0 is the edge of the image, negative is
-          outside of it), "mirrored" (0 or 1), "label"; with "random_resized_crop" also the windows' "corners", float32 [b, 4].
-        """
-        choices = Choices(seed, self.num_examples, self.image_shape[0], augmentations)
-
-        def read(examples):
-            order, top, left, mirrored, *draws = choices.of(examples)
-            columns = (order, top - choices.padding, left - choices.padding, mirrored, self.labels[order])
-            corners = [resized_crop.boxes(*draws, *self.image_shape[:2])] if draws else []
-            return *(column.astype(np.int32) for column in columns), *corners
-
-        corners = {"corners": tf.TensorSpec([4], tf.float32)} if choices.resized else {}
-        return map_examples(read, self._specs() | corners, global_batch_size, shard, first_step)
-
-    def evaluation_batches(self, global_batch_size, shard=ONE_REPLICA, test_crops=1):
-        """Like `ResidentSplit.evaluation_batches` before `look_up`: the elements of `training_batches`, and "weight"."""
-        def read(examples):
-            index, weight = evaluation_rows(self.num_examples, global_batch_size, examples)
-            untouched = np.zeros(len(index), np.int32)
-            return index.astype(np.int32), untouched, untouched, untouched, self.labels[index], weight
-
-        return map_examples(read, self._specs() | {"weight": FLOAT32}, global_batch_size, shard)
-
-    @staticmethod
-    def _specs():
-        return dict.fromkeys(("index", "top", "left", "mirrored", "label"), INT32)
+        corners = {"corners": tf.TensorSpec([4], tf.float32)} if resized else {}
+        return dict.fromkeys(("index", "top", "left", "mirrored"), INT32) | corners, view
 
     def table_on(self, device):
         """The images on a device, int64 [n, words]: a row contains the bytes of an image, padded to whole words. Made once.
@@ -73,22 +53,22 @@ class DeviceSplit(ResidentSplit):
             remedy = f"the images take {gigabytes:.2g} GB on each device, more than is free on {device}; give memory or stream"
             if "CPU" in device.upper() and gigabytes > free_gigabytes():  # allocating more would kill the process
                 raise SettingError("input", "device", remedy)
+            rows = self.images.reshape(self.num_examples, -1)
+            if missing := -rows.shape[1] % WORD:
+                rows = np.pad(rows, ((0, 0), (0, missing)))
             try:
                 with tf.device(device):
-                    self._on_devices[device] = tf.constant(_words(self.images))
+                    self._on_devices[device] = tf.constant(np.ascontiguousarray(rows).view(np.int64))
             except (tf.errors.ResourceExhaustedError, tf.errors.InternalError):  # InternalError: the copy fails
                 raise SettingError("input", "device", remedy) from None
         return self._on_devices[device]
 
     def look_up(self, table, batch):
-        """A batch of `training_batches` or `evaluation_batches` -> a batch of ResidentSplit, with "image" instead of the choices.
+        """A batch with "image", uint8 [b, height, width, 3], instead of the choices, as in a batch of ResidentSplit.
 
         Args:
           table: from `table_on`, of the device that this runs on.
-          batch: {name: tensor [b]}.
-
-        Returns:
-          {"image": uint8 [b, height, width, 3], "label": int32 [b]}, and "weight" if the batch has one.
+          batch: of `training_batches` or `evaluation_batches`, {name: tensor [b]}.
         """
         height, width, channels = self.image_shape
         # Not int32, which TensorFlow computes in the host's memory even on a GPU.
@@ -106,9 +86,3 @@ class DeviceSplit(ResidentSplit):
             images = resized_crop.crop_batch(tf.cast(images, tf.uint8), batch["corners"])
         rest = {name: batch[name] for name in ("label", "weight") if name in batch}
         return {"image": tf.ensure_shape(tf.cast(images, tf.uint8), [None, *self.image_shape]), **rest}
-
-
-def _words(images):
-    rows = images.reshape(len(images), -1)
-    missing = -rows.shape[1] % WORD
-    return np.ascontiguousarray(np.pad(rows, ((0, 0), (0, missing))) if missing else rows).view(np.int64)

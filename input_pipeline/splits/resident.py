@@ -5,9 +5,9 @@ is saved. Epochs follow each other without a gap: example `i` of the run is exam
 permutation of the split.
 """
 
+import collections
 import dataclasses
 import functools
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -23,15 +23,8 @@ PARALLEL_CHUNKS = 2
 CHUNK_BYTES = 8e6
 SUMMED_PIXELS = 2**17  # how many pixels are summed up at once, as float64; more do not fit in the caches
 INT32, FLOAT32 = tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.float32)  # one number per example
-
-
-class EpochPlan(NamedTuple):
-    """The choices of an epoch, each of shape [num_examples]: which image, where its window starts, whether it is mirrored."""
-
-    order: np.ndarray
-    top: np.ndarray
-    left: np.ndarray
-    mirrored: np.ndarray
+# The choices of an epoch, each of shape [num_examples]: which image, where its window starts, whether it is mirrored.
+EpochPlan = collections.namedtuple("EpochPlan", "order top left mirrored")
 
 
 def plan_epoch(seed, epoch, num_examples, padding, flip):
@@ -44,26 +37,18 @@ def plan_epoch(seed, epoch, num_examples, padding, flip):
 
 
 class Choices:
-    """The random choices for any examples of a run.
-
-    Args:
-      seed: determines the order and the augmentation.
-      num_examples: of the split.
-      image_height: in pixels; the augmentation "crop" pads by an eighth of it.
-      augmentations: any of "crop", "flip", "random_resized_crop".
-    """
+    """The random choices for any examples of a run. The augmentation "crop" pads by an eighth of the `image_height`."""
 
     def __init__(self, seed, num_examples, image_height, augmentations):
         self.padding = image_height // 8 if "crop" in augmentations else 0
-        self.resized = "random_resized_crop" in augmentations
+        self.flip, self.resized = "flip" in augmentations, "random_resized_crop" in augmentations
         self._num_examples = num_examples
 
-        @functools.lru_cache(maxsize=3)
         def epoch_choices(epoch):
-            plan = plan_epoch(seed, epoch, num_examples, self.padding, "flip" in augmentations)
+            plan = plan_epoch(seed, epoch, num_examples, self.padding, self.flip)
             return (*plan, resized_crop.epoch_draws(seed, epoch, num_examples)) if self.resized else plan
 
-        self._epoch_choices = epoch_choices
+        self._epoch_choices = functools.lru_cache(maxsize=3)(epoch_choices)
 
     def of(self, examples):
         """The columns of an EpochPlan for examples of the run, ascending int64 [b]; with `resized` also `epoch_draws`."""
@@ -111,18 +96,13 @@ class ResidentSplit(Split):
           Elements {"image": uint8 [b, height, width, 3], "label": int32 [b]}, b = global_batch_size / num_replicas.
         """
         choices = Choices(seed, self.num_examples, self.image_shape[0], augmentations)
-        windows = self.windows(choices.padding, "flip" in augmentations)
+        specs, view = self._views(choices.padding, choices.flip, choices.resized)
 
         def read(examples):
-            order, top, left, mirrored, *draws = choices.of(examples)
-            images = windows.cut(order, top, left, mirrored)
-            if draws:
-                with tf.device("/cpu:0"):  # on a GPU, the images would have to be copied back
-                    images = resized_crop.crop_batch(images, resized_crop.boxes(*draws, *self.image_shape[:2])).numpy()
-            return images, self.labels[order]
+            order, *drawn = choices.of(examples)
+            return self.labels[order], *view(order, *drawn)
 
-        specs = {"image": tf.TensorSpec(self.image_shape, tf.uint8), "label": INT32}
-        return map_examples(read, specs, global_batch_size, shard, first_step)
+        return map_examples(read, {"label": INT32} | specs, global_batch_size, shard, first_step)
 
     def evaluation_batches(self, global_batch_size, shard=ONE_REPLICA, test_crops=1):
         """An endless Dataset that repeats the split in order, padded to whole global batches.
@@ -130,12 +110,28 @@ class ResidentSplit(Split):
         Elements are those of `training_batches` and "weight": float32 [b], 1 for an example, 0 for padding. The images are
         whole for any `test_crops`, because the ten views are cut on the device.
         """
-        def read(examples):
-            index, weight = evaluation_rows(self.num_examples, global_batch_size, examples)
-            return self.images[index], self.labels[index], weight
+        specs, view = self._views()
 
-        specs = {"image": tf.TensorSpec(self.image_shape, tf.uint8), "label": INT32, "weight": FLOAT32}
-        return map_examples(read, specs, global_batch_size, shard)
+        def read(examples):
+            index = examples % (num_evaluation_steps(self.num_examples, global_batch_size) * global_batch_size)
+            inside = index < self.num_examples
+            index, untouched = np.where(inside, index, 0), np.zeros(len(index), np.int64)
+            return self.labels[index], inside.astype(np.float32), *view(index, untouched, untouched, untouched > 0)
+
+        return map_examples(read, {"label": INT32, "weight": FLOAT32} | specs, global_batch_size, shard)
+
+    def _views(self, padding=0, flip=False, resized=False):
+        """What a batch shows: {name: TensorSpec of one example}, and a function from columns of `Choices.of` to their arrays."""
+        windows = self.windows(padding, flip)
+
+        def view(order, top, left, mirrored, *draws):
+            images = windows.cut(order, top, left, mirrored)
+            if resized:
+                with tf.device("/cpu:0"):  # on a GPU, the images would have to be copied back
+                    images = resized_crop.crop_batch(images, resized_crop.boxes(*draws, *self.image_shape[:2])).numpy()
+            return [images]
+
+        return {"image": tf.TensorSpec(self.image_shape, tf.uint8)}, view
 
     def windows(self, padding, flip):
         """The Windows of the images. They are made once and serve all datasets of the process."""
@@ -155,9 +151,7 @@ def map_examples(read, specs, global_batch_size, shard, first_step=0):
     Args:
       read: positions of examples in the run, ascending int64 [c] -> their arrays, [c, ...] each, in the order of `specs`.
       specs: {name: TensorSpec of one example}.
-      global_batch_size: examples per step over all replicas.
-      shard: the replicas to feed.
-      first_step: the step (0-based) of the first batch.
+      global_batch_size, shard, first_step: see `ResidentSplit.training_batches`.
     """
     rows = global_batch_size // shard.num_replicas
     example_bytes = sum(spec.dtype.size * int(np.prod(spec.shape)) for spec in specs.values())
@@ -176,13 +170,6 @@ def map_examples(read, specs, global_batch_size, shard, first_step=0):
 
     chunks = tf.data.Dataset.range(np.iinfo(np.int64).max).map(chunk, num_parallel_calls=PARALLEL_CHUNKS)
     return without_autotune(chunks.prefetch(PARALLEL_CHUNKS).rebatch(rows, drop_remainder=True))
-
-
-def evaluation_rows(num_examples, global_batch_size, examples):
-    """For positions in an endless evaluation, int64 [c]: which images, int64 [c], and their weights, float32, 0 for padding."""
-    index = examples % (num_evaluation_steps(num_examples, global_batch_size) * global_batch_size)
-    inside = index < num_examples
-    return np.where(inside, index, 0), inside.astype(np.float32)
 
 
 def load(source, split, num_examples, image_size, decode_threads=0):

@@ -15,9 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline.common.batches import CORES, ONE_REPLICA, Split, num_evaluation_steps, without_autotune
-from input_pipeline.images import decoding as augment
-from input_pipeline.images import loading, resized_crop
-from input_pipeline.sources import Source
+from input_pipeline.images import decoding, loading, resized_crop
+from input_pipeline.sources.base import Source
 
 SHUFFLE_BUFFER = 8192  # encoded images, about 110 kB each for ImageNet: 900 MB
 PREFETCHED_BATCHES = 2
@@ -54,9 +53,7 @@ class StreamingSplit(Split):
             return self._evaluation_image(record, self.image_size, self.image_size + self.margin)[0]
 
         images = self.source.records(self.split).map(central, num_parallel_calls=self._threads)
-        if self._substitute is not None:
-            images = images.ignore_errors()
-        images = images.take(STATISTICS_EXAMPLES)
+        images = (images if self._substitute is None else images.ignore_errors()).take(STATISTICS_EXAMPLES)
         return without_autotune(images.prefetch(self._threads), self._threads).as_numpy_iterator()
 
     def training_batches(self, seed, first_step, global_batch_size, augmentations, shard=ONE_REPLICA):
@@ -68,33 +65,28 @@ class StreamingSplit(Split):
         first_epoch, consumed = divmod(first_example, self.num_examples)
         substitute = self._substitute
 
-        def records(epoch):
-            return self.source.shuffled_records(self.split, seed, epoch, self.shuffle_buffer)
-
         def decode(position, _, record):
             example = self.source.parse(record)
             window_of, mirrored = self.random_window(seed, position, augmentations)
-            image = augment.decode_window(example["image"], window_of, self.image_size, mirrored)
+            image = decoding.decode_window(example["image"], window_of, self.image_size, mirrored)
             return {"image": image, "label": tf.cast(loading.checked_label(self.source, example), tf.int32)}
 
-        examples = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max).flat_map(records).skip(consumed)
-        examples = examples.enumerate(first_example)
+        epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
+        records = epochs.flat_map(lambda epoch: self.source.shuffled_records(self.split, seed, epoch, self.shuffle_buffer))
+        examples = records.skip(consumed).enumerate(first_example)
         return self._batches(examples, decode, lambda position: decode(position, None, substitute), global_batch_size, shard)
 
     def random_window(self, seed, position, augmentations):
-        """The window that training cuts from the example at a position of the run.
+        """The arguments window_of and mirrored of `decode_window` for the example at a position of the run.
 
         "random_resized_crop" cuts Inception's windows. Otherwise it is the paper's window, or without "crop" a square with the
         side of the image's short side.
-
-        Returns:
-          The arguments window_of and mirrored of `decode_window`.
         """
         key = tf.stack([tf.constant(seed, tf.int64), position])
         if "random_resized_crop" in augmentations:
             window_of, mirrored = resized_crop.random_window(key)
         else:
-            window_of, mirrored = augment.random_window(key, self.image_size, self.margin)
+            window_of, mirrored = decoding.random_window(key, self.image_size, self.margin)
         return window_of, mirrored if "flip" in augmentations else None
 
     def evaluation_batches(self, global_batch_size, shard=ONE_REPLICA, test_crops=1):
@@ -109,25 +101,20 @@ class StreamingSplit(Split):
         def blank():
             return tf.zeros([size, size, 3], tf.uint8), tf.constant(0), tf.constant(0.0)
 
-        def element(image, label, weight):
+        def decode(_, number, record):
+            image, label, weight = tf.cond(number == PADDING, blank, lambda: self._evaluation_image(record, size, scaled))
             return {"image": tf.ensure_shape(image, [size, size, 3]), "label": label, "weight": weight}
 
-        def decode(_, number, record):
-            return element(*tf.cond(number == PADDING, blank, lambda: self._evaluation_image(record, size, scaled)))
-
-        blanks = tf.data.Dataset.from_tensors((tf.constant(PADDING, tf.int64), "")).repeat(padding)
+        numbered_blank = tf.constant(PADDING, tf.int64), ""
+        blanks = tf.data.Dataset.from_tensors(numbered_blank).repeat(padding)
         examples = self.source.records(self.split).concatenate(blanks).repeat().enumerate()
-        return self._batches(examples, decode, lambda _: element(*blank()), global_batch_size, shard)
+        return self._batches(examples, decode, lambda position: decode(position, *numbered_blank), global_batch_size, shard)
 
     def locate_batch(self, seed, step, global_batch_size):
         """{"positions": [[epoch, first, last]]} of the batch of a step in the shuffled order. The examples are not known."""
-        start, stop, parts = step * global_batch_size, (step + 1) * global_batch_size, []
-        while start < stop:  # one part per epoch
-            epoch, first = divmod(start, self.num_examples)
-            last = min(first + stop - start, self.num_examples) - 1
-            parts.append([epoch, first, last])
-            start += last + 1 - first
-        return {"positions": parts}
+        start, last, count = step * global_batch_size, (step + 1) * global_batch_size - 1, self.num_examples
+        return {"positions": [[epoch, max(start - epoch * count, 0), min(last - epoch * count, count - 1)]
+                              for epoch in range(start // count, last // count + 1)]}
 
     @property
     def _threads(self):
@@ -145,8 +132,6 @@ class StreamingSplit(Split):
           examples: Dataset of (position in the run, (number, record)).
           decode: (position, number, record) -> element of a batch.
           stand_in: position -> the element that takes the place of a bad one.
-          global_batch_size: examples per step over all replicas.
-          shard: the replicas to feed.
         """
         rows = global_batch_size // shard.num_replicas
         first, last = shard.first_replica * rows, (shard.first_replica + shard.local_replicas) * rows
@@ -176,8 +161,8 @@ class StreamingSplit(Split):
 
     def _evaluation_image(self, record, size, scaled):
         example = self.source.parse(record)
-        image = augment.resize_short_side(augment.decode(example["image"]), scaled)
-        return augment.central_crop(image, size), tf.cast(loading.checked_label(self.source, example), tf.int32), 1.0
+        image = decoding.resize_short_side(decoding.decode(example["image"]), scaled)
+        return decoding.central_crop(image, size), tf.cast(loading.checked_label(self.source, example), tf.int32), 1.0
 
 
 def evaluation_sizes(image_size, margin, test_crops):
