@@ -61,7 +61,7 @@ from input_pipeline.splits import resident
 make, notes = resident.map_examples, open(sys.argv[1], "a")
 def noting(read, specs, *arguments, **more):
     def noted(examples):
-        images, labels, *others = arrays = read(examples)
+        labels, *others, images = arrays = read(examples)
         digests = [hashlib.sha256(image.tobytes() + bytes([label])).hexdigest() for image, label in zip(images, labels)]
         if not others:
             notes.write("".join(f"{place} {digest}\\n" for place, digest in zip(examples, digests)))
