@@ -49,9 +49,7 @@ class GeneralConfig(Settings):
 
     mode: str = setting("train", "what to do", choices=MODES, on_resume="ignore")
     preset: str = setting(
-        "quickstart", "named defaults, from a file in train_lib/cli/presets; a flag on the command line wins",
-        on_resume="ignore",
-    )
+        "quickstart", "named defaults, from a file in train_lib/cli/presets; a flag on the command line wins", on_resume="ignore")
     workdir: str | None = setting(
         None, "the run's folder; if it holds a checkpoint, the run resumes; not given: a new one under runs/", on_resume="ignore",
     )
@@ -61,9 +59,7 @@ class GeneralConfig(Settings):
     )
     deterministic: bool = setting(False, "bit-reproducible on one machine; costs speed on GPUs")
     debug: bool = setting(
-        False, "one device, eager, no threads around your code, so that a breakpoint() in the step works",
-        on_resume="ignore",
-    )
+        False, "one device, eager, no threads around your code, so that a breakpoint() in the step works", on_resume="ignore")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,9 +119,7 @@ class OptimizerConfig(Settings):
     label_smoothing: float = setting(
         0.0, "fraction of the target probability that is spread evenly over the classes", low=0.0, below=1.0)
     global_batch_size: int = setting(
-        128, "images per step over all replicas together, never per replica", low=1,
-        on_resume="refuse",
-    )
+        128, "images per step over all replicas together, never per replica", low=1, on_resume="refuse")
     accumulate_steps: int = setting(
         1, "number of parts in which each replica works through its share of the batch, to save memory; the update stays that "
         "of the whole batch", low=1,
