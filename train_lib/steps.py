@@ -54,6 +54,12 @@ def training_loss(targets, logits, config):
     return weight * losses + (1 - weight) * cross_entropy(targets.others, logits, config.label_smoothing)
 
 
+def example_metrics(targets, logits, losses):
+    """The metrics of each example, {name: float [b]}. Each needs an entry in METRICS."""
+    correct = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), targets.labels)
+    return {"loss": losses, "accuracy": tf.cast(correct, losses.dtype)}
+
+
 def scale_pixels(images, pixels, dtype):
     """Turns uint8 images into the network's input on the device: (image - offset) * scale per channel, in `dtype`."""
     return (tf.cast(images, dtype) - tf.constant(pixels.offset, dtype)) * tf.constant(pixels.scale, dtype)
@@ -82,8 +88,7 @@ def forward_and_backward(state, config, batch, step, first_example):
         loss = tf.reduce_sum(losses) / config.optimization.global_batch_size
         scaled_loss = loss * state.loss_scale.value if state.loss_scale else loss
     gradients = tape.gradient(scaled_loss, state.model.trainable_variables)
-    correct = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), targets.labels)
-    metrics = {"loss": losses, "accuracy": tf.cast(correct, losses.dtype)}  # one value per example, [b]
+    metrics = example_metrics(targets, logits, losses)
     return gradients, {name: tf.reduce_sum(values) for name, values in metrics.items()}
 
 
