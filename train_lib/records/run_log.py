@@ -164,8 +164,8 @@ class _EventFiles:
             return
         with self.writers[kind].as_default(step=record["step"]):
             for name, value in record.items():
-                # Files hold null for a value that is not finite, so a rewrite could not draw it either.
-                if name not in NOT_DRAWN and is_of(value, (int, float)) and math.isfinite(value):
+                # TensorBoard holds float32. The files hold null for what is not finite, so a rewrite could not draw it either.
+                if name not in NOT_DRAWN and is_of(value, (int, float)) and abs(value) <= tf.float32.max:
                     tf.summary.scalar(name, value)
 
     @contextlib.contextmanager

@@ -43,6 +43,16 @@ def assert_records(folder, steps, validation_steps):
     assert scalars(folder, "train", "images_per_second") == speeds
 
 
+def test_a_value_beyond_float32_is_a_record_and_no_curve(tmp_path):
+    """TensorFlow raises for a number that is a little larger than any float32."""
+    log = RunLog(Workdir(tmp_path), 0)
+    for step, loss in ((1, 1.5), (2, 3.4028235677973366e38), (3, -1e300), (4, 2.5)):
+        log.add_metrics("train", step, 0.1, {"loss": loss})
+    log.flush()
+    assert [record["loss"] for record in records(tmp_path / "metrics.jsonl")] == [1.5, 3.4028235677973366e38, -1e300, 2.5]
+    assert scalars(tmp_path, "train", "loss") == [(1, 1.5), (4, 2.5)]
+
+
 def test_records_after_the_step_that_a_run_resumes_at_are_removed(tmp_path):
     """The resumed run writes them again. If they were there twice, TensorBoard would draw a zigzag."""
     killed = []  # a killed process closes nothing
