@@ -2,7 +2,7 @@
 
 A hook is called at the moments that its methods name. To send metrics to another service, for example, subclass `Hook`, override
 what you need, and add it to `train.standard_hooks` or pass it to `train.train`. An error in a hook ends the run, like any other
-error in the loop. When hooks are made, records and pictures of steps after the restored one have already been removed.
+error in the loop. When hooks are made, the records of steps after the restored one have already been removed.
 """
 
 
@@ -25,13 +25,13 @@ class Hook:
         """A record has been written: a dict like a line of metrics.jsonl, of kind "train", "validation" or "test"."""
 
     def after_evaluation(self, run, evaluation):
-        """A split has been evaluated: evaluation is an `evaluate.Evaluation`."""
+        """An evaluation is done, or was due without a split: evaluation is an `evaluate.Evaluation`."""
 
     def after_part(self, run, part, seconds):
         """One part of the loop is done: "advance", "show", "record", "evaluate" or "save" took so many seconds."""
 
     def on_stop(self, run):
-        """The loop has ended, also if it was by an error."""
+        """The loop has ended, by an error or without one."""
 
     def on_result(self, run, result):
         """The run is over: result is the content of result.json."""

@@ -220,7 +220,7 @@ def test_an_overflow_on_any_replica_only_lowers_the_loss_scale(split, monkeypatc
 
 
 def test_an_overflow_at_the_lowest_loss_scale_counts(split, monkeypatch):
-    """It would else go on for ever without training."""
+    """Otherwise it would go on without ever training."""
     driver = Driver(make_config(precision="float16", max_nonfinite_steps=0), split)
     driver.state.loss_scale.value.assign(2 * LossScale.FLOOR)
     with gradients_overflow_on(monkeypatch, 0):

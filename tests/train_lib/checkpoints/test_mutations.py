@@ -125,7 +125,7 @@ def test_180_changes_of_the_newest_checkpoint(whole, tmp_path, first):
 @pytest.mark.parametrize("pointer", ["best", "latest"])
 @pytest.mark.parametrize("number", range(len(GARBAGE)))
 def test_20_pointers_of_garbage(whole, tmp_path, pointer, number):
-    """`latest` is found by looking; `best` is said to be of no use, never guessed."""
+    """The newest valid checkpoint replaces `latest`. A `best` that cannot be used is reported, never guessed."""
     folder = tmp_path / "checkpoints"
     shutil.copytree(whole, folder)
     (folder / pointer).write_bytes(GARBAGE[number])
@@ -140,7 +140,7 @@ def test_20_pointers_of_garbage(whole, tmp_path, pointer, number):
 
 @pytest.mark.slow
 def test_where_none_is_valid_the_run_ends_with_code_3_and_nothing_is_overwritten(whole, tmp_path, data_dir):
-    """To begin anew in this folder would throw away what somebody may still mend."""
+    """A new run in this folder would throw away what somebody may still repair."""
     shutil.copytree(whole, tmp_path / "checkpoints")
     (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 9, "epoch": 1.0}\n')
     for step in STEPS:

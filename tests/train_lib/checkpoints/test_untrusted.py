@@ -61,7 +61,7 @@ def used_megabytes():
 
 @contextlib.contextmanager
 def harmless():
-    """Inside, only failures that a user is told about may be raised, each of which becomes one line."""
+    """Context manager in which only expected failures may be raised. Each of them becomes one line."""
     before = used_megabytes()
     signal.signal(signal.SIGALRM, on_alarm)
     signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS)
@@ -417,7 +417,7 @@ def line_of(function, *arguments, **more):
 @pytest.mark.parametrize(("arguments", "words"), [
     (["--" + "x" * 3000 + "=1"], "no such flag"),  # absl: RecursionError
     (["--nodebug=false"], "--nodebug=false does not take an argument"),  # absl: ValueError
-    (["--flagfile=/dev/zero"], "--flagfile=/dev/zero: cannot be read (is no plain file)"),  # read for ever
+    (["--flagfile=/dev/zero"], "--flagfile=/dev/zero: cannot be read (is no plain file)"),  # reading it would never end
     (["--flagfile=/nowhere"], "--flagfile=/nowhere: cannot be read"),
     (["--checkpoint=" + "9" * 5000], "give best, latest"),  # ValueError: int() of more than 4,300 digits
     (["--profile_steps=1:" + "9" * 5000], "give START:STOP"),

@@ -1,4 +1,4 @@
-"""An export computes the checkpoint's predictions, in other processes too. One that would not is not kept."""
+"""An export computes the predictions of its checkpoint, also in other processes. If it does not, it is not kept."""
 
 import csv
 import json
