@@ -75,7 +75,7 @@ class Plan:
 def make_plan(config, num_examples):
     """The Plan for the epochs and steps of an ExperimentConfig, on a training split of `num_examples`."""
     epoch_steps = Fraction(num_examples, config.optimization.global_batch_size)
-    schedule_steps = _whole_steps(config.schedule.epochs, epoch_steps)
+    schedule_steps = max(1, math.ceil(_decimal(config.schedule.epochs) * epoch_steps))
     last_step = min(schedule_steps, config.schedule.max_steps or schedule_steps)
     every_steps = config.cadence.checkpoint_every_steps
     return Plan(
@@ -88,11 +88,6 @@ def make_plan(config, num_examples):
         steps_per_loop=config.device.steps_per_loop,
         profile=config.device.profile_range() or (),
     )
-
-
-def _whole_steps(epochs, epoch_steps):
-    """The number of steps that complete `epochs` passes over the examples, rounded up."""
-    return max(1, math.ceil(_decimal(epochs) * epoch_steps))
 
 
 def _decimal(number):

@@ -51,12 +51,10 @@ class GeneralConfig(Settings):
     preset: str = setting(
         "quickstart", "named defaults, from a file in train_lib/cli/presets; a flag on the command line wins", on_resume="ignore")
     workdir: str | None = setting(
-        None, "the run's folder; if it holds a checkpoint, the run resumes; not given: a new one under runs/", on_resume="ignore",
-    )
+        None, "the run's folder; if it holds a checkpoint, the run resumes; not given: a new one under runs/", on_resume="ignore")
     seed: int = setting(
         0, "seed of the initial weights, the order of the examples, augmentation and dropout", low=0, high=2**31 - 1,
-        on_resume="refuse",
-    )
+        on_resume="refuse")
     deterministic: bool = setting(False, "bit-reproducible on one machine; costs speed on GPUs")
     debug: bool = setting(
         False, "one device, eager, no threads around your code, so that a breakpoint() in the step works", on_resume="ignore")
@@ -67,26 +65,17 @@ class ModelConfig(Settings):
     """Network."""
 
     model: str = setting(
-        "alexnet_mini", f"{', '.join(names.OWN)}, or a network of keras.applications, such as VGG16",
-        on_resume="refuse",
-    )
+        "alexnet_mini", f"{', '.join(names.OWN)}, or a network of keras.applications, such as VGG16", on_resume="refuse")
     model_options: str = setting(
-        "", "comma list of options of the network, such as lrn=false,dense_units=256",
-        on_resume="refuse",
-    )
+        "", "comma list of options of the network, such as lrn=false,dense_units=256", on_resume="refuse")
     dropout_rate: float | None = setting(
-        None, "dropout of the networks in alexnet/; not given: the network's own rate", low=0.0, below=1.0,
-        on_resume="refuse",
-    )
+        None, "dropout of the networks in alexnet/; not given: the network's own rate", low=0.0, below=1.0, on_resume="refuse")
     init_from: str | None = setting(
-        None, "weights to start from: a workdir (its best checkpoint) or a checkpoint folder",
-        on_resume="ignore",
-    )
+        None, "weights to start from: a workdir (its best checkpoint) or a checkpoint folder", on_resume="ignore")
     precision: str = setting(
         "float32", "type of the computation; with bfloat16 and float16 the weights, response normalization, softmax and loss "
         "stay float32; float16 adapts a loss scale; float64 is for proofs on a CPU",
-        choices=("float32", "bfloat16", "float16", "float64"), on_resume="refuse",
-    )
+        choices=("float32", "bfloat16", "float16", "float64"), on_resume="refuse")
 
     def __post_init__(self):
         super().__post_init__()
@@ -113,8 +102,7 @@ class OptimizerConfig(Settings):
     nesterov: bool = setting(False, "Nesterov's form of the momentum, of sgd only")
     weight_decay: float = setting(
         0.0, "weight decay of kernels; biases and normalization are left alone; inside the momentum update for sgd, in the "
-        "gradient for adam, decoupled for adamw", low=0.0,
-    )
+        "gradient for adam, decoupled for adamw", low=0.0)
     clip_global_norm: float = setting(0.0, "largest norm of the gradient of the whole batch, 0: off", low=0.0)
     label_smoothing: float = setting(
         0.0, "fraction of the target probability that is spread evenly over the classes", low=0.0, below=1.0)
@@ -122,12 +110,10 @@ class OptimizerConfig(Settings):
         128, "images per step over all replicas together, never per replica", low=1, on_resume="refuse")
     accumulate_steps: int = setting(
         1, "number of parts in which each replica works through its share of the batch, to save memory; the update stays that "
-        "of the whole batch", low=1,
-    )
+        "of the whole batch", low=1)
     ema_decay: float = setting(
         0.0, "decay of an exponential moving average of the weights, such as 0.999; it is evaluated and saved too; 0: off",
-        low=0.0, below=1.0,
-    )
+        low=0.0, below=1.0)
     max_nonfinite_steps: int = setting(
         0, "how many updates in a row may be skipped because of a NaN or infinity before the run stops", low=0)
 
@@ -141,11 +127,9 @@ class ScheduleConfig(Settings):
     schedule: str = setting(
         "constant", "schedule of the learning rate; step: divided by 10 at 1/2 and 3/4 of --epochs; plateau: divided by 10 when "
         "the monitored value has not improved for 5 evaluations, three times at most",
-        choices=("constant", "step", "cosine", "one_cycle", "plateau"),
-    )
+        choices=("constant", "step", "cosine", "one_cycle", "plateau"))
     warmup_epochs: float = setting(
-        0.0, "number of epochs at the start in which the learning rate also rises linearly", low=0.0
-    )
+        0.0, "number of epochs at the start in which the learning rate also rises linearly", low=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,9 +142,7 @@ class CadenceConfig(Settings):
     keep_checkpoints: int = setting(2, "how many of the newest checkpoints to keep, besides the best; 0: all", low=0)
     early_stopping_patience: int = setting(0, "evaluations without improvement before the run stops, 0: never", low=0)
     early_stopping_monitor: str = setting(
-        "validation_accuracy", "the metric of early stopping, the plateau schedule and the best checkpoint",
-        choices=MONITORS,
-    )
+        "validation_accuracy", "the metric of early stopping, the plateau schedule and the best checkpoint", choices=MONITORS)
     early_stopping_min_delta: float = setting(0.0, "smallest improvement that counts for early stopping", low=0.0)
 
 
@@ -171,17 +153,13 @@ class DeviceConfig(Settings):
     devices: int = setting(0, "how many accelerators to train on, 0: all", low=0)
     virtual_devices: int = setting(1, "logical devices to split the CPU into, to try N replicas without a GPU", low=1, high=64)
     steps_per_loop: int = setting(
-        20, "steps in one call of the compiled loop; fewer if a log, evaluation or checkpoint is due", low=1, high=10**6
-    )
+        20, "steps in one call of the compiled loop; fewer if a log, evaluation or checkpoint is due", low=1, high=10**6)
     xla: str = setting(
         "auto", "whether to compile the forward and backward pass of each replica with XLA; auto: off, because on a CPU with "
         "oneDNN a step of alexnet_mini took 1.17 times as long with it; not measured on GPUs yet",
-        choices=("auto", "on", "off"),
-    )
+        choices=("auto", "on", "off"))
     profile_steps: str = setting(
-        "", "START:STOP writes a TensorBoard trace of the steps from START up to STOP; empty: no trace",
-        on_resume="ignore",
-    )
+        "", "START:STOP writes a TensorBoard trace of the steps from START up to STOP; empty: no trace", on_resume="ignore")
 
     def __post_init__(self):
         super().__post_init__()
@@ -204,21 +182,14 @@ class ModesConfig(Settings):
     split: str = setting("", "the examples to evaluate on, TFDS slicing syntax; empty: --test_split", on_resume="ignore")
     checkpoint: str = setting("best", "best, latest or a step", on_resume="ignore")
     inputs: str = setting(
-        "", "comma list of what to predict: image files, globs, or folders, which are searched recursively",
-        on_resume="ignore",
-    )
+        "", "comma list of what to predict: image files, globs, or folders, which are searched recursively", on_resume="ignore")
     export_dir: str | None = setting(
-        None, "the folder that --mode=export writes; it must not exist; not given: export/ in the workdir",
-        on_resume="ignore",
-    )
+        None, "the folder that --mode=export writes; it must not exist; not given: export/ in the workdir", on_resume="ignore")
     test_crops: int = setting(
         1, "views per test image, whose predictions are averaged, at the end of training and in evaluate, predict and export; "
-        "10: the four corners and the middle of a larger image, and their mirror images (AlexNet's test)"
-    )
+        "10: the four corners and the middle of a larger image, and their mirror images (AlexNet's test)")
     benchmark_rows: str = setting(
-        "", f"comma list of what to measure: {', '.join(BENCHMARK_ROWS)}; empty: all",
-        on_resume="ignore",
-    )
+        "", f"comma list of what to measure: {', '.join(BENCHMARK_ROWS)}; empty: all", on_resume="ignore")
 
     def __post_init__(self):
         super().__post_init__()
@@ -299,16 +270,12 @@ def to_values(config):
 
 
 def parse_rows(text):
-    """The rows that --benchmark_rows names, as a tuple in the order of the table; all of them if it is empty.
-
-    Raises:
-      SettingError: there is no such row.
-    """
+    """The rows that --benchmark_rows names, as a tuple in the order of the table; all of them if it is empty."""
     names = [name.strip() for name in text.split(",")] if text.strip() else list(BENCHMARK_ROWS)
     for name in names:
         if name not in BENCHMARK_ROWS:
-            raise SettingError("benchmark_rows", text,
-                               f"no row is called {name!r}; give a comma list of {', '.join(BENCHMARK_ROWS)}")
+            remedy = f"no row is called {name!r}; give a comma list of {', '.join(BENCHMARK_ROWS)}"
+            raise SettingError("benchmark_rows", text, remedy)
     return tuple(name for name in BENCHMARK_ROWS if name in names)
 
 
@@ -338,9 +305,8 @@ def check_divisible(size, num_replicas, accumulate_steps=1):
 
 def refuse_ignored_settings(config):
     """Raises SettingError if the chosen optimizer would ignore a setting that does not have its default."""
-    optimization = config.optimization
-    for field in dataclasses.fields(optimization):
-        value = getattr(optimization, field.name)
-        if field.name in ("momentum", "nesterov") and optimization.optimizer != "sgd" and value != field.default:
-            remedy = f"--optimizer={optimization.optimizer} has no such setting; leave it out, or give --optimizer=sgd"
-            raise SettingError(field.name, value, remedy)
+    chosen, default = config.optimization, OptimizerConfig()
+    for name in ("momentum", "nesterov"):
+        if chosen.optimizer != "sgd" and (value := getattr(chosen, name)) != getattr(default, name):
+            remedy = f"--optimizer={chosen.optimizer} has no such setting; leave it out, or give --optimizer=sgd"
+            raise SettingError(name, value, remedy)

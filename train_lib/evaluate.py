@@ -183,11 +183,7 @@ def evaluate_weights(evaluator, state, stop_requested):
 
 
 def describe_network(checkpoint):
-    """(class names, image shape) of the network in a checkpoint, two tuples.
-
-    Raises:
-      UnusableError: the checkpoint does not describe a run.
-    """
+    """(class names, image shape) of the network in a checkpoint, two tuples. Raises UnusableError if it describes no run."""
     check_description(checkpoint)
     return tuple(checkpoint.description["class_names"]), tuple(checkpoint.description["image_shape"])
 

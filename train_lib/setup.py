@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import tensorflow as tf
 
 from input_pipeline.common.batches import ONE_REPLICA
@@ -26,7 +27,7 @@ from train_lib.cli import environment
 from train_lib.distribution.strategy import create_strategy, describe, distribute
 from train_lib.distribution.workers import OneWorker
 from train_lib.records.workdir import BAD_EXAMPLES, Workdir
-from train_lib.state import PixelScaling, TrainState, assign, create_state, first_not_finite, pixel_scaling, tensors_of
+from train_lib.state import PixelScaling, TrainState, assign, create_state, pixel_scaling, tensors_of
 
 
 @dataclasses.dataclass
@@ -97,8 +98,9 @@ class Run:
 
         def write():
             self.list_bad_examples()
-            if name := first_not_finite(tensors):
-                return f"{name} is not finite"
+            for name, tensor in tensors.items():
+                if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+                    return f"{name} is not finite"
             try:
                 if log:
                     log.flush()

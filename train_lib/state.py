@@ -217,7 +217,8 @@ def build_network(config, num_classes, image_shape):
         reason = next(line for line in str(error).splitlines() if "DataType" in line)
         layer = re.search(r"of '(\w+)' \(of type", str(error))
         named = f"the layer {layer[1]}" if layer else "a layer"
-        remedy = f"{named} of {network.model} cannot take it ({_plain(reason)}); give another"
+        reason = re.sub(r"\x1b\[[0-9;]*m", "", reason)  # the colours of a terminal
+        remedy = f"{named} of {network.model} cannot take it ({reason}); give another"
         raise SettingError("precision", network.precision, remedy) from None
 
 
@@ -232,10 +233,6 @@ def find_batch_statistics(model):
     with keras.StatelessScope() as scope:
         model(tf.zeros((1, *model.inputs[0].shape[1:]), model.inputs[0].dtype), training=True)
     return [variable for variable in model.non_trainable_weights if scope.get_current_value(variable) is not None]
-
-
-def _plain(text):
-    return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
 def _check_xla(config, strategy, model):
@@ -274,8 +271,3 @@ def tensors_of(state):
         **state.pixels.tensors(),
         "step": np.int64(state.step),
     }
-
-
-def first_not_finite(tensors):
-    """The first name in {name: array} whose array holds a NaN or an infinity; None if there is none."""
-    return next((name for name, tensor in tensors.items() if tensor.dtype.kind == "f" and not np.isfinite(tensor).all()), None)
