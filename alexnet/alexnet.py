@@ -24,25 +24,15 @@ from alexnet.layers import Dropout, GroupedConv2D, LocalResponseNormalization, l
 
 @dataclasses.dataclass(frozen=True)
 class LayerMaker:
-    """Makes the layers of one network, with the settings that they share.
+    """Makes the layers of one network, with the settings that they share."""
 
-    Attributes:
-      policy: Keras dtype policy of all layers except the last.
-      seed: seed of the network's initial weights. Each layer derives its own seed from it.
-      initializer: function that makes the initializer of a kernel; it takes `seed=...`.
-      lrn: whether the network has response normalization.
-      overlapping_pooling: True pools 3x3 windows with stride 2 (paper, section 3.4), False 2x2 windows with stride 2.
-      pool_padding: padding of the 3x3 pools, "valid" or "same".
-      width: factor on the number of filters of every convolution.
-    """
-
-    policy: str
-    seed: int
-    initializer: Callable
-    lrn: bool
-    overlapping_pooling: bool
-    pool_padding: str
-    width: float = 1.0
+    policy: str  # Keras dtype policy of all layers except the last
+    seed: int  # of the network's initial weights; each layer derives its own seed from it
+    initializer: Callable  # makes the initializer of a kernel; takes `seed=...`
+    lrn: bool  # whether the network has response normalization
+    overlapping_pooling: bool  # True pools 3x3 windows with stride 2 (paper, section 3.4), False 2x2 windows with stride 2
+    pool_padding: str  # padding of the 3x3 pools, "valid" or "same"
+    width: float = 1.0  # factor on the number of filters of every convolution
 
     def _weights(self, number, bias):
         kernel = self.initializer(seed=layer_seed(self.seed, number))
@@ -181,11 +171,7 @@ _NETWORKS = {"alexnet": alexnet, "alexnet_tower": alexnet_tower, "alexnet_mini":
 
 
 def build(name, num_classes, image_shape, options, dropout_rate, policy, seed):
-    """Builds one of `names.ALEXNETS`. `alexnet.build` has checked the arguments.
-
-    Raises:
-      ValueError: the images are too small for the network's pooling.
-    """
+    """Builds one of `names.ALEXNETS`. `alexnet.build` has checked the arguments, but not the size of the images."""
     dropout = {} if dropout_rate is None else {"dropout_rate": dropout_rate}
     network = _NETWORKS[name.removesuffix("_sequential")]
     layers = network(num_classes, policy=policy, seed=seed, **options, **dropout)

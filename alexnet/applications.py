@@ -19,11 +19,7 @@ from alexnet.layers import Dropout
 
 
 def build(name, num_classes, image_shape, policy, seed):
-    """Builds one of `names.APPLICATIONS`. `alexnet.build` has checked the arguments.
-
-    Raises:
-      ValueError: the network cannot be built for images of this shape.
-    """
+    """Builds one of `names.APPLICATIONS`. `alexnet.build` has checked the arguments, but not the size of the images."""
     constructor = getattr(keras.applications, name)
     dtype = keras.dtype_policies.get(policy).variable_dtype
     has_preprocessing = "include_preprocessing" in inspect.signature(constructor).parameters

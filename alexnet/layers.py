@@ -26,15 +26,9 @@ def example_integers(seed, stream, first_example, batch_size, numbers):
     Row i is a pure function of (seed, stream, first_example + i), with and without XLA. So an example gets the same numbers
     however the batch is divided among replicas or into parts. All parts must ask for the same `numbers`.
 
-    Args:
-      seed: int or integer scalar tensor; an int is taken modulo 2**64.
-      stream: integer scalar, 0 <= stream < 2**63; different streams have different numbers.
-      first_example: position of the first row in the global batch; integer scalar.
-      batch_size: number of rows; int or integer scalar tensor.
-      numbers: number of columns, int.
-
-    Returns:
-      uint32 [batch_size, numbers].
+    Returns uint32 [batch_size, numbers], where `numbers` is an int and the other arguments may be integer scalar tensors too.
+    Different streams, 0 <= stream < 2**63, have different numbers. `first_example` is the position of the first row in the global
+    batch. A `seed` that is an int is taken modulo 2**64.
     """
     # Each example gets a whole number of counter values, so that any row can be drawn without those before it.
     counts = math.ceil(numbers / _NUMBERS_PER_COUNT)
@@ -129,10 +123,8 @@ def dropout_masks(seed, step, first_example=0):
         with dropout_masks(seed, step, first_example=replica_id * replica_batch_size):
             logits = model(images, training=True)
 
-    Args:
-      seed: int or integer scalar tensor; an int is taken modulo 2**64.
-      step: int or integer scalar tensor, 0 <= step < 2**48.
-      first_example: position in the global batch of the model's first example; int or integer scalar tensor.
+    `first_example` is the position in the global batch of the model's first example. All three may be ints or integer scalar
+    tensors; 0 <= step < 2**48, and a `seed` that is an int is taken modulo 2**64.
     """
     token = _mask_source.set(_MaskSource(seed, step, first_example))
     try:
@@ -152,14 +144,9 @@ class Dropout(keras.layers.Dropout):
     Departure from the paper, which halves the outputs at test time: this layer multiplies the units that it keeps by
     1 / (1 - rate) in training, and does nothing at test time. The expected value is the same.
 
-    Args:
-      rate: probability of setting a unit to 0, 0 <= rate < 1.
-      layer_index: int, 0 <= layer_index < 2**16; each dropout layer of a network needs a different one.
-      noise_shape: shape of the mask, as in Keras: None, or (None, ...) with 1 for axes along which units share one mask.
-      seed: int, seed of the masks outside `dropout_masks`.
-
-    Raises:
-      ValueError: an argument is out of range.
+    The ranges are 0 <= rate < 1 and 0 <= layer_index < 2**16; each dropout layer of a network needs a different `layer_index`.
+    `noise_shape` is Keras's: None, or (None, ...) with 1 for axes along which units share one mask. `seed` is for masks outside
+    `dropout_masks`.
     """
 
     def __init__(self, rate, layer_index, noise_shape=None, seed=0, **kwargs):

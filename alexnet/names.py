@@ -86,17 +86,10 @@ def check_name(name):
 
 
 def parse_options(name, options):
-    """Completes and checks the options of a network.
+    """Checks the options of a network and completes them with their defaults; returns {option: bool, int or float} for all.
 
-    Args:
-      name: name of a network, one of ALL.
-      options: a string such as "lrn=false,towers=1", a dict such as {"lrn": False, "towers": 1}, or None.
-
-    Returns:
-      {option: value} for all options of the network: bools, ints and floats. Options that were not given have their defaults.
-
-    Raises:
-      ValueError: the network, an option or a value does not exist. The message is one line and lists what is allowed.
+    `options` is a string such as "lrn=false,towers=1", a dict such as {"lrn": False, "towers": 1}, or None. Raises ValueError if
+    the network, an option or a value does not exist; the message is one line and lists what is allowed.
     """
     check_name(name)
     given = dict(options) if isinstance(options, dict) else _split(options or "")

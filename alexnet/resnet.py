@@ -15,15 +15,10 @@ BLOCKS_PER_SIZE = 3  # the paper's n; the network has 6 n + 2 layers with weight
 
 
 class LayerMaker:
-    """Makes layers and applies them to a tensor.
-
-    Args:
-      policy: Keras dtype policy of all layers except the last.
-      seed: seed of the initial weights. Each layer derives its own seed from it.
-    """
+    """Makes layers and applies them to a tensor. Each layer derives the seed of its initial weights from `seed`."""
 
     def __init__(self, policy, seed):
-        self.policy = policy
+        self.policy = policy  # Keras dtype policy of all layers except the last
         self._seeds = (layer_seed(seed, number) for number in itertools.count(1))
 
     def weights(self):

@@ -20,11 +20,7 @@ def of_the_user():
 
 
 class Unfailing:
-    """A text stream that ignores errors of writing: neither a full disk nor a reader that has gone ends a run.
-
-    Args:
-      stream: the text stream to write to.
-    """
+    """A text stream that ignores errors of writing: neither a full disk nor a reader that has gone ends a run."""
 
     def __init__(self, stream):
         self._stream = stream

@@ -28,12 +28,7 @@ _UNUSABLE = re.compile(rf"{UnusableError.__name__}: (.*)")  # an error of our ow
 
 @contextlib.contextmanager
 def explained(config, workers=None):
-    """Context manager that turns TensorFlow's errors of memory, kernels, damaged files and lost workers into ExpectedErrors.
-
-    Args:
-      config: ExperimentConfig, whose values the errors name.
-      workers: Workers that train together; None for this machine alone.
-    """
+    """Context manager that turns TensorFlow's errors of memory, kernels, damaged files and lost workers into ExpectedErrors."""
     is_alone = workers is None or workers.is_alone  # otherwise others wait, and would take this worker for lost during a search
     try:
         yield

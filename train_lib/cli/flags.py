@@ -49,21 +49,11 @@ def define(flag_values):
 
 
 def parse(argv, flag_values):
-    """Reads a command line. Its flags win over the preset, wherever they stand.
+    """Turns a command line, program name included, into an ExperimentConfig. `flag_values` comes from `define`.
 
-    A mode other than train works on an existing run, so there the run's config.json wins over the preset too.
-
-    Args:
-      argv: program name and arguments.
-      flag_values: the absl `FlagValues` that `define` filled.
-
-    Returns:
-      A validated ExperimentConfig.
-
-    Raises:
-      SettingError: a preset or flag does not exist, or a value cannot work.
-      UnusableError: the config.json cannot be read.
-      absl.flags.Error: an argument is not a flag.
+    The flags win over the preset, wherever they stand. A mode other than train works on an existing run, so there the run's
+    config.json wins over the preset too. Raises SettingError if a preset or flag does not exist or a value cannot work,
+    UnusableError if the config.json cannot be read, absl.flags.Error if an argument is not a flag.
     """
     given = _parse_flags(argv[1:], flag_values)
     values = _preset_values(given.get("preset", flag_values["preset"].default))

@@ -9,12 +9,7 @@ IMAGE_FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")  # in folders; 
 
 
 def check_inputs(inputs):
-    """Checks --inputs.
-
-    Raises:
-      SettingError: it names nothing.
-      UnusableError: a folder cannot be read.
-    """
+    """Raises SettingError if --inputs names nothing, UnusableError if a folder cannot be read."""
     if not any(True for entry in _entries(inputs) for _ in _matches(entry)):
         remedy = f"no such file, no match, or a folder without {', '.join(IMAGE_FILES)}"
         raise SettingError("inputs", printable(inputs), f"{remedy}; give image files, globs or folders")

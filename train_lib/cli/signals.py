@@ -15,15 +15,11 @@ class StopRequest:
     Python calls signal handlers on the main thread, between two calls of compiled code, so these calls always finish. Of two
     equal signals during one such call it only notices one. Therefore a second thread counts the signals, and answers while the
     main thread computes.
-
-    Attributes:
-      received: name of the first signal, None before. Code that must finish something first looks at it.
-      raised: whether KeyboardInterrupt was raised for it.
     """
 
     def __init__(self):
-        self.received = None
-        self.raised = False
+        self.received = None  # the name of the first signal; code that must finish something first looks at it
+        self.raised = False  # whether KeyboardInterrupt was raised for it
         self._raises, self._promise = False, ""
         self._noted = threading.Lock()  # the first thread that notes a signal takes it and keeps it
         self._numbers = None

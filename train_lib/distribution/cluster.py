@@ -23,15 +23,10 @@ class ClusterError(ExpectedError):
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """Several workers that train as one.
+    """Several workers that train as one."""
 
-    Attributes:
-      tasks: (type, index, address) of each worker, in the order of their ranks. The first is the chief, which writes the workdir.
-      rank: which of them this process is.
-    """
-
-    tasks: tuple
-    rank: int
+    tasks: tuple  # (type, index, address) of each worker, in the order of their ranks; the first, the chief, writes the workdir
+    rank: int  # which of them this process is
 
     @property
     def addresses(self):
@@ -55,13 +50,9 @@ def split_address(address):
 
 
 def read_cluster(environ):
-    """The Cluster that the variable TF_CONFIG describes; None if it is not set or describes one task alone.
+    """The Cluster that TF_CONFIG describes in `environ`, a dict; None if it is not set or describes one task alone.
 
-    Args:
-      environ: the environment, a dict.
-
-    Raises:
-      ClusterError: the value is not what TensorFlow documents, or names tasks that do not train.
+    Raises ClusterError if the value is not what TensorFlow documents, or names tasks that do not train.
     """
     value = environ.get("TF_CONFIG", "").strip()
     if not value:
@@ -116,11 +107,7 @@ def _check_task(value, task, cluster):
 
 
 def check_settings(config, cluster):
-    """Checks an ExperimentConfig for a Cluster, except for what depends on the devices.
-
-    Raises:
-      SettingError: a setting cannot work on several workers.
-    """
+    """Raises SettingError if a setting cannot work on several workers. `create_strategy` checks what depends on the devices."""
     several, one_out = f"TF_CONFIG names {len(cluster.tasks)} workers", "leave one of them out"
     if config.general.workdir is None:
         raise SettingError("workdir", None, f"{several}; give all of them one folder that they all see")

@@ -25,9 +25,7 @@ LONGEST_MESSAGE = 2**28  # bytes; a stranger may send something without an end
 class Link:
     """A connection to another worker. A message is one line of JSON, [kind, value].
 
-    Attributes:
-      socket: the connected socket. Its timeout is how long `receive` waits.
-      received: queue of the values that a listening thread has received; see `workers`.
+    The timeout of `socket` is how long `receive` waits. `received` queues what a listening thread has received; see `workers`.
     """
 
     def __init__(self, connection):
@@ -50,10 +48,8 @@ class Link:
     def receive(self):
         """Waits for the next message and returns (kind, value).
 
-        Raises:
-          ConnectionError: the other side closed the connection.
-          TimeoutError: no message came in time.
-          ValueError: what came is not a message.
+        Raises ConnectionError if the other side closed the connection, TimeoutError if no message came in time, ValueError if
+        what came is not a message.
         """
         line = self._lines.readline(LONGEST_MESSAGE)
         if not line.endswith(b"\n"):
@@ -74,19 +70,10 @@ class Link:
 
 
 def connect(cluster, wait_seconds=None):
-    """Connects this worker of a Cluster with the other workers, and waits until all are there.
+    """Connects this worker with the others, and waits `wait_seconds` (None: CONNECT_SECONDS) until all are there.
 
-    Args:
-      cluster: Cluster.
-      wait_seconds: how long to wait; None for CONNECT_SECONDS.
-
-    Returns:
-      {rank: Link}: on the chief one to every other worker, elsewhere one to the chief.
-
-    Raises:
-      LostWorkerError: a worker did not come in time.
-      UnusableError: the port of this worker is taken.
-      ClusterError: the chief was given another TF_CONFIG.
+    Returns {rank: Link}: on the chief one to every other worker, elsewhere one to the chief. Raises LostWorkerError if a worker
+    does not come in time, UnusableError if this worker's port is taken, ClusterError if the chief was given another TF_CONFIG.
     """
     seconds = CONNECT_SECONDS if wait_seconds is None else wait_seconds
     with _listen(cluster) as listener:

@@ -14,13 +14,7 @@ def create_strategy(config, workers=None):
 
     One device gets the default strategy, which runs in the main thread. Several devices get MirroredStrategy, one replica each.
     Several workers get MultiWorkerMirroredStrategy; the call returns once all workers have called it.
-
-    Args:
-      config: ExperimentConfig.
-      workers: Workers; None or OneWorker for this machine alone.
-
-    Raises:
-      SettingError: there are fewer devices than asked for, or the replicas do not divide the global batch.
+    Raises SettingError if there are fewer devices than asked for, or if the replicas do not divide the global batch.
     """
     if config.general.debug:
         tf.config.run_functions_eagerly(True)
@@ -90,13 +84,8 @@ _kept_alive = []
 def distribute(strategy, make_batches, split=None):
     """Feeds each replica with its own batches, and returns one endless iterator over them, which is never deleted.
 
-    Args:
-      strategy: tf.distribute strategy.
-      make_batches: called with the Shard of this process's replicas, returns an endless tf.data.Dataset of their batches.
-      split: the split of the batches. A DeviceSplit's images are put on each device, and batches take them from there.
-
-    Raises:
-      SettingError: the images do not fit on a device.
+    `make_batches` gets the Shard of this process's replicas and returns an endless tf.data.Dataset of their batches. If `split`
+    is a DeviceSplit, its images are put on each device, and batches take them from there; SettingError if they do not fit.
     """
 
     def batches(context):

@@ -58,12 +58,7 @@ class OneWorker:
 
 
 class Workers(OneWorker):
-    """This process among the workers of a Cluster.
-
-    Args:
-      cluster: Cluster.
-      links: {rank: Link}, from `rendezvous.connect`.
-    """
+    """This process among the workers of a Cluster. `links` are those of `rendezvous.connect`."""
 
     is_alone = False
 
@@ -151,11 +146,7 @@ class Workers(OneWorker):
 
 
 class StopVote:
-    """Whether any worker of a run was asked to stop. Each worker only hears of its own signals.
-
-    Attributes:
-      agreed: the newest common answer, the same on every worker.
-    """
+    """Whether any worker of a run was asked to stop. Each only hears of its own signals. `agreed` is the newest common answer."""
 
     def __init__(self, workers, request):
         self._workers, self._request = workers, request
@@ -172,10 +163,7 @@ def join(cluster):
     """Context manager that connects the workers of a Cluster. Yields Workers, or OneWorker if `cluster` is None.
 
     At its end it waits until all workers are done. An error inside ends the other workers with the exit code of LostWorkerError.
-
-    Raises:
-      LostWorkerError: not all workers came in time; the error names those that did not.
-      ExpectedError: this worker's address cannot be used, or the workers were given different clusters.
+    Raises what `rendezvous.connect` raises.
     """
     if cluster is None:
         yield OneWorker()
@@ -190,11 +178,9 @@ def join(cluster):
 
 
 def check_common_ground(workers, config, workdir):
-    """Refuses workers that were started with different settings or do not see the same workdir. All raise the same error.
+    """Refuses workers that were started with different settings (SettingError) or see different workdirs (UnusableError).
 
-    Raises:
-      SettingError: a setting of the experiment differs between the workers.
-      UnusableError: a worker does not see the folder that the chief writes.
+    All raise the same error.
     """
     if workers.is_alone:
         return
@@ -227,11 +213,7 @@ def _sees(probe, token):
 
 
 def check_same_step(workers, workdir, checkpoint):
-    """Refuses workers that would resume at different steps.
-
-    Raises:
-      UnusableError: the newest valid checkpoint is not the same for all workers.
-    """
+    """Raises UnusableError if the workers see different newest checkpoints, because they would resume at different steps."""
     steps = workers.gather(None if checkpoint is None else checkpoint.step)
     if any(step != steps[0] for step in steps):
         seen = [f"{workers.cluster.name(rank)} sees {'none' if step is None else step}" for rank, step in enumerate(steps)]
