@@ -28,16 +28,10 @@ def settings_with(on_resume):
 
 
 def refuse_other_experiment(config, checkpoint, fixed=None):
-    """Refuses flags that would change the mathematics or the order of the data of a run that has a checkpoint.
+    """Refuses flags that would change the mathematics or the order of the data of a run that has a checkpoint (or None).
 
-    Args:
-      config: ExperimentConfig.
-      checkpoint: Checkpoint, or None for a new run.
-      fixed: the names of the settings that may not differ; None: those with on_resume="refuse".
-
-    Raises:
-      SettingError: such a setting differs. The error names both values.
-      UnusableError: the checkpoint does not describe a run.
+    `fixed` names the settings that may not differ; None: those with on_resume="refuse". Raises SettingError, which names both
+    values, if one does, and UnusableError if the checkpoint does not describe a run.
     """
     if checkpoint is None:
         return
@@ -55,10 +49,7 @@ def refuse_other_experiment(config, checkpoint, fixed=None):
 def is_finished(config, checkpoint, result):
     """Whether a run has ended and is not asked to go further.
 
-    Args:
-      config: ExperimentConfig.
-      checkpoint: the newest valid Checkpoint, None if there is none.
-      result: the content of result.json, None if there is none.
+    `checkpoint` is the newest valid one, `result` the content of result.json; each is None if there is none.
     """
     if checkpoint is None or result is None or result.get("status") not in ("completed", "early_stopped"):
         return False
@@ -104,15 +95,9 @@ def describe_data(source, train_split, validation_split):
 
 
 def refuse_other_data(config, checkpoint, data):
-    """Refuses data that differ from those of the checkpoint although the flags are the same.
+    """Raises SettingError, which names both values, if the data differ from the checkpoint's although the flags are the same.
 
-    Args:
-      config: ExperimentConfig.
-      checkpoint: Checkpoint, or None for a new run.
-      data: from `describe_data`, as the data are now.
-
-    Raises:
-      SettingError: the error names both values.
+    `data` is what `describe_data` returns, as the data are now. Without a checkpoint, nothing is refused.
     """
     stored, asked = checkpoint.description.get("data", data) if checkpoint else data, config_lib.to_values(config)
     for flag, now in data.items():

@@ -36,13 +36,7 @@ class DamagedCheckpoint(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint.
-
-    Attributes:
-      folder: of the checkpoint.
-      step: of its weights.
-      description: the content of progress.json: the configuration, the classes, and the state of the host.
-    """
+    """A verified checkpoint. `description` is the content of progress.json: configuration, classes, and the host's state."""
 
     folder: pathlib.Path
     step: int
@@ -59,12 +53,9 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoints of one workdir.
+    """The checkpoints in a workdir's folder `checkpoints`. The `keep` newest are kept besides the best, 0: all.
 
-    Args:
-      folder: `checkpoints` in the workdir.
-      keep: how many of the newest to keep besides the best, 0: all.
-      log: called with one line about each damaged checkpoint that is passed over.
+    `log` is called with one line about each damaged checkpoint that is passed over.
     """
 
     def __init__(self, folder, keep=0, log=print):
@@ -89,16 +80,10 @@ class CheckpointStore:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
     def save(self, step, tensors, description, is_best):
-        """Writes a checkpoint, points `latest` (and `best`) to it, and removes those that need not be kept.
+        """Writes a checkpoint, points `latest` (and `best`, if it is the best) to it, and removes those that need not be kept.
 
-        Args:
-          step: the number of the checkpoint.
-          tensors: {name: array}.
-          description: the JSON object for progress.json.
-          is_best: whether `best` should name it.
-
-        Raises:
-          OSError or tf.errors.OpError: the file system refused. Nothing half-written is left.
+        `tensors` is {name: array}, `description` the JSON object for progress.json. Raises OSError or tf.errors.OpError if the
+        file system refuses; nothing half-written is left then.
         """
         folder = self.folder / f"step-{step:08d}"
         temporary = beside(folder, "tmp")
@@ -122,12 +107,7 @@ class CheckpointStore:
     def repair_pointers(self, latest, best):
         """Repairs `latest` and `best` if the process died after saving a checkpoint but before updating them.
 
-        Args:
-          latest: the newest step.
-          best: the best step, or None.
-
-        Returns:
-          Whether step `best` exists and is valid. If not, the pointer `best` stays as it is.
+        Returns whether the checkpoint of step `best` (or None) exists and is valid. If not, the pointer `best` stays as it is.
         """
         try:
             has_best = best is not None and bool(verify(self.folder / f"step-{best:08d}"))
@@ -159,11 +139,7 @@ class CheckpointStore:
         return None
 
     def newest(self):
-        """The newest valid checkpoint, or None if there is no checkpoint at all.
-
-        Raises:
-          UnusableError: there are checkpoints, but none is valid.
-        """
+        """The newest valid checkpoint; None if there are none. Raises UnusableError if there are some, but none is valid."""
         damage = None
         for step in reversed(self.steps()):
             try:
@@ -176,11 +152,7 @@ class CheckpointStore:
         return None
 
     def find(self, which):
-        """The checkpoint that --checkpoint names: "best", "latest" or a step.
-
-        Raises:
-          UnusableError: it does not exist or is damaged.
-        """
+        """The checkpoint that --checkpoint names: "best", "latest" or a step. Raises UnusableError if it is gone or damaged."""
         if not self.steps():
             raise UnusableError(f"{self.folder}: holds no checkpoint; give the --workdir of a run that has saved one")
         if which == "latest":
@@ -238,12 +210,9 @@ def _sha256(path):
 
 
 def verify(folder, renamed=False):
-    """Compares a checkpoint folder with its manifest and returns it as a Checkpoint.
+    """Compares a checkpoint folder with its manifest and returns it as a Checkpoint. With `renamed`, it may have any name.
 
-    With `renamed`, the folder may have any name.
-
-    Raises:
-      DamagedCheckpoint: a file is missing or has another size or content, or the manifest cannot be read.
+    Raises DamagedCheckpoint if a file is missing or has another size or content, or the manifest cannot be read.
     """
     folder = pathlib.Path(folder)
     try:
@@ -267,9 +236,7 @@ def verify(folder, renamed=False):
 def find_initial(path):
     """The checkpoint that --init_from names: a checkpoint folder, or the best of a workdir.
 
-    Raises:
-      SettingError: there is none.
-      UnusableError: it is damaged.
+    Raises SettingError if there is none, UnusableError if it is damaged.
     """
     folder = pathlib.Path(os.path.expanduser(path))
     if os.path.exists(folder / MANIFEST):

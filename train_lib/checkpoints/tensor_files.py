@@ -23,8 +23,7 @@ _MAGIC, _FOOTER_BYTES = 0xDB4775248B80FB57, 48
 def read_tensors(path, prefix=""):
     """{name: NumPy array} of the tensors whose names start with `prefix`, from the checkpoint `path`, which has one data file.
 
-    Raises:
-      UnusableError: it cannot be read, or its index names something that is not an array of numbers inside the data file.
+    Raises UnusableError if it cannot be read, or its index names something that is not an array of numbers inside the data file.
     """
     data = f"{path}.data-00000-of-00001"
     try:

@@ -64,11 +64,7 @@ def confusion_matrix(class_names, confusion, title="", inches=None):
 def mistakes(entries, title=""):
     """Images with their five most probable classes as bars, the true class in orange (the paper's figure 4), as a Figure.
 
-    All of them share one Axes, because two Axes per image take several times as long to draw.
-
-    Args:
-      entries: one or more entries of mistakes.json.
-      title: title of the figure.
+    `entries` are one or more entries of mistakes.json. All share one Axes, because two Axes per image take several times as long.
     """
     columns = min(4, len(entries))
     rows = -(-len(entries) // columns)
@@ -95,11 +91,7 @@ def mistakes(entries, title=""):
 
 @_in_our_style
 def curves(series, ylabel, xlabel="epoch", inches=(4.8, 2.8)):
-    """Lines over time, as a Figure.
-
-    Args:
-      series: [(label, x, y)]; the first in blue, the second in orange with its points marked. None in y is a gap.
-    """
+    """Lines over time, as a Figure: `series` is [(label, x, y)], the first in blue, the second in orange. None in y is a gap."""
     figure = matplotlib.figure.Figure(figsize=inches, layout="constrained")
     axes = figure.subplots()
     for (label, x, y), color, marker in zip(series, (BLUE, ORANGE), ("", "o"), strict=False):
@@ -130,10 +122,7 @@ def to_png(figure):
 def to_svg(figure, name, label):
     """A Figure as an <svg> element for a page: transparent, without addresses, with the page's text colour in place of black.
 
-    Args:
-      figure: Figure.
-      name: the beginning of its ids, unique in the page.
-      label: text for readers who cannot see it.
+    Its ids begin with `name`, which is unique in the page. `label` is for readers who cannot see it.
     """
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))

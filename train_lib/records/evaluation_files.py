@@ -14,16 +14,9 @@ EVALUATION, MISTAKES = "evaluation.json", "mistakes.json"
 
 
 def write(workdir, folder, evaluator, step, split_name, class_names, test_crops=1):
-    """Writes the newest results of a SplitEvaluator; returns the path of evaluation.json.
+    """Writes the newest results of a SplitEvaluator for the weights of `step`; returns the path of evaluation.json.
 
-    Args:
-      workdir: Workdir.
-      folder: name of a folder in it, "." for the workdir itself.
-      evaluator: SplitEvaluator.
-      step: the step of the weights that were evaluated.
-      split_name: the split that they were evaluated on.
-      class_names: one per label.
-      test_crops: views per image.
+    `folder` is the name of a folder in the workdir, "." for the workdir itself.
     """
     about = {"checkpoint": f"step-{step:08d}", "step": step, "split": split_name, "test_crops": test_crops}
     totals = evaluator.totals

@@ -20,13 +20,10 @@ TIMING_RECORD = {"step": int, "seconds": NUMBER, "train_seconds": NUMBER, "image
 
 
 class JsonLines:
-    """A file with one JSON object per line. NaN and infinity, which JSON does not have, are written as null.
+    """A file with one JSON object per line, which need not exist yet. NaN and infinity, which JSON does not have, become null.
 
-    Args:
-      path: the file; it need not exist yet.
-      types: {name: type of the value, or a tuple of types} that every record must contain.
-
-    Every method raises UnusableError if the file cannot be read or written, or if a line is not such a record.
+    `types` is {name: type of the value, or a tuple of types} that every record must contain. Every method raises UnusableError if
+    the file cannot be read or written, or if a line is not such a record.
     """
 
     def __init__(self, path, types=None):

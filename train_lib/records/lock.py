@@ -66,14 +66,10 @@ def _born(pid):
 
 @contextlib.contextmanager
 def locked(folder, log=print):
-    """Context manager that makes this process the only writer of a run's folder.
+    """Context manager that makes this process the only writer of a run's folder, which must exist and be writable.
 
-    Args:
-      folder: the workdir; it must exist and be writable.
-      log: called with a line if it takes over the lock of a dead process, or watches a lock of another machine.
-
-    Raises:
-      UnusableError: another process writes the folder, or the lock file cannot be used.
+    `log` is called with a line if it takes over the lock of a dead process, or watches a lock of another machine. Raises
+    UnusableError if another process writes the folder, or the lock file cannot be used.
     """
     path, over = pathlib.Path(folder) / NAME, threading.Event()
     try:

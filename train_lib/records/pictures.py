@@ -50,12 +50,8 @@ def _harmless(draw):
 class Pictures(Hook):
     """Draws the pictures of one run. On a worker other than the chief it draws nothing.
 
-    On several workers, the mistakes are those among the chief's share of the examples. Everything else covers all examples.
-
-    Args:
-      run: an open Run, at the step at which it starts or resumes. Pictures of later steps are removed, and TensorBoard's file is
-        rewritten from the rest.
-      log: called with one line if a picture cannot be written.
+    Pictures of steps after the one at which the run starts or resumes are removed, and TensorBoard's file is rewritten from the
+    rest. On several workers, the mistakes are those among the chief's share of the examples. Everything else covers all examples.
     """
 
     def __init__(self, run, log=say):
@@ -80,12 +76,7 @@ class Pictures(Hook):
 
     @_harmless
     def draw_evaluation(self, evaluator, is_best):
-        """Draws the first layer's kernels, and keeps the results of a SplitEvaluator if they are the best so far.
-
-        Args:
-          evaluator: SplitEvaluator that has just evaluated the validation split; None without one.
-          is_best: whether the results are the best so far.
-        """
+        """Draws the first layer's kernels, and keeps the results of a SplitEvaluator (or None) if they are the best so far."""
         kernels = first_kernels(self._run.state.model)
         if kernels is not None:
             config = self._run.config.network
@@ -98,9 +89,7 @@ class Pictures(Hook):
     def draw_test(self, evaluator, best_step):
         """Draws the confusion matrix and the most confident mistakes of the best checkpoint.
 
-        Args:
-          evaluator: SplitEvaluator that has just evaluated the test split; None to draw the results for the validation split.
-          best_step: step of the checkpoint.
+        They are those of the SplitEvaluator of the test split; without one, those of the validation split.
         """
         if evaluator:
             self._keep_results(evaluator, best_step, self._run.config.data.test_split, self._run.config.modes.test_crops)
@@ -152,10 +141,7 @@ def next_images(run):
 
     They go through the pipeline and the functions that training uses, as the share of one replica, because what happens to an
     example depends only on its place in the batch. A stream shows other examples in these places: to know the right ones, its
-    whole shuffle buffer would have to be filled once more.
-
-    Returns:
-      uint8 [n, height, width, 3]: the network's input, scaled back and clipped to [0, 255].
+    whole shuffle buffer would have to be filled once more. Returns uint8 [n, height, width, 3], the network's input scaled back.
     """
     config, split, pixels, step = run.config, run.train_split.on_host, run.state.pixels, run.state.step
     size, most = config.optimization.global_batch_size, 32 if split.image_shape[0] <= LARGE_IMAGE else 8
@@ -177,16 +163,10 @@ def first_kernels(model):
 
 
 def kernel_grid(kernels, towers=1):
-    """Kernels as small images in rows of 16, one tower below the other, as in the paper's figure 3.
+    """Kernels as small images in rows of 16, one tower below the other, as in the paper's figure 3: uint8 [height, width, 3].
 
-    Each kernel is scaled by its own largest weight; a weight of 0 is grey.
-
-    Args:
-      kernels: float [height, width, 3, n], one tower after the other.
-      towers: number of towers, which divides n.
-
-    Returns:
-      uint8 [height, width, 3].
+    `kernels`, float [height, width, 3, n], has one tower after the other. Each kernel is scaled by its own largest weight; a
+    weight of 0 is grey.
     """
     kernels = np.nan_to_num(np.moveaxis(np.asarray(kernels, np.float64), -1, 0), posinf=0.0, neginf=0.0)
     largest = np.abs(kernels).max(axis=(1, 2, 3), keepdims=True)
@@ -197,16 +177,9 @@ def kernel_grid(kernels, towers=1):
 
 
 def tile(images, columns, cell, gap=4):
-    """Puts images side by side in rows, on white, with each pixel enlarged to a square.
+    """Puts images, uint8 [n, height, width, 3], side by side in rows, on white, `gap` pixels apart: uint8 [rows, columns, 3].
 
-    Args:
-      images: uint8 [n, height, width, 3].
-      columns: images per row.
-      cell: pixels that the width of an image is enlarged to at most, by a whole factor.
-      gap: pixels between two images.
-
-    Returns:
-      uint8 [rows, columns, 3].
+    Each is enlarged by a whole factor to a width of at most `cell` pixels.
     """
     factor, columns = max(1, cell // images.shape[2]), min(columns, len(images))
     images = images.repeat(factor, axis=1).repeat(factor, axis=2)

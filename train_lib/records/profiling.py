@@ -10,9 +10,7 @@ from train_lib.records.terminal import say
 class Profile(Hook):
     """Traces the steps of --profile_steps on the chief. A trace that cannot be written does not end the run.
 
-    Args:
-      run: an open Run, at the step at which it starts or resumes.
-      log: called with a line about what is traced, or why it is not.
+    `log` is called with a line about what is traced, or why it is not.
     """
 
     def __init__(self, run, log=say):

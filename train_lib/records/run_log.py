@@ -19,18 +19,11 @@ NOT_DRAWN = ("kind", "step", "epoch", "examples", "images", "seconds", "train_se
 class RunLog:
     """Writes the records of one run. On a worker other than the chief it writes nothing.
 
-    A full disk does not end the run: a record that cannot be written is kept and written with the next one, after one line.
+    The run starts or resumes at `step`: later records and result.json are removed, and TensorBoard's files are rewritten from the
+    rest. With `evaluation_owed`, the run still has to evaluate at this step, and the record of that evaluation is removed too, in
+    case a killed process has written it already. Raises UnusableError if the existing records cannot be read or replaced.
 
-    Args:
-      workdir: Workdir.
-      step: the step at which the run starts or resumes. Records after it and result.json are removed, and TensorBoard's files
-        are rewritten from the rest.
-      log: called with a line if a file cannot be written.
-      evaluation_owed: whether the run still has to evaluate at this step. A killed process may have written that record already,
-        so it is removed too.
-
-    Raises:
-      UnusableError: the existing records cannot be read or replaced.
+    A full disk does not end the run: `log` gets one line, and a record that cannot be written is written with the next one.
     """
 
     def __init__(self, workdir, step, log=print, evaluation_owed=False):
@@ -94,8 +87,7 @@ class RunLog:
     def flush(self):
         """Flushes the records to the disk, and makes them visible to TensorBoard.
 
-        Raises:
-          UnusableFile: metrics.jsonl or timing.jsonl cannot be written. A failure of TensorBoard's files is only logged.
+        Raises UnusableFile if metrics.jsonl or timing.jsonl cannot be written. A failure of TensorBoard's files is only logged.
         """
         if self._is_ours:
             self.metrics.flush()
@@ -106,9 +98,8 @@ class RunLog:
 def describe_divergence(run, loss, gradient_norm):
     """Describes the update that ended a Run, for result.json. Steps are counted from 0.
 
-    Returns:
-      A dict with "step"; "skipped_in_a_row", which includes this update; "loss" and "gradient_norm", None if they are not finite;
-      "split"; and what the split's `locate_batch` returns about the batch.
+    "skipped_in_a_row" includes this update; "loss" and "gradient_norm" are None if they are not finite. What the split's
+    `locate_batch` returns about the batch is part of it.
     """
     step, batch_size = run.state.step - 1, run.config.optimization.global_batch_size
     return {
@@ -124,14 +115,9 @@ def describe_divergence(run, loss, gradient_norm):
 class _EventFiles:
     """TensorBoard's event files: a copy of the records. After a failure, the next `flush` writes all of them anew.
 
-    Args:
-      path: the folder of `train/` and `validation/`. Anything else in it, such as a profile, is left alone.
-      records: called without arguments, yields (kind, record) for all records so far.
-
-    Both methods raise UnusableFile if the file system refuses.
-
-    Attributes:
-      writers: {kind: TensorFlow's writer}, None from a failure to the next `flush`.
+    They are in the folders `train` and `validation` of `path`. Anything else in it, such as a profile, is left alone. `records()`
+    yields (kind, record) for all records so far. `writers`, {kind: TensorFlow's writer}, is None from a failure to the next
+    `flush`. Both methods raise UnusableFile if the file system refuses.
     """
 
     def __init__(self, path, records):
@@ -185,13 +171,10 @@ class _EventFiles:
 
 
 class Stopwatch:
-    """Measures the seconds of training and of everything, since the last record and in total.
+    """Measures the seconds of training and of everything, since the last record and in total, by a monotonic `clock`.
 
     The first call of the compiled loop traces and compiles. Its seconds count, but not for the throughput, unless there is no
     other call yet.
-
-    Args:
-      clock: returns seconds, monotonic.
     """
 
     def __init__(self, clock):

@@ -16,10 +16,7 @@ NAMED_EXAMPLES = 8  # in the line about a run that diverged
 class ProgressBar(Hook):
     """A progress bar on a terminal, plain lines elsewhere, and one line per evaluation in both.
 
-    Args:
-      run: an open Run, at the step at which it starts or resumes.
-      clock: returns seconds, monotonic.
-      is_terminal: whether to draw a bar; None: if stderr is a terminal. Workers other than the chief draw none.
+    `clock` returns seconds, monotonic. With is_terminal=None, stderr decides. Workers other than the chief draw no bar.
     """
 
     def __init__(self, run, clock, is_terminal=None):
@@ -100,15 +97,7 @@ def parameter_table(model):
 
 
 def closing_lines(path, result):
-    """What a run prints at its end: the result, where everything is, and what to type next.
-
-    Args:
-      path: of the workdir.
-      result: content of result.json.
-
-    Returns:
-      A list of lines.
-    """
+    """The lines that a run prints at its end, a list: the content of result.json, where everything is, and what to type next."""
     command = shlex.join(["python", "main.py", f"--flagfile={path / 'run.flags'}", f"--workdir={path}"])
     checkpoints = path / "checkpoints"
     if result["status"] == "diverged":

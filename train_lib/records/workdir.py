@@ -20,11 +20,9 @@ RESULT, BAD_EXAMPLES = "result.json", "bad_examples.txt"
 
 
 class Workdir:
-    """Paths and small files of one run.
+    """Paths and small files of one run, in a folder that `create` makes.
 
-    Args:
-      path: the folder; `create` makes it.
-      is_ours: whether this process may write. A worker other than the chief reads what the chief writes, and writes nothing.
+    Only the process that it `is_ours` for writes. A worker other than the chief reads what the chief writes, and writes nothing.
     """
 
     def __init__(self, path, is_ours=True):
@@ -94,13 +92,8 @@ class Workdir:
 def open_workdir(config, is_chief=True):
     """Returns the Workdir that a mode works in. Everything that needs no TensorFlow is checked first.
 
-    Args:
-      config: ExperimentConfig.
-      is_chief: whether this process is the one that writes it.
-
-    Raises:
-      UnusableError: it cannot be written, or holds no checkpoint although the mode needs one.
-      SettingError: --dataset, --init_from or --inputs names something that does not exist, or --export_dir something that does.
+    Raises UnusableError if it cannot be written, or holds no checkpoint although the mode needs one; SettingError if --dataset,
+    --init_from or --inputs names something that does not exist, or --export_dir something that does.
     """
     path = config.general.workdir
     workdir = Workdir(_new_path(config) if path is None else path, is_ours=is_chief)
