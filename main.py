@@ -6,6 +6,7 @@
 From the flags comes a configuration, and MODES[mode] runs it. TensorFlow is imported once the flags are validated.
 """
 
+import bdb
 import contextlib
 import importlib
 import os
@@ -53,6 +54,9 @@ def main(config):
         if error.filename is None:
             raise
         exit_code = report_error(f"{error.filename}: {error.strerror}; fix this, and start again", 3)
+    except bdb.BdbQuit:
+        print("left from the debugger; what came after the last checkpoint is lost", file=sys.stderr)
+        exit_code = 130
     except BaseException:  # some libraries turn the KeyboardInterrupt of a signal into an error of their own
         if not stop_request.raised:
             raise

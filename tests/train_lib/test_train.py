@@ -189,6 +189,8 @@ def test_a_breakpoint_in_the_step_stops_there(tmp_path, main, data_dir):
     # `loss` is a number that can be read, in the main thread, once in each step.
     script = "import threading\np ('at', float(loss), threading.current_thread().name)\nc\n" * 3
     command = [sys.executable, str(tmp_path / "main.py"), f"--workdir={tmp_path / 'debug'}", "--debug", *arguments]
+    left = subprocess.run(command, input="q\n", capture_output=True, text=True, timeout=200, cwd=tmp_path)
+    assert left.returncode == 130 and "debugger" in left.stderr and "Traceback" not in left.stderr
     debugged = subprocess.run(command, input=script, capture_output=True, text=True, timeout=200, cwd=tmp_path)
     assert debugged.returncode == 0, debugged.stderr
     compiled = main(f"--workdir={tmp_path / 'compiled'}", *arguments)
