@@ -14,15 +14,11 @@ TOP = 5
 
 
 class Classifier:
-    """The checkpoint that --checkpoint of an ExperimentConfig names in a Workdir. It needs no data set.
+    """The checkpoint that --checkpoint names in a Workdir. It needs no data set.
 
-    Attributes:
-      top: how many of the most probable classes to name: five, or all classes if there are fewer.
-      size: (height, width) of the part of an image that evaluation uses: the middle of the image, scaled to cover `covered`.
-      eval_step: from `evaluate.make_eval_step`; takes the images that `view` returns.
-
-    Raises:
-      ExpectedError: the checkpoint is missing, damaged or of another network, or a flag contradicts it.
+    `top` is how many classes to name: five, or all if there are fewer. `size`, (height, width), is the part of an image that
+    evaluation uses: the middle of the image, scaled to cover `covered`. `eval_step` takes the images that `view` returns.
+    Raises ExpectedError if the checkpoint is missing, damaged or of another network, or if a flag contradicts it.
     """
 
     def __init__(self, config, workdir, strategy):

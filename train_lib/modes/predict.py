@@ -24,13 +24,10 @@ LONGEST_PATH_IN_TABLE = 48
 
 
 def predict(config, workdir):
-    """The mode `predict`: classifies --inputs with --checkpoint of a Workdir, prints a table and writes predictions.csv.
+    """Classifies --inputs, prints a table, and writes predictions.csv with one rename when all images are classified.
 
-    The file appears with one rename when all images are classified. Its text is quoted, its numbers are not. Paths are written
-    as the bytes they are, even if they are not UTF-8.
-
-    Returns:
-      0, or the exit code of UnusableError if files could not be used. Each of them is named on stderr and skipped.
+    Its text is quoted, its numbers are not. Paths are written as the bytes they are, even if they are not UTF-8. Files that
+    cannot be used are named on stderr and skipped; the exit code is then that of UnusableError.
     """
     paths = list_images(config.modes.inputs)
     table, shown, num_bad = io.StringIO(), [], 0
@@ -61,16 +58,10 @@ def predict(config, workdir):
 
 
 def classify(classifier, paths, batch_size, decode_threads=0):
-    """Classifies image files, in their order. Decodes several at a time.
+    """Classifies image files, in their order, with a Classifier and `batch_size` images per call of the network.
 
-    Args:
-      classifier: Classifier.
-      paths: the image files.
-      batch_size: images per call of the network.
-      decode_threads: threads that decode; 0: one per core.
-
-    Yields:
-      (path, the most probable classes as (name, probability) with the best first, ""), or (path, None, why it cannot be used).
+    Yields (path, [(class name, probability)] with the best class first, ""), or (path, None, why the file cannot be used).
+    `decode_threads` images are decoded at a time; 0 stands for one per core.
     """
     def decode(position, path):
         return position, classifier.view(decoding.decode(tf.io.read_file(path)))

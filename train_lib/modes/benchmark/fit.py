@@ -37,12 +37,10 @@ KERAS_OPTIMIZERS = {
 
 
 def make_fit_model(config, strategy, num_classes, image_shape, pixels=None, **compile_options):
-    """The network of an ExperimentConfig with fresh weights under a strategy, compiled for `model.fit`.
+    """The network of an ExperimentConfig with fresh weights, compiled for `model.fit`.
 
     `pixels` is the PixelScaling that the model applies first, to uint8 images as in the loop; None if they are scaled already.
-
-    Raises:
-      RowFailed: Keras has no optimizer to compare --optimizer with.
+    Raises RowFailed if Keras has no optimizer to compare --optimizer with.
     """
     network = create_state(config, strategy, num_classes, image_shape, pixels).model
     with strategy.scope():
@@ -109,8 +107,7 @@ class DefaultFitRow(Row):
     Messages and answers are JSON, one line each. The first message is the configuration, whose answer is {}. All others are
     {"steps": n}, whose answer is {"seconds", "seconds_after_last_step"}. Any answer may be {"error": text} instead.
 
-    Attributes:
-      stalls: seconds that fit took to return after the last step, while its iterator ended; one entry per round.
+    `stalls` has for each round the seconds that fit took to return after the last step, while its iterator ended.
     """
 
     def __init__(self, bench, name="model_fit_default"):

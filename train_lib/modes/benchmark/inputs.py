@@ -78,13 +78,12 @@ class DrawnRow(Row):
 class ReadRow(DrawnRow):
     """A stream's records, unparsed. Its warm-up reads the files once, so that no round is the first to read them.
 
-    Attributes:
-      first_epoch: figures of that pass, {"images", "seconds", "images_per_second", "complete"}. "complete" is False if so many
-        files exist that it was ended early. Then the rounds of all rows read from the disk too.
+    `first_epoch` has the figures of that pass. It is not "complete" if it took longer than `FIRST_EPOCH_SECONDS`. Then the rounds
+    of all rows read from the disk too.
     """
 
     def warm_up(self):
-        """Reads an epoch, for at most `FIRST_EPOCH_SECONDS`; returns images/s of a measurement after that."""
+        """Reads an epoch, and returns images/s of a measurement after that."""
         batch_size = self._bench.batch_size
         batches = -(-self._bench.run.train_split.num_examples // batch_size)
         done, start, seconds = 0, self._bench.clock(), 0.0
@@ -101,8 +100,7 @@ class ReadRow(DrawnRow):
 def open_batches(bench, name):
     """The batches of a row, as an endless Dataset or, for numpy_gather, a Python generator.
 
-    Raises:
-      RowFailed: the row means nothing for the data.
+    Raises RowFailed if the row means nothing for the data.
     """
     split, config, size = bench.run.train_split, bench.config, bench.batch_size
     augmentations, in_memory = config.data.augmentations, hasattr(split, "images")
@@ -196,16 +194,9 @@ def _flipped_and_scaled(elements, cropped, augmentations):
 def part_of_stream(name, split, batch_size, seed, augmentations, epochs=None):
     """The first steps of what a StreamingSplit does, in batches, in a shuffled order. Nothing is resized or flipped.
 
-    Args:
-      name: of a row in `config_lib.BENCHMARK_ROWS`: "read", "read_decode" or "decode_crop".
-      split: StreamingSplit.
-      batch_size, seed, augmentations: as in training.
-      epochs: see the module.
-
-    Returns:
-      Dataset of (first pixel of the decoded part, uint8 [batch_size, 3]; label, int64 [batch_size]), without autotune; for "read"
-      of (number, int64 [batch_size]; serialized example, bytes [batch_size]). Whole images of different sizes cannot be batched;
-      without any pixel, TensorFlow would leave out the decoding.
+    For the rows "read_decode" and "decode_crop", the elements are (first pixel of the decoded part, uint8 [batch_size, 3]; label,
+    int64 [batch_size]); for "read", (number, int64 [batch_size]; serialized example, bytes [batch_size]). Whole images of
+    different sizes cannot be batched; without any pixel, TensorFlow would leave out the decoding.
     """
 
     def decode(position, numbered):

@@ -43,9 +43,8 @@ class LoopRow(Row):
 
     "loop_constant" has one batch instead of the data, and the same Trainer, which is compiled once for both.
 
-    Attributes:
-      wait_shares: for each round, the share of the compiled loop's time between asking for a batch and having it. With a
-        constant batch, this is the cost of asking for a batch that is always ready.
+    `wait_shares` has for each round the share of the compiled loop's time between asking for a batch and having it. With a
+    constant batch, this is the cost of asking for a batch that is always ready.
     """
 
     @_unseen()

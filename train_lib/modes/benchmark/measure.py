@@ -32,10 +32,9 @@ DESCRIBED = ("dataset", "model", "model_options", "precision", "xla", "global_ba
 
 
 def benchmark(config, workdir):
-    """The mode `benchmark`: measures --benchmark_rows, writes benchmark.json and benchmark.png into a Workdir and returns 0.
+    """Measures --benchmark_rows, writes benchmark.json and benchmark.png, and returns 0.
 
-    Raises:
-      ExpectedError: nothing can be measured with these settings, data and devices.
+    Raises ExpectedError if nothing can be measured with these settings, data and devices.
     """
     # The folder is not in /tmp, so that the loop writes its checkpoints to the same file system as a run.
     with (explained(config), tempfile.TemporaryDirectory(dir=workdir.path, prefix="benchmark-") as folder,
@@ -64,13 +63,8 @@ def _open_run(config, workdir):
 class Bench:
     """A run that is open to be measured, its rows and their rounds.
 
-    Args:
-      run: Run in a temporary folder. The row `loop` trains it; the other rows have weights of their own.
-      row_names: --benchmark_rows. If empty, all rows that mean something for the devices and the data of the run.
-
-    Attributes:
-      clock: seconds, monotonic.
-      shared: what one row has made and another can use too.
+    The run is in a temporary folder. The row `loop` trains it; the other rows have weights of their own. Without row names, all
+    rows are measured that mean something for the devices and the data. `shared` is what one row has made and another can use.
     """
 
     def __init__(self, run, row_names=""):

@@ -12,10 +12,8 @@ import tensorflow as tf
 def largest_difference(saved_model, cases):
     """The largest difference of a probability, of the probability of a named class, or between best probabilities in order.
 
-    Args:
-      saved_model: path.
-      cases: {"class_names": bytes [classes], "batch_0": images, ..., "file_0": the bytes of an image file as uint8, ...,
-        "expected_0": probabilities for a batch, ..., the last one for all files together}.
+    The cases are {"class_names": bytes [classes], "batch_0": images, ..., "file_0": the bytes of an image file as uint8, ...,
+    "expected_0": probabilities for a batch, ..., the last of them for all files together}.
     """
     signatures = tf.saved_model.load(saved_model).signatures
     batches, files = ([cases[name] for name in sorted(cases) if name.startswith(kind)] for kind in ("batch_", "file_"))

@@ -29,10 +29,9 @@ TOLERANCE = {"float32": 1e-5, "float64": 1e-5, "bfloat16": 0.02, "float16": 0.00
 
 
 def export(config, workdir):
-    """The mode `export`: writes --checkpoint of a Workdir into --export_dir, checks it, and returns 0.
+    """Writes --checkpoint into --export_dir and returns 0.
 
-    Raises:
-      UnusableError: the folder cannot be written, or the export and the checkpoint compute different probabilities.
+    Raises UnusableError if the folder cannot be written, or if the export and the checkpoint compute different probabilities.
     """
     # Every machine has a CPU. The export and the checkpoint must be compared with the same arithmetic.
     tf.config.set_visible_devices([], "GPU")
@@ -93,12 +92,12 @@ class Served(tf.Module):
     """The two functions of the SavedModel. Both return the same answer for the same images.
 
     The answer is {"probabilities": float32 [n, classes], "top_classes": string [n, 5], "top_probabilities": float32 [n, 5]}, with
-    the best class first; fewer than 5 if there are fewer classes. The weights of the Classifier are saved with this object.
+    the best class first; fewer than 5 if there are fewer classes.
     """
 
     def __init__(self, classifier):
         super().__init__()
-        self._weights = [variable.value for variable in classifier.state.model.variables]
+        self._weights = [variable.value for variable in classifier.state.model.variables]  # saved with this object
         self._classifier = classifier
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, "images")])
@@ -142,11 +141,8 @@ def keras_model(classifier):
 def check(classifier, folder, precision):
     """Compares `folder`/saved_model, in a process that has only TensorFlow, and `folder`/model.keras with the checkpoint.
 
-    Returns:
-      The largest difference of a probability.
-
-    Raises:
-      UnusableError: it is larger than TOLERANCE allows, or the SavedModel cannot be loaded.
+    Returns the largest difference of a probability. Raises UnusableError if it is larger than TOLERANCE allows, or if the
+    SavedModel cannot be loaded.
     """
     batches = _sample_batches(*classifier.state.model.inputs[0].shape[1:3])
     views = [classifier.view(images) for images in batches]

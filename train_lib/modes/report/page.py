@@ -38,11 +38,7 @@ _PICTURE = re.compile(r"(\w+)-([0-9]{8,})\.png")
 
 
 def report(config, workdir):
-    """Writes report.html into a Workdir with one rename and returns 0.
-
-    Raises:
-      UnusableError: the run has no record yet, or a file cannot be read or written.
-    """
+    """Writes report.html and returns 0. Raises UnusableError if there is no record yet, or a file cannot be read or written."""
     files = RunFiles(workdir.path)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"number": number, "percent": percent}
@@ -59,14 +55,9 @@ def report(config, workdir):
 class RunFiles:
     """The contents of the files of a workdir. If a file does not exist, its attribute is {} or [].
 
-    Attributes:
-      values: {setting name: value} of config.json.
-      evaluation: of the newest weights that `--mode=evaluate` or the training run itself evaluated.
-      mistakes: in that evaluation.
-      pictures: {name: [(step, PNG file in base64)]}, the first and the last picture of each name.
-
-    Raises:
-      UnusableError: there is no record, or a file does not contain what it should.
+    `values` are the settings in config.json. `evaluation` and `mistakes` are of the newest weights that `--mode=evaluate` or the
+    run itself evaluated. `pictures` are {name: [(step, PNG file in base64)]}, the first and the last picture of each name.
+    Raises UnusableError if there is no record, or if a file does not contain what it should.
     """
 
     def __init__(self, path):
