@@ -53,9 +53,9 @@ def without_autotune(dataset, threads=0):
     """Sets the options of tf.data: deterministic, all parallelism explicit, no sharding by tf.distribute.
 
     With `threads`, the dataset gets that many threads of its own. Otherwise it shares the threads that TensorFlow uses for
-    everything; decoding there would delay the operations of the train step. Autotune is off, because its thread can delay the end
-    of an iterator by 10 ms * (2^k - 1), in the worst case by minutes (measured). It belongs to the iterator: options set on the
-    outermost dataset also apply to all datasets inside it.
+    everything; decoding there would delay the operations of the train step. Autotune is off, because its thread can delay the
+    end of an iterator by 10 ms * (2^k - 1), in the worst case by minutes (measured). It belongs to the iterator: options set on
+    the outermost dataset also apply to all datasets inside it.
     """
     options = tf.data.Options()
     options.autotune.enabled = False

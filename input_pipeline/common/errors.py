@@ -14,20 +14,14 @@ class ExpectedError(Exception):
 
 
 def one_line(text):
-    """Makes a text safe to print: escapes line feeds and control characters, and cuts the middle out of a very long one.
-
-    A text from somebody else's file may contain any of these.
-    """
+    """Makes any text safe to print: escapes line feeds and control characters, and cuts the middle out of a very long text."""
     if len(text) > LONGEST_LINE:  # keep the end, where the remedy is
         text = f"{text[: LONGEST_LINE // 2]} ... {text[-LONGEST_LINE // 2 :]}"
     return "".join(c if is_plain(c) else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line_of(error):
-    """The text of an exception on one line of at most 300 characters, without TensorFlow's node names and stack traces.
-
-    If the exception has no text, this is the name of its type.
-    """
+    """The text of an exception, or its type, on one line of up to 300 characters, without TensorFlow's node names and traces."""
     text = _TENSORFLOW_NODES.sub("", str(error))
     if text.startswith("Graph execution error:"):  # TensorFlow puts the reason last, after the lines that created the node
         text = text.strip().rsplit("\n\n", 1)[-1]

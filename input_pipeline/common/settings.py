@@ -18,16 +18,10 @@ _BOUNDS = {"low": (operator.ge, "at least"), "above": (operator.gt, "above"), "h
 
 
 def setting(default, help, *, low=None, above=None, high=None, below=None, choices=None, on_resume="tell"):  # noqa: A002
-    """Declares one field of a configuration.
+    """Declares one field of a configuration. `low` and `high` are inclusive bounds, `above` and `below` exclusive ones.
 
-    Args:
-      default: the value when none is given.
-      help: the text that `--helpshort` shows.
-      low, high: inclusive bounds, or None.
-      above, below: exclusive bounds, or None.
-      choices: the only values that are allowed, or None.
-      on_resume: what happens if a run that has a checkpoint is started with another value. "refuse": exit with code 2.
-        "tell": go on with the new value and print a line. "ignore": go on with the new value.
+    `on_resume` says what happens if a run that has a checkpoint is started with another value. "refuse": exit with code 2;
+    "tell": go on with the new value and print a line; "ignore": go on with the new value.
     """
     assert on_resume in ON_RESUME, on_resume
     bounds = {"low": low, "above": above, "high": high, "below": below, "choices": choices}
@@ -54,11 +48,7 @@ def describe_range(field):
 
 
 class Settings:
-    """Base of the configuration dataclasses. Checks every field when an object is created.
-
-    Raises:
-      SettingError: a value has the wrong type, is not finite or lies outside its range.
-    """
+    """The base of the configuration dataclasses. A value of the wrong type, or out of its range, raises SettingError."""
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

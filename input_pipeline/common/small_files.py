@@ -17,11 +17,7 @@ REMEDY = "make room or change its permissions, and start the same command again"
 
 
 def read_file(path, largest=LARGEST):
-    """The bytes of a file.
-
-    Raises:
-      OSError: it cannot be read; ValueError: it is not a regular file, or larger than `largest` bytes.
-    """
+    """The bytes of a file. Raises OSError if it cannot be read, ValueError if it is not a regular file or is too large."""
     about = os.stat(path)
     if not stat.S_ISREG(about.st_mode):
         raise ValueError("is no plain file")
@@ -47,8 +43,7 @@ def parse_json(content):
 def replace_file(path, content):
     """Gives a file new content, a text or bytes. Writes a temporary file, flushes it to the disk and renames it.
 
-    Raises:
-      OSError: it cannot be written. The file then has its old content, and the temporary file is removed.
+    Raises OSError if it cannot be written. The file then has its old content, and the temporary file is removed.
     """
     path = pathlib.Path(path)
     temporary = path.with_name(path.name + ".tmp")

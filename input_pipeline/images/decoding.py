@@ -19,10 +19,8 @@ def decode(encoded):
     """PNG, JPEG, WebP, BMP or the first frame of a GIF: bytes -> uint8 [height, width, 3].
 
     Grey becomes three equal channels, and a palette its colours. Of 16 bits the upper 8 are kept. Alpha is dropped without
-    blending: the colours stay as stored.
-
-    Raises:
-      InvalidArgumentError: the image is damaged, of another format, or has more than `headers.MAX_PIXELS` by its header.
+    blending: the colours stay as stored. Raises InvalidArgumentError if the image is damaged, of another format, or has more
+    than `headers.MAX_PIXELS` by its header.
     """
     def check(encoded):
         return headers.check(encoded if isinstance(encoded, bytes) else encoded.item())  # outside a graph it is an array
@@ -33,10 +31,7 @@ def decode(encoded):
 
 
 def decode_unchecked(encoded):
-    """`decode` with TensorFlow's operations only, for a graph that is saved.
-
-    It trusts the size in the header, and takes the palette indices of a BMP for grey values.
-    """
+    """`decode` in TensorFlow's operations only, for saved graphs. Trusts the size in a header, takes a BMP's palette for grey."""
     webp = _webp_of_four(encoded)
     image = tf.cond(tf.not_equal(webp, ""), lambda: tf.io.decode_image(webp, channels=4, expand_animations=False)[..., :3],
                     lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False))
@@ -70,8 +65,7 @@ def resize_short_side(image, size):
 def resize_to_cover(image, height, width):
     """Scales [..., h, w, 3], antialiased, to the smallest size that covers `height` x `width`.
 
-    Raises:
-      InvalidArgumentError: the image is so long and narrow that the result would have more than `headers.MAX_PIXELS`.
+    Raises InvalidArgumentError if the image is so narrow that the result would have more than `headers.MAX_PIXELS`.
     """
     shape = tf.cast(tf.shape(image)[-3:-1], tf.float32)
     scale = tf.reduce_max(tf.cast([height, width], tf.float32) / shape)
@@ -95,11 +89,8 @@ def random_window(seed, size, margin):
     """The paper's training crop (section 4.1): a square of `size` pixels from an image whose short side has size + margin.
 
     The image is not scaled first. Instead, the square's side is the fraction size / (size + margin) of the short side. The
-    results are a function of `seed`, int64 [2].
-
-    Returns:
-      A function (height, width) -> window, of int32 scalars to int32 [top, left, height, width]; and whether to mirror the
-      window, a bool scalar, true with probability 1/2.
+    results are a function of `seed`, int64 [2]: a function (height, width) -> window, of int32 scalars to int32 [top, left,
+    height, width]; and whether to mirror the window, a bool scalar, true with probability 1/2.
     """
     draws = tf.random.stateless_uniform([3], seed)
 
@@ -113,15 +104,10 @@ def random_window(seed, size, margin):
 
 
 def decode_window(encoded, window_of, size, mirrored):
-    """Decodes a window of an image and scales it to `size` x `size`. For a JPEG, decodes only the window.
+    """Decodes a window of an image and scales it: bytes -> uint8 [size, size, 3]. For a JPEG, decodes only the window.
 
-    Args:
-      encoded: bytes, string scalar.
-      window_of, mirrored: from `random_window`; mirrored=None: never.
-      size: of the result in pixels; it is uint8 [size, size, 3].
-
-    Raises:
-      InvalidArgumentError: see `decode`; a JPEG may be damaged outside of the window.
+    `window_of` and `mirrored` are those of `random_window`; mirrored=None: never. Raises InvalidArgumentError as `decode` does,
+    but does not notice damage outside of a JPEG's window.
     """
     def of_jpeg():
         shape = tf.image.extract_jpeg_shape(encoded)

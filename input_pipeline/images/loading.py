@@ -15,21 +15,16 @@ _BATCH = 256
 
 @dataclasses.dataclass
 class BadExamples:
-    """The unusable examples of a source. Each counts once, however often it is read.
+    """The unusable examples of a source, each counted once: `found` is {where: why}, `where` the file and its row or record.
 
-    Attributes:
-      limit: how many may be skipped; one more ends the run. The value of --max_bad_examples.
-      found: {where: why}. `where` is the file, and the row or record if the file has several.
+    If there are more than `limit`, which is --max_bad_examples, the run ends.
     """
 
     limit: int = 0
     found: dict = dataclasses.field(default_factory=dict)
 
     def add(self, where, why, remedy):
-        """Notes one bad example: its place, what is wrong with it, such as "is truncated", and what to do about it.
-
-        Raises UnusableError, which names this example, if there are now more than `limit`.
-        """
+        """Notes a bad example, what is wrong ("is truncated") and the remedy. Raises UnusableError beyond `limit` examples."""
         self.found.setdefault(where, why)
         if (count := len(self.found)) > self.limit:
             which = f" (--max_bad_examples={self.limit}, this is number {count})" if self.limit else ""
@@ -42,17 +37,12 @@ class BadExamples:
 
 
 def decode_split(source, split, num_examples, image_size, decode_threads=0):
-    """Decodes the `num_examples` examples of a split of a Source, in their order.
+    """Decodes a split of a Source in its order, in `decode_threads` threads (0: one per core).
 
-    The first pass decodes in parallel and does not ask why an example fails. Those that failed are then read again, one by one.
-    If the height and width in `image_size` are equal, each image is scaled and cropped to it; otherwise each image must already
-    have that size. There are `decode_threads` threads; 0: one per core.
-
-    Returns:
-      uint8 [n, height, width, 3] and int32 [n]; n is num_examples minus the skipped examples, at most `source.bad.limit`.
-
-    Raises:
-      UnusableError: more than that cannot be read or decoded, or all of them.
+    Returns uint8 [n, height, width, 3] and int32 [n]; n is `num_examples` minus the skipped examples. If height and width in
+    `image_size` are equal, images are scaled and cropped to it; otherwise they must already have that size. Raises UnusableError
+    if more than `source.bad.limit` examples cannot be read or decoded, or all of them. The first pass decodes in parallel and
+    does not ask why an example fails. Those that failed are then read again, one by one.
     """
     def decode(number, record):
         return number, *decode_example(source, record, image_size)
@@ -124,7 +114,7 @@ def first_good(source, split):
 
 
 def note_bad_example(source, split, number, record):
-    """Notes in `source.bad` that a record cannot be used. Runs in a graph; returns a tensor to wait for.
+    """Notes in a graph that a record cannot be used; returns a tensor to wait for.
 
     If there are too many, the graph fails with a TensorFlow error whose text contains that of the UnusableError.
     """
@@ -136,10 +126,10 @@ def note_bad_example(source, split, number, record):
 
 
 def name_bad_example(source, split, seconds=60, clock=time.monotonic):
-    """Finds the first example of `split` that cannot be used; a stream that fails does not know which it was.
+    """Looks for the first example of `split` that cannot be used, and raises UnusableError, which names it, if it finds one.
 
-    Decodes the images once more, in parallel, and gives up after so many `seconds` by `clock`. Raises UnusableError, which names
-    the example, if it is found.
+    A stream that fails does not know which example it was. So this decodes the images once more, in parallel, and gives up after
+    so many `seconds` by `clock`.
     """
     def decode(position, numbered):
         image, label = decode_example(source, numbered[1], None)

@@ -18,12 +18,8 @@ DRAWS = ATTEMPTS * 4
 def windows(draws, height, width):
     """Random windows of images: the first of ten attempts that lies within the image, or the whole image if none does.
 
-    Args:
-      draws: float32 [..., 40] in [0, 1).
-      height, width: of the images, int or int32 scalar tensor.
-
-    Returns:
-      int32 [..., 4]: top, left, height, width.
+    `draws` are float32 [..., 40] in [0, 1), height and width int or int32 scalars. Returns int32 [..., 4]: top, left, height,
+    width.
     """
     area, ratio, down, across = tf.unstack(tf.reshape(draws, [*draws.shape[:-1], ATTEMPTS, 4]), axis=-1)
     tall, wide = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
@@ -71,14 +67,10 @@ def boxes(draws, height, width):
 
 
 def crop_batch(images, corners):
-    """Windows of decoded images, scaled to the images' own size.
+    """Windows of decoded images, uint8 [b, height, width, 3], at the corners from `boxes`, scaled to the images' own size.
 
-    Bilinear with aligned corners: the corners of a window become the corners of the result, and no pixel outside of the window is
-    read. A window is never larger than the result, so no smoothing is needed.
-
-    Args:
-      images: uint8 [b, height, width, 3], like the result.
-      corners: float32 [b, 4], from `boxes`.
+    Bilinear with aligned corners: the corners of a window become the corners of the result, and no pixel outside of the window
+    is read. A window is never larger than the result, so no smoothing is needed.
     """
     pixels = tf.image.crop_and_resize(images, corners, tf.range(tf.shape(images)[0]), list(images.shape[1:3]))
     return tf.cast(tf.clip_by_value(tf.round(pixels), 0, 255), tf.uint8)

@@ -12,16 +12,11 @@ BLOCK_IMAGES = 1000
 class Windows:
     """A table of images in which any window of any padded image, or of its mirror image, has one index.
 
-    The images follow each other in one array, with `padding` rows of zeros above each image and `padding` zero pixels to the left
-    of each row. The padding on the right is that of the next row, so an image of 32 x 32 padded by 4 takes 36 x 36 pixels, not
-    40 x 40. The mirror images follow the originals, so mirroring only changes the index; reversing pixels would take most of the
-    time. NumPy copies each row of a window as one element of a type with that many bytes. That makes it nearly as fast as
-    gathering whole images.
-
-    Args:
-      images: uint8 [n, height, width, 3].
-      padding: zero pixels around each image, at most its height and width.
-      flip: whether mirror images are needed.
+    The images, uint8 [n, height, width, 3], follow each other in one array, with `padding` rows of zeros above each image and
+    `padding` zero pixels (at most its height and width) to the left of each row. The padding on the right is that of the next
+    row, so an image of 32 x 32 padded by 4 takes 36 x 36 pixels, not 40 x 40. With `flip`, the mirror images follow the
+    originals, so mirroring only changes the index; reversing pixels would take most of the time. NumPy copies each row of a
+    window as one element of a type with that many bytes. That makes it nearly as fast as gathering whole images.
     """
 
     def __init__(self, images, padding=0, flip=False):
@@ -35,15 +30,10 @@ class Windows:
         self._windows = np.ndarray((starts, rows), f"V{pixels * 3}", self._table, strides=(3, self._pitch * 3))
 
     def cut(self, index, top, left, mirrored):
-        """Cuts one window from each given image.
+        """Cuts one window from each image in `index`, int64 [b], as a new array, uint8 [b, height, width, 3].
 
-        Args:
-          index: of the images, int64 [b].
-          top, left: where the windows start in the padded images, [b], 0 to 2 * padding. A window is mirrored after it is cut.
-          mirrored: bool [b]; all False without `flip`.
-
-        Returns:
-          uint8 [b, height, width, 3], a new array.
+        The windows start at `top` and `left` of the padded images, [b] each, 0 to 2 * padding. Those with `mirrored`, bool [b],
+        are mirrored after they are cut; it must be False without `flip`.
         """
         left = np.where(mirrored, 2 * self._padding - left, left)
         starts = (index + self._count * mirrored) * self._slot + top * self._pitch + left

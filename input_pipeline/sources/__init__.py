@@ -8,17 +8,11 @@ from input_pipeline.images.loading import BadExamples
 
 
 def open_source(config):
-    """Opens the data set of a DataConfig: lists files and reads headers, decodes nothing.
+    """Opens the data set of a DataConfig, a Source. Lists files and reads headers, decodes nothing; prepares a TFDS data set.
 
-    A TFDS data set is prepared first if necessary. Only the module of this kind of data is imported. Its `open_source` has the
-    arguments DataConfig, the path after the colon of --dataset, and BadExamples for those that cannot be used.
-
-    Returns:
-      Source.
-
-    Raises:
-      SettingError: there is no such data set, file or folder, or it does not contain images with one label each.
-      UnusableError: it is not prepared and cannot be downloaded, or it is damaged.
+    Only the module of this kind of data is imported. Its `open_source` takes the DataConfig, the path after the colon of
+    --dataset, and BadExamples. Raises SettingError if there is no such data, or it does not contain images with one label each,
+    UnusableError if it is damaged, or not prepared and cannot be downloaded.
     """
     check_own_files(config)
     kind, path = config.own_files

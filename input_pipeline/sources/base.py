@@ -24,13 +24,9 @@ WITHOUT_SPLITS = "train"  # the name of the only split of a source that is not d
 class Source(abc.ABC):
     """A data set: splits of examples. Each example is an encoded image and a label.
 
-    A subclass also has `parse`: a serialized example (a scalar string tensor) -> {"image": encoded bytes, "label": int64}.
-
-    Attributes:
-      name: the value of --dataset.
-      class_names: one per label, in the order of the labels.
-      image_shape: (height, width, 3) if all images have the same size, else None.
-      bad: the examples that could not be used.
+    `name` is the value of --dataset, `class_names` are in the order of the labels, `image_shape` is (height, width, 3) if all
+    images have the same size, and `bad` has the examples that could not be used. A subclass also has `parse`: a serialized
+    example (a scalar string tensor) -> {"image": encoded bytes, "label": int64}.
     """
 
     name: str

@@ -26,13 +26,10 @@ class Listed(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ListedSource(Source):
-    """A source of listed examples. `records` keeps their order; `shuffled_records` is a permutation of all of them.
+    """A source of listed `examples`, {name of a split: list of Listed}, which are in the file or folder `place`.
 
-    Attributes:
-      examples: {name of a split: list of Listed}.
-      read: scalar string tensor, the name of an image -> its encoded bytes; runs in a TensorFlow graph.
-      place: the file or folder that contains them.
-      state: name of an image -> a value that changes if the file that contains it changes.
+    `read` returns the encoded bytes of an image, given its name, in a TensorFlow graph. `state` returns a value that changes if
+    the file that contains this image changes.
     """
 
     examples: dict

@@ -80,17 +80,10 @@ def coverage(distance):
 
 
 def shape_mask(class_name, center, radius, rotation, stretch=1.0):
-    """Anti-aliased silhouette of one shape.
+    """Anti-aliased silhouette of a class: the share of each pixel that the shape covers, float64 [32, 32], 0 to 1.
 
-    Args:
-      class_name: one of CLASS_NAMES.
-      center: (x, y) in pixels from the upper left corner.
-      radius: of a disk of the same area, in pixels.
-      rotation: of the axis of symmetry, in radians.
-      stretch: factor along the axis of symmetry. Across the axis the shape shrinks by as much, so its area stays.
-
-    Returns:
-      The share of each pixel that the shape covers, float64 [32, 32], 0 to 1.
+    `center` is (x, y) in pixels from the upper left corner, `radius` that of a disk of the same area, in pixels, and `rotation`
+    that of the axis of symmetry, in radians. `stretch` is the factor along this axis. Across it, the shape shrinks by as much.
     """
     outline, scale_to_area = _SHAPES[class_name]
     dx, dy = _PIXEL_X - center[0], _PIXEL_Y - center[1]
@@ -129,14 +122,9 @@ def _clutter(rng, canvas):
 
 
 def draw_example(split, index):
-    """Draws one image; the same arguments give the same bytes.
+    """Draws one image: uint8 [32, 32, 3], and its label, an int. The same arguments give the same bytes.
 
-    Args:
-      split: "train" or "test".
-      index: >= 0; may exceed the split's size.
-
-    Returns:
-      (image, label): uint8 [32, 32, 3] and an int, the position in CLASS_NAMES.
+    `split` is "train" or "test"; `index` is >= 0 and may exceed the split's size.
     """
     rng = np.random.Generator(np.random.Philox([list(SPLIT_SIZES).index(split), index]))  # no two splits share random numbers
     label = index % len(CLASS_NAMES)

@@ -53,19 +53,11 @@ def open_source(config, pattern, bad):
 def write_tfrecords(folder, examples, class_names, split="train", num_files=1):
     """Writes `<split>-00000-of-0000N.tfrecord` files that `--dataset=tfrecord:<folder>/*.tfrecord` reads, and class_names.txt.
 
-    Args:
-      folder: created if it does not exist.
-      examples: iterable of (image, label). The image is encoded bytes, or a uint8 array [height, width, 1, 3 or 4], which is
-        stored as PNG; the label is an index into class_names. `encoded_examples` yields those of any other source.
-      class_names: of all classes, the same for every split in a folder.
-      split: train, validation, val or test.
-      num_files: how many files to distribute the examples over, in turns. Several files are read in parallel.
-
-    Returns:
-      The files' paths.
-
-    Raises:
-      ValueError: a label is not an index into class_names, or the split has another name.
+    Creates the folder if necessary and returns the files' paths. `examples` is an iterable of (image, label). The image is
+    encoded bytes, or a uint8 array [height, width, 1, 3 or 4], which is stored as PNG; the label is an index into `class_names`,
+    those of all splits in the folder. `encoded_examples` yields the examples of any other source. The examples are distributed
+    over `num_files` in turns; several files are read in parallel. Raises ValueError if a label is no such index, or `split` is
+    not train, validation, val or test.
     """
     if not _SPLIT.fullmatch(split):
         raise ValueError(f"split {split!r}: give train, validation, val or test")

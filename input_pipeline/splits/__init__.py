@@ -31,16 +31,11 @@ def read_like(config, kind):
 
 
 def open_split(config, source, split, flag, log=print):
-    """Opens `split` of a Source as a ResidentSplit, a DeviceSplit or a StreamingSplit. All have the same methods.
+    """Opens `split` of a Source, the value of `flag`, as a ResidentSplit, DeviceSplit or StreamingSplit, with the same methods.
 
-    Args:
-      config, source: DataConfig and Source.
-      split, flag: TFDS slicing syntax, and the name of the flag with this value, for errors.
-      log: called with a line that says how the split is read, and with one about a cache file that cannot be used.
-
-    Raises:
-      SettingError: the split does not exist, does not fit in memory, or has images of different sizes without an --image_size.
-      UnusableError: more examples than --max_bad_examples cannot be read or decoded; for a stream, only damaged records count.
+    Calls `log` with a line that says how the split is read, and with one about a cache file that cannot be used. Raises
+    SettingError if the split does not exist, does not fit in memory, or has images of different sizes without an --image_size;
+    UnusableError if more examples than --max_bad_examples cannot be read or decoded (for a stream, only damaged records count).
     """
     num_examples = source.num_examples(split, flag)
     size = _image_size(config, source)

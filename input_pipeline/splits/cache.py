@@ -41,13 +41,10 @@ def folder_of(cache_dir):
 
 
 class CachedSplit:
-    """The file of one decoded split, whether it exists or not.
+    """The file of one decoded split, whether it exists or not. `shape` is that of the images, (n, height, width, 3).
 
-    Args:
-      folder: Path, need not exist; None: nothing is found and nothing is stored.
-      name, split: the name of the source, and TFDS slicing syntax.
-      shape: (n, height, width, 3) of the images.
-      fingerprint: a JSON value that changes if the data changes. Its "place", if any, distinguishes sources of the same name.
+    `folder` need not exist; if it is None, nothing is found and nothing is stored. `fingerprint` is a JSON value that changes if
+    the data changes. Its "place", if any, distinguishes sources of the same `name`.
     """
 
     def __init__(self, folder, name, split, shape, fingerprint):

@@ -43,11 +43,7 @@ class DeviceSplit(ResidentSplit):
         return dict.fromkeys(("index", "top", "left", "mirrored"), INT32) | corners, view
 
     def table_on(self, device):
-        """The images on a device, int64 [n, words]: a row contains the bytes of an image, padded to whole words. Made once.
-
-        Raises:
-          SettingError: they do not fit in the memory.
-        """
+        """The images on a device, int64 [n, words], one a row, padded to whole words. Raises SettingError if they do not fit."""
         if device not in self._on_devices:
             gigabytes = self.images.nbytes / 1e9
             remedy = f"the images take {gigabytes:.2g} GB on each device, more than is free on {device}; give memory or stream"
@@ -64,12 +60,7 @@ class DeviceSplit(ResidentSplit):
         return self._on_devices[device]
 
     def look_up(self, table, batch):
-        """A batch with "image", uint8 [b, height, width, 3], instead of the choices, as in a batch of ResidentSplit.
-
-        Args:
-          table: from `table_on`, of the device that this runs on.
-          batch: of `training_batches` or `evaluation_batches`, {name: tensor [b]}.
-        """
+        """A batch with "image", uint8 [b, height, width, 3], instead of the choices. `table` is `table_on` this device."""
         height, width, channels = self.image_shape
         # Not int32, which TensorFlow computes in the host's memory even on a GPU.
         index, top, left, mirrored = (tf.cast(batch[name], tf.int64)[:, None] for name in ("index", "top", "left", "mirrored"))

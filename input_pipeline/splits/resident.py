@@ -82,18 +82,11 @@ class ResidentSplit(Split):
         return (self.images[first : first + images] for first in range(0, self.num_examples, images))
 
     def training_batches(self, seed, first_step, global_batch_size, augmentations, shard=ONE_REPLICA):
-        """An endless Dataset of per-replica batches: step by step, and within a step replica by replica.
+        """An endless Dataset of per-replica batches for a Shard: from `first_step` on, and within a step replica by replica.
 
-        Args:
-          seed: determines the order and the augmentation.
-          first_step: the step (0-based) of the first batch.
-          global_batch_size: images per step over all replicas.
-          augmentations: any of "crop" (a window of the image padded by an eighth of its height with zeros), "flip" and
-            "random_resized_crop" (`resized_crop.crop_batch`); other names are ignored, because the compiled step does them.
-          shard: the replicas to feed.
-
-        Returns:
-          Elements {"image": uint8 [b, height, width, 3], "label": int32 [b]}, b = global_batch_size / num_replicas.
+        Elements are {"image": uint8 [b, height, width, 3], "label": int32 [b]}, b = global_batch_size / num_replicas. `seed`
+        determines the order and the augmentation. Of the `augmentations`, only these are done here: "crop" (a window of the
+        image padded by an eighth of its height with zeros), "flip" and "random_resized_crop" (`resized_crop.crop_batch`).
         """
         choices = Choices(seed, self.num_examples, self.image_shape[0], augmentations)
         specs, view = self._views(choices.padding, choices.flip, choices.resized)
@@ -146,12 +139,10 @@ class ResidentSplit(Split):
 
 
 def map_examples(read, specs, global_batch_size, shard, first_step=0):
-    """An endless Dataset of batches that NumPy makes: step by step, and within a step replica by replica.
+    """An endless Dataset of batches that NumPy makes, in the order of `ResidentSplit.training_batches`.
 
-    Args:
-      read: positions of examples in the run, ascending int64 [c] -> their arrays, [c, ...] each, in the order of `specs`.
-      specs: {name: TensorSpec of one example}.
-      global_batch_size, shard, first_step: see `ResidentSplit.training_batches`.
+    `read` maps positions of examples in the run, ascending int64 [c], to their arrays, [c, ...] each, in the order of `specs`,
+    {name: TensorSpec of one example}.
     """
     rows = global_batch_size // shard.num_replicas
     example_bytes = sum(spec.dtype.size * int(np.prod(spec.shape)) for spec in specs.values())

@@ -28,10 +28,9 @@ PADDING = -1  # the number of a record that only fills up the last batch of an e
 class StreamingSplit(Split):
     """A split of a source, as square images of `image_size` pixels.
 
-    Attributes:
-      margin: how many pixels the short side of a decoded image has beyond image_size. In the paper 256 - 224, for random crops.
-      decode_threads: how many threads decode and augment; 0: one per core.
-      shuffle_buffer: how many encoded images are in memory, from which the next one is drawn.
+    The short side of a decoded image has `margin` pixels beyond image_size: in the paper 256 - 224, for random crops. There are
+    `decode_threads` threads that decode and augment; 0: one per core. `shuffle_buffer` is how many encoded images are in memory,
+    from which the next one is drawn.
     """
 
     source: Source
@@ -57,10 +56,7 @@ class StreamingSplit(Split):
         return without_autotune(images.prefetch(self._threads), self._threads).as_numpy_iterator()
 
     def training_batches(self, seed, first_step, global_batch_size, augmentations, shard=ONE_REPLICA):
-        """An endless Dataset with the elements and the order of `resident.ResidentSplit.training_batches`.
-
-        Only windows are decoded, see `random_window`.
-        """
+        """An endless Dataset with the elements and order of `ResidentSplit.training_batches`; decodes only windows of images."""
         first_example = first_step * global_batch_size
         first_epoch, consumed = divmod(first_example, self.num_examples)
         substitute = self._substitute
@@ -79,8 +75,7 @@ class StreamingSplit(Split):
     def random_window(self, seed, position, augmentations):
         """The arguments window_of and mirrored of `decode_window` for the example at a position of the run.
 
-        "random_resized_crop" cuts Inception's windows. Otherwise it is the paper's window, or without "crop" a square with the
-        side of the image's short side.
+        "random_resized_crop" cuts Inception's windows, "crop" the paper's, neither: a square with the side of the short side.
         """
         key = tf.stack([tf.constant(seed, tf.int64), position])
         if "random_resized_crop" in augmentations:
@@ -126,12 +121,10 @@ class StreamingSplit(Split):
         return loading.first_good(self.source, self.split) if self.source.bad.limit else None
 
     def _batches(self, examples, decode, stand_in, global_batch_size, shard):
-        """Batches for the replicas of a Shard.
+        """Batches for a Shard, of a Dataset of (position in the run, (number, record)).
 
-        Args:
-          examples: Dataset of (position in the run, (number, record)).
-          decode: (position, number, record) -> element of a batch.
-          stand_in: position -> the element that takes the place of a bad one.
+        `decode` maps (position, number, record) to an element of a batch, `stand_in` a position to what takes a bad element's
+        place.
         """
         rows = global_batch_size // shard.num_replicas
         first, last = shard.first_replica * rows, (shard.first_replica + shard.local_replicas) * rows
