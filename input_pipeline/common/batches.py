@@ -15,10 +15,7 @@ _GROUPS = (("memory.max", "memory.current", "memory.stat", "file"),
 
 
 def free_gigabytes(root="/"):
-    """The memory that this process can get without swapping: free memory and the page cache, within its control group's limit.
-
-    The page cache counts, because it often contains the data set's own files.
-    """
+    """The memory that this process can get: free memory and page cache (often the data's own files), within its control group."""
     def entry(file, name):
         lines = (line.split() for line in file.read_text().splitlines())
         return next(int(words[1]) for words in lines if words and words[0] == name)

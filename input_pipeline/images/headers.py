@@ -41,10 +41,7 @@ def read_size(file):
 
 
 def common_shape(openers):
-    """(height, width, 3) if all images state one size in their headers, else None. Ignores what `check` would refuse.
-
-    `openers` are functions that open a binary file, one per image.
-    """
+    """(height, width, 3) if all images that `openers` open state one size, else None. Ignores what `check` would refuse."""
     sizes = set()
     for opener in openers:
         with contextlib.suppress(OSError, struct.error), opener() as file:

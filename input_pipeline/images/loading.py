@@ -15,10 +15,7 @@ _BATCH = 256
 
 @dataclasses.dataclass
 class BadExamples:
-    """The unusable examples of a source, each counted once: `found` is {where: why}, `where` the file and its row or record.
-
-    If there are more than `limit`, which is --max_bad_examples, the run ends.
-    """
+    """The unusable examples of a source: `found` is {where: why}. Each counts once; more than `limit` of them end the run."""
 
     limit: int = 0
     found: dict = dataclasses.field(default_factory=dict)

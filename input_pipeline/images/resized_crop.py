@@ -46,7 +46,7 @@ def random_window(seed):
 def epoch_draws(seed, epoch, num_examples):
     """The draws for the windows of an epoch, float32 [num_examples, 40] in [0, 1), in the epoch's order.
 
-    They come from another part of the generator's sequence than those of `resident.plan_epoch`, which has the same key.
+    They are from another part of the generator's sequence than those of `resident.plan_epoch`, which has the same key.
     """
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]).jumped())
     return generator.random((num_examples, DRAWS), np.float32)

@@ -47,10 +47,7 @@ class Source(abc.ABC):
         return sum(takes)
 
     def _slices(self, split):
-        """[(name of a split, first example, example after the last)] of TFDS slicing syntax such as train[:90%]+test[10:20].
-
-        Raises ValueError, KeyError, AssertionError, AttributeError or NotImplementedError, as TFDS does, for a bad split.
-        """
+        """[(name of a split, first example, example after the last)] of train[:90%]+test[10:20]; raises what TFDS raises."""
         sizes = self.split_sizes()
         parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(self._split_infos())
         return [(part.splitname, part.from_ or 0, sizes[part.splitname] if part.to is None else part.to) for part in parts]

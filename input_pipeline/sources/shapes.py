@@ -122,10 +122,7 @@ def _clutter(rng, canvas):
 
 
 def draw_example(split, index):
-    """Draws one image: uint8 [32, 32, 3], and its label, an int. The same arguments give the same bytes.
-
-    `split` is "train" or "test"; `index` is >= 0 and may exceed the split's size.
-    """
+    """Draws image `index`, at least 0, of the split "train" or "test": uint8 [32, 32, 3], and its label, an int."""
     rng = np.random.Generator(np.random.Philox([list(SPLIT_SIZES).index(split), index]))  # no two splits share random numbers
     label = index % len(CLASS_NAMES)
     canvas, background_colors = _background(rng)

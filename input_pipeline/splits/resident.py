@@ -141,8 +141,7 @@ class ResidentSplit(Split):
 def map_examples(read, specs, global_batch_size, shard, first_step=0):
     """An endless Dataset of batches that NumPy makes, in the order of `ResidentSplit.training_batches`.
 
-    `read` maps positions of examples in the run, ascending int64 [c], to their arrays, [c, ...] each, in the order of `specs`,
-    {name: TensorSpec of one example}.
+    `read` maps positions in the run, ascending int64 [c], to arrays [c, ...] in the order of `specs`, {name: TensorSpec of one}.
     """
     rows = global_batch_size // shard.num_replicas
     example_bytes = sum(spec.dtype.size * int(np.prod(spec.shape)) for spec in specs.values())

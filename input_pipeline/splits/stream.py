@@ -26,11 +26,10 @@ PADDING = -1  # the number of a record that only fills up the last batch of an e
 
 @dataclasses.dataclass(frozen=True)
 class StreamingSplit(Split):
-    """A split of a source, as square images of `image_size` pixels.
+    """A split of a source, as square images of `image_size` pixels. The short side of a decoded image has `margin` pixels more.
 
-    The short side of a decoded image has `margin` pixels beyond image_size: in the paper 256 - 224, for random crops. There are
-    `decode_threads` threads that decode and augment; 0: one per core. `shuffle_buffer` is how many encoded images are in memory,
-    from which the next one is drawn.
+    In the paper the margin is 256 - 224, for random crops. `decode_threads` threads decode and augment; 0: one per core. The
+    next encoded image is drawn from `shuffle_buffer` that are in memory.
     """
 
     source: Source
