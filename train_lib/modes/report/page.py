@@ -8,7 +8,6 @@ import base64
 import bisect
 import contextlib
 import pathlib
-import re
 import shlex
 import time
 
@@ -34,7 +33,6 @@ STATUS = {
     "diverged": "Diverged: the loss or the gradient is no longer finite",
     "preempted": "Stopped by a signal; start the same command with its --workdir to go on",
 }
-_PICTURE = re.compile(r"(\w+)-([0-9]{8,})\.png")
 
 
 def report(config, workdir):
@@ -56,7 +54,7 @@ class RunFiles:
     """The contents of the files of a workdir. If a file does not exist, its attribute is {} or [].
 
     `values` are the settings in config.json. `evaluation` and `mistakes` are of the newest weights that `--mode=evaluate` or the
-    run itself evaluated. `pictures` are {name: [(step, PNG file in base64)]}, the first and the last picture of each name.
+    run itself evaluated. `kernels` and `batch` are the first and the last picture, [(step, PNG file in base64)].
     Raises UnusableError if there is no record, or if a file does not contain what it should.
     """
 
@@ -66,6 +64,8 @@ class RunFiles:
         if not self.metrics:
             remedy = "a run writes its first after --log_every_steps steps; wait for it, or give another folder"
             raise UnusableError(f"--workdir={path}: holds no run with a record; {remedy}")
+        self.train, self.validation, self.test = (
+            [record for record in self.metrics if record["kind"] == kind] for kind in ("train", "validation", "test"))
         self.timing = JsonLines(path / "timing.jsonl", TIMING_RECORD).read()
         folders = [folder for folder in (path, path / "pictures") if (folder / "evaluation.json").exists()]
         evaluations = [(folder, _read_json(folder / "evaluation.json", EVALUATION_NAMES)) for folder in folders]
@@ -75,11 +75,7 @@ class RunFiles:
         self.mistakes = mistakes.get("mistakes", []) if mistakes.get("step") == self.evaluation.get("step") else []
         self.values, self.result, self.environment = (
             _read_json(path / f"{name}.json") for name in ("config", "result", "environment"))
-        self.pictures = _read_pictures(path / "pictures")
-
-    def records(self, kind):
-        """The records of one kind: train, validation or test."""
-        return [record for record in self.metrics if record["kind"] == kind]
+        self.kernels, self.batch = (_first_and_last(path / "pictures", name) for name in ("kernels", "batch"))
 
 
 def _read_json(path, names=()):
@@ -95,35 +91,42 @@ def _read_json(path, names=()):
     return value
 
 
-def _read_pictures(folder):
-    steps, found = {}, {}
-    for path in folder.glob("*.png"):
-        if match := _PICTURE.fullmatch(path.name):
-            steps.setdefault(match[1], []).append((int(match[2]), path))
-    for name, pictures in steps.items():
-        # A run of a hundred evaluations leaves a hundred pictures. The page shows the first and the last.
-        for step, path in sorted({min(pictures), max(pictures)}):
-            with contextlib.suppress(FileNotFoundError):  # a run that went back to a checkpoint has just removed it
-                found.setdefault(name, []).append((step, base64.b64encode(path.read_bytes()).decode()))
-    return found
+def _first_and_last(folder, name):
+    """The first and the last picture of a name; a run of a hundred evaluations leaves a hundred."""
+    names = [path.stem.removeprefix(f"{name}-") for path in folder.glob(f"{name}-*.png")]
+    steps, shown = sorted(int(step) for step in names if config_lib.is_step(step)), []
+    for step in sorted({*steps[:1], *steps[-1:]}):
+        with contextlib.suppress(FileNotFoundError):  # a run that went back to a checkpoint has just removed it
+            shown.append((step, base64.b64encode((folder / f"{name}-{step:08}.png").read_bytes()).decode()))
+    return shown
 
 
 def contents(files):
     """The variables of the template, {name: value}, from RunFiles. Charts are SVG text; everything else is plain text."""
-    values = files.values
+    values, best = files.values, best_record(files)
     return {
         "title": f"{values.get('model', 'A network')} on {values.get('dataset', 'its data')}",
         "files": files,
         "status": status(files),
-        "figures": figures(files),
+        "figures": figures(files, best),
         "curves": curves(files),
-        "epochs": epochs(files),
+        "epochs": epochs(files, best),
         "classes": classes(files.evaluation) if files.evaluation else None,
         "speed": speed(files),
         "commands": commands(files),
         "settings": settings(values),
         "environment": {name.replace("_", " "): _text(name, value) for name, value in files.environment.items()},
     }
+
+
+def best_record(files):
+    """The validation record of the best step, None if there is none."""
+    records = [record for record in files.validation if None not in (record.get("loss"), record.get("accuracy"))]
+    if chosen := [record for record in records if record["step"] == files.result.get("best_step")]:
+        return chosen[0]
+    if files.values.get("early_stopping_monitor") == "validation_loss":
+        return min(records, key=lambda record: record["loss"], default=None)
+    return max(records, key=lambda record: record["accuracy"], default=None)
 
 
 def status(files):
@@ -134,12 +137,11 @@ def status(files):
     return f"{how}. Step {result.get('steps', last['step']):,}, epoch {result.get('epochs', last['epoch']):.3g}{of}."
 
 
-def figures(files):
+def figures(files, best):
     """The main figures of the run that are known: [(name, value, note)]."""
-    best, test = best_record(files), next(iter(files.records("test")), None)
+    test, newest = next(iter(files.test), None), files.train[-1] if files.train else {}
     train_seconds, images = (sum(record.get(name, 0) for record in files.timing) for name in ("train_seconds", "images"))
     seconds = files.result.get("seconds", sum(record["seconds"] for record in files.timing))
-    newest = newest_train(files.records("train"), max(record["step"] for record in files.metrics))
     found = [
         ("Test accuracy", test and percent(test["accuracy"]), test and f"top-5 {percent(test.get('top_5_accuracy'))}"),
         ("Best validation accuracy", best and percent(best["accuracy"]), best and f"step {best['step']:,}"),
@@ -154,41 +156,25 @@ def figures(files):
 def duration(seconds):
     """Seconds as text, such as "1 h 02 min"."""
     minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
-
-
-def best_record(files):
-    """The validation record of the best step, None if there is none."""
-    records = [record for record in files.records("validation") if None not in (record.get("loss"), record.get("accuracy"))]
-    if chosen := [record for record in records if record["step"] == files.result.get("best_step")]:
-        return chosen[0]
-    if files.values.get("early_stopping_monitor") == "validation_loss":
-        return min(records, key=lambda record: record["loss"], default=None)
-    return max(records, key=lambda record: record["accuracy"], default=None)
-
-
-def newest_train(train, step):
-    """The last of the train records, which are sorted by step, up to a step; {} if there is none."""
-    place = bisect.bisect_right(train, step, key=lambda record: record["step"])
-    return train[place - 1] if place else {}
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02} min"
+    return f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
 
 
 def curves(files):
     """Charts of loss, accuracy and learning rate over the epochs."""
-    train, validation = files.records("train"), files.records("validation")
     shown = []
-    for name in ("loss", "accuracy", "learning_rate"):
-        kinds = [("training", train)] if name == "learning_rate" else [("training", train), ("validation", validation)]
-        series = [(kind, *line(records, name, 100 if name == "accuracy" else 1)) for kind, records in kinds if records]
-        unit = name.replace("_", " ") + (" in %" if name == "accuracy" else "")
+    for name, unit in {"loss": "loss", "accuracy": "accuracy in %", "learning_rate": "learning rate"}.items():
+        kinds = {"training": files.train, "validation": [] if name == "learning_rate" else files.validation}
+        series = [(kind, *line(records, name)) for kind, records in kinds.items() if records]
         ends = ", ".join(f"{kind} ends at {y[-1]:.4g}" for kind, _, y in series if not np.isnan(y[-1]))
         shown.append(charts.to_svg(charts.curves(series, unit), name, f"{unit.capitalize()} over the epochs: {ends}"))
     return shown
 
 
-def line(records, name, factor=1.0):
-    """The points of a line: (epochs, values times `factor`), two float64 arrays of at most 400 points. None becomes NaN."""
+def line(records, name):
+    """The points of a line: (epochs, values), two float64 arrays of at most 400 points. None becomes NaN, a share per cent."""
+    factor = 100 if name in ("accuracy", "data_wait_share") else 1
     x = np.array([record["epoch"] for record in records], float)
     y = factor * np.array([record.get(name) for record in records], float)
     if len(x) <= MOST_POINTS:
@@ -199,21 +185,21 @@ def line(records, name, factor=1.0):
             np.array([y[group].mean() if group.size else np.nan for group in known]))
 
 
-def epochs(files):
+def epochs(files, best):
     """The table of epochs: {"rows": [(epoch, is_best, [the other cells])], "total": rows before the table was thinned}.
 
     It has one row for each evaluation. Without a validation split, it has one for each epoch.
     """
-    rows, train_records = files.records("validation"), files.records("train")
+    rows, steps = files.validation, [record["step"] for record in files.train]
     if not rows:
-        ends = {int(record["epoch"] - 1e-9): record for record in train_records}
+        ends = {int(record["epoch"] - 1e-9): record for record in files.train}
         rows = [{"step": record["step"], "epoch": record["epoch"]} for record in ends.values()]
-    best = best_record(files)
     kept = {round(place) for place in np.linspace(0, len(rows) - 1, min(len(rows), MOST_ROWS))}
     shown = []
     for index, row in enumerate(rows):
         if index in kept or row is best:
-            train = newest_train(train_records, row["step"])
+            place = bisect.bisect_right(steps, row["step"])
+            train = files.train[place - 1] if place else {}
             rate = train.get("learning_rate")
             shown.append((f"{row['epoch']:.3g}", row is best, [
                 f"{row['step']:,}", number(train.get("loss")), percent(train.get("accuracy")), number(row.get("loss")),
@@ -238,11 +224,10 @@ def classes(evaluation):
 
 def speed(files):
     """Charts of the throughput and of the share of time spent waiting for data; [] if there is no record of either."""
-    per_step = files.metrics[0]["epoch"] / max(files.metrics[0]["step"], 1)
+    per_step, shown = files.metrics[0]["epoch"] / max(files.metrics[0]["step"], 1), []
     records = [record | {"epoch": record["step"] * per_step} for record in files.timing]
-    lines, shown = [("images_per_second", "images/s", 1), ("data_wait_share", "waiting for data in % of the time", 100)], []
-    for name, unit, factor in lines:
-        x, y = line(records, name, factor)
+    for name, unit in {"images_per_second": "images/s", "data_wait_share": "waiting for data in % of the time"}.items():
+        x, y = line(records, name)
         if not np.isnan(y).all():
             label = f"{unit} over the epochs: median {np.nanmedian(y):,.3g}"
             shown.append(charts.to_svg(charts.curves([("training", x, y)], unit), name, label))
