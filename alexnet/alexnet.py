@@ -175,7 +175,10 @@ def build(name, num_classes, image_shape, options, dropout_rate, policy, seed):
     dropout = {} if dropout_rate is None else {"dropout_rate": dropout_rate}
     network = _NETWORKS[name.removesuffix("_sequential")]
     layers = network(num_classes, policy=policy, seed=seed, **options, **dropout)
-    _check_image_size(name, layers, *image_shape[:2])
+    height, width, _ = image_shape
+    if not _fits(layers, height, width):
+        smallest = next(size for size in itertools.count(1) if _fits(layers, size, size))
+        raise ValueError(f"{name} cannot take images of {height}x{width}: it needs at least {smallest}x{smallest} pixels")
     images = keras.Input(image_shape, dtype=keras.dtype_policies.get(policy).variable_dtype, name="images")
     if name.endswith("_sequential"):
         return keras.Sequential([images, *layers], name=name)
@@ -183,18 +186,11 @@ def build(name, num_classes, image_shape, options, dropout_rate, policy, seed):
     return keras.Model(images, logits, name=name)
 
 
-def _check_image_size(name, layers, height, width):
-    if _fits(layers, height, width):
-        return
-    smallest = next(size for size in itertools.count(1) if _fits(layers, size, size))
-    raise ValueError(f"{name} cannot take images of {height}x{width}: it needs at least {smallest}x{smallest} pixels")
-
-
 def _fits(layers, height, width):
     """Whether an image of this size leaves at least one pixel for the dense layers."""
     shape = (None, height, width, 3)
     try:
-        for layer in itertools.takewhile(lambda layer: not isinstance(layer, keras.layers.Flatten), layers):
+        for layer in layers:
             shape = layer.compute_output_shape(shape)
     except ValueError:
         return False

@@ -23,16 +23,12 @@ def build(name, num_classes, image_shape, policy, seed):
     constructor = getattr(keras.applications, name)
     dtype = keras.dtype_policies.get(policy).variable_dtype
     has_preprocessing = "include_preprocessing" in inspect.signature(constructor).parameters
-    with _global_policy(policy), _seeded_initializers(seed):
+    with _settings_of_keras(policy, seed):
         try:
             model = constructor(
-                weights=None,
-                classes=num_classes,
-                classifier_activation=None,
-                input_shape=image_shape,
+                weights=None, classes=num_classes, classifier_activation=None, input_shape=image_shape,
                 input_tensor=keras.Input(image_shape, dtype=dtype, name="images"),
-                **({"include_preprocessing": False} if has_preprocessing else {}),
-            )
+                **({"include_preprocessing": False} if has_preprocessing else {}))
         except ValueError as error:
             size = "x".join(map(str, image_shape))
             raise ValueError(f"{name} cannot take images of {size}: {str(error).splitlines()[0]}") from error
@@ -67,22 +63,16 @@ def adapt(model):
 
 
 @contextlib.contextmanager
-def _global_policy(policy):
-    """Sets Keras's global dtype policy, because the constructors do not take one, and restores it at the end."""
-    before = keras.config.dtype_policy()
+def _settings_of_keras(policy, seed):
+    """Sets what the constructors do not take, and restores it at the end.
+
+    That is Keras's global dtype policy, and the state of Python's `random`, from which Keras draws the seeds of initializers.
+    """
+    policy_before, state_before = keras.config.dtype_policy(), random.getstate()
     keras.config.set_dtype_policy(policy)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
-
-
-@contextlib.contextmanager
-def _seeded_initializers(seed):
-    """Seeds Python's `random`, from which Keras draws the seeds of initializers, and restores its state at the end."""
-    before = random.getstate()
     random.seed(seed)
     try:
         yield
     finally:
-        random.setstate(before)
+        keras.config.set_dtype_policy(policy_before)
+        random.setstate(state_before)

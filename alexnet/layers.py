@@ -3,7 +3,6 @@
 import contextlib
 import contextvars
 import math
-import typing
 
 import keras
 import numpy as np
@@ -38,12 +37,8 @@ def example_integers(seed, stream, first_example, batch_size, numbers):
     # Draw integers, not floats: TensorFlow's kernels make floats from the lower bits of these integers, XLA from the upper
     # bits. Masks made from floats would depend on the compiler. (Measured with TensorFlow 2.21 on CPU.)
     integers = tf.raw_ops.StatelessRandomUniformFullIntV2(
-        shape=[batch_size, counts * _NUMBERS_PER_COUNT],
-        key=key[tf.newaxis],
-        counter=tf.cast(counter, tf.uint64),
-        alg=_PHILOX,
-        dtype=tf.uint32,
-    )
+        shape=[batch_size, counts * _NUMBERS_PER_COUNT], key=key[tf.newaxis], counter=tf.cast(counter, tf.uint64),
+        alg=_PHILOX, dtype=tf.uint32)
     return integers[:, :numbers]
 
 
@@ -64,16 +59,14 @@ class LocalResponseNormalization(keras.layers.Layer):
 
     def call(self, inputs):
         if inputs.dtype == tf.float64:
-            return inputs * tf.pow(self.bias + self.alpha * self._sum_of_squares(inputs), -self.beta)
+            channels, radius = inputs.shape[-1], self.depth_radius
+            padded = tf.pad(tf.square(inputs), [[0, 0], [0, 0], [0, 0], [radius, radius]])
+            sums = tf.add_n([padded[..., offset : offset + channels] for offset in range(2 * radius + 1)])
+            return inputs * tf.pow(self.bias + self.alpha * sums, -self.beta)
         # tf.nn.lrn has no float64 kernel, and its only GPU kernel is float32. The formula above works for every dtype, but
         # takes 4 to 9 times as long (forward and backward, [16, 55, 55, 96], 2 CPU cores).
         outputs = tf.nn.lrn(tf.cast(inputs, tf.float32), self.depth_radius, self.bias, self.alpha, self.beta)
         return tf.cast(outputs, inputs.dtype)
-
-    def _sum_of_squares(self, inputs):
-        channels, width = inputs.shape[-1], 2 * self.depth_radius + 1
-        padded = tf.pad(tf.square(inputs), [[0, 0], [0, 0], [0, 0], [self.depth_radius, self.depth_radius]])
-        return tf.add_n([padded[..., offset : offset + channels] for offset in range(width)])
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -100,15 +93,7 @@ class GroupedConv2D(keras.layers.Conv2D):
         return tf.concat([convolve(*parts) for parts in zip(input_parts, kernel_parts, strict=True)], channel_axis)
 
 
-class _MaskSource(typing.NamedTuple):
-    """The arguments of `dropout_masks`: each is an int or an integer scalar tensor."""
-
-    seed: int | tf.Tensor
-    step: int | tf.Tensor
-    first_example: int | tf.Tensor
-
-
-# A context variable instead of a global, because MirroredStrategy runs each replica in its own thread.
+# The arguments of `dropout_masks`. Not a plain global, because MirroredStrategy runs each replica in its own thread.
 _mask_source = contextvars.ContextVar("alexnet_dropout_mask_source", default=None)
 
 
@@ -126,7 +111,7 @@ def dropout_masks(seed, step, first_example=0):
     `first_example` is the position in the global batch of the model's first example. All three may be ints or integer scalar
     tensors; 0 <= step < 2**48, and a `seed` that is an int is taken modulo 2**64.
     """
-    token = _mask_source.set(_MaskSource(seed, step, first_example))
+    token = _mask_source.set((seed, step, first_example))
     try:
         yield
     finally:
@@ -164,10 +149,11 @@ class Dropout(keras.layers.Dropout):
         source = _mask_source.get()
         if source is None or not training or self.rate == 0:
             return super().call(inputs, training=training)
+        seed, step, first_example = source
         batch_size, noise_shape = tf.shape(inputs)[0], self.noise_shape or (None,) * inputs.shape.rank
         mask_shape = [size or inputs.shape[axis] for axis, size in enumerate(noise_shape)][1:]
-        stream = tf.cast(source.step, tf.int64) * 2**_LAYER_BITS + self.layer_index
-        numbers = example_integers(source.seed, stream, source.first_example, batch_size, math.prod(mask_shape))
+        stream = tf.cast(step, tf.int64) * 2**_LAYER_BITS + self.layer_index
+        numbers = example_integers(seed, stream, first_example, batch_size, math.prod(mask_shape))
         # Compare in float32 under every precision, so that a float64 run has the same masks as a float32 run.
         kept = tf.cast(numbers, tf.float32) >= self.rate * 2.0**32
         # Choose with `where` instead of multiplying by the mask, because 0 times infinity would be NaN.

@@ -80,8 +80,7 @@ def check_name(name):
         return
     by_lower_case = {known.lower(): known for known in ALL}
     close = [by_lower_case[match] for match in difflib.get_close_matches(str(name).lower(), by_lower_case)]
-    every = f"give {', '.join(OWN)} or one of keras.applications"
-    remedy = f"did you mean {' or '.join(close)}?" if close else every
+    remedy = f"did you mean {' or '.join(close)}?" if close else f"give {', '.join(OWN)} or one of keras.applications"
     raise ValueError(f"no network is called {name!r}; {remedy}")
 
 

@@ -39,13 +39,14 @@ def _can_be_empty(field):
 
 
 def define(flag_values):
-    """Registers one flag per setting in an absl `FlagValues`. The settings check the ranges, not absl."""
+    """Registers one flag per setting in an absl `FlagValues`, and returns it. The settings check the ranges, not absl."""
     for _, field in config_lib.leaves():
         kind, about = value_type(field), (field.name, field.default, field.metadata["help"])
         if _can_be_empty(field):
             flags.DEFINE(_OrNotGiven(kind), *about, flag_values=flag_values)
         else:
             _DEFINERS[kind](*about, flag_values=flag_values)
+    return flag_values
 
 
 def parse(argv, flag_values):
@@ -139,23 +140,21 @@ def _preset_values(name):
     """{name: value} of the flags in a preset."""
     if name not in preset_names():
         raise SettingError("preset", name, f"no such preset; give one of {', '.join(preset_names())}")
-    path, flag_values = PRESETS / f"{name}.flags", flags.FlagValues()
-    define(flag_values)
-    lines = [line.strip() for line in path.read_text().splitlines()]
-    return _parse_flags([line for line in lines if line and not line.startswith("#")], flag_values, f" in {path}")
+    path = PRESETS / f"{name}.flags"
+    return _parse_flags([f"--flagfile={path}"], define(flags.FlagValues()), f" in {path}")
 
 
 def to_flagfile(config):
     """The text of a flagfile that repeats this run: every setting except the workdir."""
-    fields = {field.name: field for _, field in config_lib.leaves() if field.name != "workdir"}
-    values = config_lib.to_values(config)
-    return "".join(f"--{name}={flag_text(values[name])}\n" for name, field in fields.items()
-                   if values[name] is not None or _can_be_empty(field))
+    return "".join(f"--{name}={flag_text(value)}\n" for name, value in config_lib.to_values(config).items()
+                   if name != "workdir" and (value is not None or name not in EMPTY_IS_A_VALUE))
 
 
 def flag_text(value):
     """A value as it is written behind a flag; empty for None, which is "not given"."""
-    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def repeat_arguments(values):
@@ -180,9 +179,7 @@ def repeat_arguments(values):
 
 
 def _parsed(arguments):
-    flag_values = flags.FlagValues()
-    define(flag_values)
-    return config_lib.to_values(parse(["main.py", *arguments], flag_values))
+    return config_lib.to_values(parse(["main.py", *arguments], define(flags.FlagValues())))
 
 
 def help_text():
