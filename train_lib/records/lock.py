@@ -1,8 +1,8 @@
 """One writer per workdir: the lock that a training run holds from its start to its end. Does not import TensorFlow.
 
 It is a kernel lock (`flock`) on a small file, so it ends with its process, however that ends. The file names its holder, for the
-error message of a second run, and for file systems whose locks other machines cannot see. There, the holder's heartbeat, which
-renews the modification time of the file, shows whether the holder is alive.
+error message of a second run, and for file systems without locks or with locks that other machines cannot see. There, the
+holder's heartbeat, which renews the modification time of the file, shows whether the holder is alive.
 """
 
 import contextlib
@@ -30,38 +30,23 @@ class Holder(NamedTuple):
 
     host: str = ""  # name of its machine
     pid: int = 0
-    born: str | None = None  # when the kernel started it, because process ids are reused; None if unknown
 
     @classmethod
     def myself(cls):
         """This process."""
-        return cls(socket.gethostname(), os.getpid(), _born(os.getpid()))
+        return cls(socket.gethostname(), os.getpid())
 
     @classmethod
     def from_bytes(cls, content):
         """Reads the content of a lock file."""
-        with contextlib.suppress(ValueError, TypeError):
-            holder = cls(**parse_json(content))
-            if isinstance(holder.host, str) and isinstance(holder.pid, int) and isinstance(holder.born, str | None):
-                return holder
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            values = parse_json(content)
+            if isinstance(values["host"], str) and isinstance(values["pid"], int):
+                return cls(values["host"], values["pid"])
         return cls()
 
     def __str__(self):
         return f"process {self.pid} on host {self.host}" if self.pid else "another process"
-
-    def is_on_this_machine(self):
-        """Whether the process runs, or ran, on this machine."""
-        return self.host == socket.gethostname()
-
-
-def _born(pid):
-    """Boot id and ticks from boot to the start of a process, which identify it together with its pid; None if it is dead."""
-    try:
-        status = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        return None
-    return None if status[0] in "ZX" else f"{boot} {status[19]}"
 
 
 @contextlib.contextmanager
@@ -93,9 +78,9 @@ def _take(path, log):
         # Not through a link: the file that it points to belongs to someone else.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW, 0o644)
         try:
-            kernel_locks = _flock(descriptor, path)
+            has_kernel_lock = _flock(path, descriptor)
             if _is_in_folder(path, descriptor):  # not if its holder removed it after we opened it and before we locked it
-                _check_holder(path, descriptor, kernel_locks, log)
+                _check_holder(path, descriptor, has_kernel_lock, log)
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, json.dumps(Holder.myself()._asdict()).encode() + b"\n", 0)
                 return descriptor
@@ -105,7 +90,7 @@ def _take(path, log):
         os.close(descriptor)
 
 
-def _flock(descriptor, path):
+def _flock(path, descriptor):
     """Locks the file; returns False if its file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -125,35 +110,30 @@ def _is_in_folder(path, descriptor):
     return False
 
 
-def _check_holder(path, descriptor, kernel_locks, log):
-    """Raises UnusableError if the process that the lock file names is alive, although the kernel gave us the lock."""
+def _check_holder(path, descriptor, has_kernel_lock, log):
+    """Raises UnusableError if the process that the lock file names is alive, although no lock of the kernel kept us out."""
     content = os.pread(descriptor, 4096, 0)
     if not content.strip():
         return
     holder = Holder.from_bytes(content)
-    if holder.is_on_this_machine() or (kernel_locks and not holder.host):
-        is_alive = holder.is_on_this_machine() and _born(holder.pid) is not None and _born(holder.pid) == holder.born
-    else:
+    # A living process of this machine would have kept the kernel's lock from us.
+    if not has_kernel_lock or holder.host not in ("", socket.gethostname()):
         log(f"{path}: names {holder}; watching for {SILENCE_SECONDS:g} s whether it is alive")
-        is_alive = _beats(path)
-    if is_alive:
-        raise _in_use(path, holder)
+        if _beats(path):
+            raise _in_use(path, holder)
     log(f"{path}: left by {holder}, which is dead; taken over")
 
 
 def _beats(path):
     """Whether the modification time of a lock file changes. The value itself does not matter, as clocks of machines differ."""
-    before, end = _modified(path), time.monotonic() + SILENCE_SECONDS
+    times, end = set(), time.monotonic() + SILENCE_SECONDS
     while time.monotonic() < end:
-        time.sleep(min(1.0, SILENCE_SECONDS / 10))
-        if _modified(path) != before:
+        with open(path, "rb") as file:  # opening it makes a network file system ask its server
+            times.add(os.fstat(file.fileno()).st_mtime_ns)
+        if len(times) > 1:
             return True
+        time.sleep(min(1.0, SILENCE_SECONDS / 10))
     return False
-
-
-def _modified(path):
-    with open(path, "rb") as file:  # opening it makes a network file system ask its server
-        return os.fstat(file.fileno()).st_mtime_ns
 
 
 def _beat(descriptor, over):
@@ -163,6 +143,6 @@ def _beat(descriptor, over):
 
 
 def _in_use(path, holder):
-    where = "" if holder.is_on_this_machine() else f" on {holder.host}"
+    where = "" if holder.host == socket.gethostname() else f" on {holder.host}"
     stop = f"stop it (kill {holder.pid}{where})" if holder.pid else "stop it"
     return UnusableError(f"--workdir={path.parent}: {holder} writes it; wait until it ends, {stop}, or give another folder")

@@ -21,12 +21,13 @@ from train_lib import config as config_lib
 from train_lib.records import lock
 from train_lib.records.lock import Holder, locked
 
-ELSEWHERE = {"host": "elsewhere.example", "pid": 17, "born": "x"}
-# Holds the lock of a folder until it is killed.
+ELSEWHERE = {"host": "elsewhere.example", "pid": 17, "born": "x"}  # as an earlier version wrote it
+# Holds the lock of a folder, with a quick heartbeat, until it is killed.
 HOLD = """
 import sys, time
-from train_lib.records.lock import locked
-with locked(sys.argv[1]): print('held', flush=True); time.sleep(600)
+from train_lib.records import lock
+lock.BEAT_SECONDS = 0.05
+with lock.locked(sys.argv[1]): print('held', flush=True); time.sleep(600)
 """
 # main.py on a machine where importing TensorFlow fails: a second run must be refused before the import.
 WITHOUT_TENSORFLOW = """
@@ -200,9 +201,9 @@ def test_the_writer_beats(tmp_path, quick):
             time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks(tmp_path, monkeypatch, lines, number):
-    """The process that the file names decides. A later process with the same number does not count."""
+    """The heartbeat of the process that the file names decides. A later process with the same number does not count."""
     def flock(descriptor, operation):
         raise OSError(number, os.strerror(number))
 
@@ -210,10 +211,12 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, lines, number):
         monkeypatch.setattr(fcntl, "flock", flock)
         with pytest.raises(UnusableError, match=f"process {process.pid} on"), locked(tmp_path, lines.append):
             pass
-        content = json.loads((tmp_path / ".lock").read_text())
-        (tmp_path / ".lock").write_text(json.dumps(content | {"born": "earlier"}))
-        with locked(tmp_path, lines.append):
-            assert holder_of(tmp_path) == Holder.myself()
+        assert Holder(socket.gethostname(), process.pid) == holder_of(tmp_path)
+    monkeypatch.setattr(lock, "SILENCE_SECONDS", 0.3)
+    (tmp_path / ".lock").write_text(json.dumps(Holder.myself()._asdict()))  # as if a dead process had had our number
+    with locked(tmp_path, lines.append):
+        assert holder_of(tmp_path) == Holder.myself()
+    assert [("watching" in line, "which is dead" in line) for line in lines] == [(True, False), (True, False), (False, True)]
 
 
 def test_a_file_that_its_holder_removes_between_our_opening_and_locking_it(tmp_path, monkeypatch):
