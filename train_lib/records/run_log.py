@@ -39,12 +39,8 @@ class RunLog:
         last = {"train": step, "validation": step - evaluation_owed}
         self.metrics.keep(lambda record: record["step"] <= last.get(record["kind"], -1))
         self.timing.keep(lambda record: record["step"] <= step)
-        self._events = _EventFiles(workdir.path / "tensorboard", self._all_records)
-        self._try(self._events.path, self._events.flush)
-
-    def _all_records(self):
-        yield from ((record["kind"], record) for record in self.metrics.read())
-        yield from (("train", record) for record in self.timing.read())
+        self._tensorboard, self._writers = workdir.path / "tensorboard", None
+        self._flush_events()
 
     def add_metrics(self, kind, step, epoch, values):
         """Appends one record of kind "train", "validation" or "test"."""
@@ -55,20 +51,27 @@ class RunLog:
         self._add(self.timing, "train", {"step": step, **values})
 
     def _add(self, lines, kind, record):
-        if self._is_ours:
-            self._try(lines.path, lambda: lines.append(record))
-            if self._events.writers:  # after a failure, the next `flush` writes this record too
-                self._try(self._events.path, lambda: self._events.add(kind, record))
+        if not self._is_ours:
+            return
+        with self._trying(lines.path):
+            lines.append(record)
+        if self._writers:  # after a failure, the next `flush` draws this record too
+            with self._trying(self._tensorboard):
+                self._draw(kind, record)
 
-    def _try(self, path, write):
-        """Calls `write`. Logs the reason of a failure once, until writing works again."""
+    @contextlib.contextmanager
+    def _trying(self, path):
+        """Context manager that logs the reason why `path` cannot be written, once until writing works again."""
         try:
-            write()
+            yield
             self._reported.pop(path, None)
-        except UnusableFile as error:
-            if self._reported.get(path) != error.reason:
-                self._log(f"{path}: cannot be written ({error.reason}); going on, and trying again")
-            self._reported[path] = error.reason
+        except (UnusableFile, OSError, tf.errors.OpError) as error:
+            reason = error.reason if isinstance(error, UnusableFile) else one_line_of(error)
+            if self._reported.get(path) != reason:
+                self._log(f"{path}: cannot be written ({reason}); going on, and trying again")
+            self._reported[path] = reason
+            if path == self._tensorboard:
+                self._close_events()
 
     def result(self, status, state, plan, test_accuracy, stopwatch):
         """Returns the content of result.json for a TrainState at the end of its run, or where the run stopped."""
@@ -92,7 +95,39 @@ class RunLog:
         if self._is_ours:
             self.metrics.flush()
             self.timing.flush()
-            self._try(self._events.path, self._events.flush)
+            self._flush_events()
+
+    def _flush_events(self):
+        """Makes all records visible to TensorBoard. After a failure, its files are written anew, as a copy of the records."""
+        with self._trying(self._tensorboard):
+            # A writer whose folder was removed reports no error.
+            if not self._writers or not all((self._tensorboard / kind).is_dir() for kind in KINDS):
+                self._close_events()
+                for kind in KINDS:  # anything else in the folder, such as a profile, is left alone
+                    shutil.rmtree(self._tensorboard / kind, ignore_errors=True)
+                self._writers = {kind: tf.summary.create_file_writer(str(self._tensorboard / kind)) for kind in KINDS}
+                for record in self.metrics.read():
+                    self._draw(record["kind"], record)
+                for record in self.timing.read():
+                    self._draw("train", record)
+            for writer in self._writers.values():
+                writer.flush()
+
+    def _draw(self, kind, record):
+        if kind not in self._writers:
+            return
+        with self._writers[kind].as_default(step=record["step"]):
+            for name, value in record.items():
+                # TensorBoard holds float32. The files hold null for what is not finite, so a rewrite could not draw it either.
+                if name not in NOT_DRAWN and is_of(value, (int, float)) and abs(value) <= tf.float32.max:
+                    tf.summary.scalar(name, value)
+
+    def _close_events(self):
+        # Not left to the garbage collector: a writer whose file is gone creates a new one when it is closed.
+        for writer in (self._writers or {}).values():
+            with contextlib.suppress(OSError, tf.errors.OpError):
+                writer.close()
+        self._writers = None
 
 
 def describe_divergence(run, loss, gradient_norm):
@@ -112,64 +147,6 @@ def describe_divergence(run, loss, gradient_norm):
     }
 
 
-class _EventFiles:
-    """TensorBoard's event files: a copy of the records. After a failure, the next `flush` writes all of them anew.
-
-    They are in the folders `train` and `validation` of `path`. Anything else in it, such as a profile, is left alone. `records()`
-    yields (kind, record) for all records so far. `writers`, {kind: TensorFlow's writer}, is None from a failure to the next
-    `flush`. Both methods raise UnusableFile if the file system refuses.
-    """
-
-    def __init__(self, path, records):
-        self.path, self._records, self.writers = path, records, None
-
-    def add(self, kind, record):
-        """Adds one record."""
-        with self._closing_on_failure():
-            self._write(kind, record)
-
-    def flush(self):
-        """Makes all records visible to TensorBoard."""
-        with self._closing_on_failure():
-            # A writer whose folder was removed reports no error.
-            if not self.writers or not all((self.path / kind).is_dir() for kind in KINDS):
-                self._rewrite()
-            for writer in self.writers.values():
-                writer.flush()
-
-    def _rewrite(self):
-        self._close()
-        for kind in KINDS:
-            shutil.rmtree(self.path / kind, ignore_errors=True)
-        self.writers = {kind: tf.summary.create_file_writer(str(self.path / kind)) for kind in KINDS}
-        for kind, record in self._records():
-            self._write(kind, record)
-
-    def _write(self, kind, record):
-        if kind not in self.writers:
-            return
-        with self.writers[kind].as_default(step=record["step"]):
-            for name, value in record.items():
-                # TensorBoard holds float32. The files hold null for what is not finite, so a rewrite could not draw it either.
-                if name not in NOT_DRAWN and is_of(value, (int, float)) and abs(value) <= tf.float32.max:
-                    tf.summary.scalar(name, value)
-
-    @contextlib.contextmanager
-    def _closing_on_failure(self):
-        try:
-            yield
-        except (OSError, tf.errors.OpError) as error:
-            self._close()
-            raise UnusableFile(self.path, one_line_of(error)) from None
-
-    def _close(self):
-        # Not left to the garbage collector: a writer whose file is gone creates a new one when it is closed.
-        for writer in (self.writers or {}).values():
-            with contextlib.suppress(OSError, tf.errors.OpError):
-                writer.close()
-        self.writers = None
-
-
 class Stopwatch:
     """Measures the seconds of training and of everything, since the last record and in total, by a monotonic `clock`.
 
@@ -179,18 +156,13 @@ class Stopwatch:
 
     def __init__(self, clock):
         self._clock = clock
-        self._is_warm = False
-        self._rate_before = None  # images/s until a call of this lap is measured
-        self._restart()
-
-    def _restart(self):
-        self._start = self._clock()
-        self._train_seconds, self._waited, self._images = 0.0, 0.0, 0
+        self._rate_before = None  # images/s until a call of this lap is measured; None until the first call of all
+        self._start, self._train_seconds, self._waited, self._images = clock(), 0.0, 0.0, 0
 
     def add_training(self, seconds, images, waited=0.0):
         """Counts one call of the compiled loop. `waited` is how many of its seconds it waited for batches."""
-        if not self._is_warm:
-            self._is_warm, self._rate_before = True, images / seconds
+        if self._rate_before is None:
+            self._rate_before = images / seconds
             return
         self._train_seconds += seconds
         self._waited += waited
@@ -211,7 +183,7 @@ class Stopwatch:
             "data_wait_share": self._waited / self._train_seconds if self._train_seconds else None,
         }
         self._rate_before = self.images_per_second
-        self._restart()
+        self._start, self._train_seconds, self._waited, self._images = self._clock(), 0.0, 0.0, 0
         return values
 
 
@@ -219,8 +191,8 @@ def totals_of(timing):
     """Seconds and images/s of a whole run, over all its parts, from its timing records."""
     train_seconds = sum(record["train_seconds"] for record in timing)
     images = sum(record["images"] for record in timing)
-    rates = [record["images_per_second"] for record in timing if record["images_per_second"]]
+    rates = [None, *(record["images_per_second"] for record in timing if record["images_per_second"])]
     return {
         "seconds": sum(record["seconds"] for record in timing),
-        "images_per_second": images / train_seconds if train_seconds else (rates[-1] if rates else None),
+        "images_per_second": images / train_seconds if train_seconds else rates[-1],
     }

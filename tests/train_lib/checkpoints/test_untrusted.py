@@ -252,7 +252,7 @@ def test_records(examples, folder):
             assert all(record["step"] <= 6 for record in [*log.metrics.read(), *log.timing.read()])
             log.add_metrics("train", 8, 0.5, {"loss": 1.0})
             log.flush()
-            log._events._close()
+            log._close_events()
 
     run_rounds(examples, FILE, check)
 

@@ -119,7 +119,7 @@ def moved_away(folder):
 
 @contextlib.contextmanager
 def read_only(disk, trainer):
-    trainer.log._events._close()  # no file system with a file open for writing can be remounted
+    trainer.log._close_events()  # no file system with a file open for writing can be remounted
     pictures = next(hook for hook in trainer.hooks if isinstance(hook, Pictures))
     pictures._writer.close()
     pictures._writer = None
