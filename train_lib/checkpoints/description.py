@@ -30,11 +30,7 @@ def _why_not(about, step):
         return "holds no data"
     if not isinstance(about.get("last_step"), int):  # of any size, because --epochs may be huge
         return "last_step is no number"
-    return _wrong_config(about.get("config")) or _wrong_progress(about.get("progress"), step)
-
-
-def _wrong_config(config):
-    known = {field.name for _, field in config_lib.leaves()}
+    config, known = about.get("config"), {field.name for _, field in config_lib.leaves()}
     if not isinstance(config, dict) or not known & config.keys():
         return "holds no config"
     try:
@@ -42,20 +38,19 @@ def _wrong_config(config):
         config_lib.from_values({name: value for name, value in config.items() if name in known})
     except SettingError as error:
         return f"config has {error}"
-    return ""
+    return "" if _is_progress(about.get("progress"), step) else "progress is not that of a run at this step"
 
 
-def _wrong_progress(progress, step):
+def _is_progress(progress, step):
     fresh, read = TrainState(None, None, None), TrainState(None, None, None)
     try:
         read.set_progress(progress)
-        fits = _has_form(read.progress(), fresh.progress()) and 0 <= read.skipped_in_a_row < 2**31
+        has_form = _has_form(read.progress(), fresh.progress()) and read.step == step and 0 <= read.skipped_in_a_row < 2**31
         tracker = read.validation
-        fits = fits and 0 <= tracker.plateau_drops <= PLATEAU_MAX_DROPS
-        fits = fits and (tracker.best_step is None or (is_of(tracker.best_step, int) and tracker.best_step >= 0))
+        has_best = tracker.best_step is None or (is_of(tracker.best_step, int) and tracker.best_step >= 0)
+        return has_form and has_best and 0 <= tracker.plateau_drops <= PLATEAU_MAX_DROPS
     except (KeyError, TypeError, AttributeError, ValueError):
-        fits = False
-    return "" if fits and read.step == step else "progress is not that of a run at this step"
+        return False
 
 
 def _has_form(value, form):

@@ -59,9 +59,7 @@ class CheckpointStore:
     """
 
     def __init__(self, folder, keep=0, log=print):
-        self.folder = pathlib.Path(folder)
-        self._keep = keep
-        self._log = log
+        self.folder, self._keep, self._log = pathlib.Path(folder), keep, log
 
     def steps(self):
         """The steps that have a folder, in ascending order, valid or not."""
@@ -102,21 +100,25 @@ class CheckpointStore:
                 self._point(pointer, folder.name)
         finally:
             self.remove_leftovers()
-        self._remove_old()
+        names = [f"step-{step:08d}" for step in self.steps()]
+        kept = {*names[-self._keep :], self._pointed("best"), self._pointed("latest")}  # with keep=0, [-0:] is all of them
+        for name in names:
+            if name not in kept:
+                remove_checkpoint(self.folder / name)
 
     def repair_pointers(self, latest, best):
         """Repairs `latest` and `best` if the process died after saving a checkpoint but before updating them.
 
         Returns whether the checkpoint of step `best` (or None) exists and is valid. If not, the pointer `best` stays as it is.
         """
-        try:
-            has_best = best is not None and bool(verify(self.folder / f"step-{best:08d}"))
-        except DamagedCheckpoint:
-            has_best = False
-        for pointer, step in [("latest", latest), *([("best", best)] if has_best else [])]:
-            if self._pointed(pointer) != f"step-{step:08d}":
-                self._point(pointer, f"step-{step:08d}")
-        return has_best
+        pointers = {"latest": f"step-{latest:08d}"}
+        with contextlib.suppress(DamagedCheckpoint):
+            if best is not None:
+                pointers["best"] = verify(self.folder / f"step-{best:08d}").folder.name
+        for pointer, name in pointers.items():
+            if self._pointed(pointer) != name:
+                self._point(pointer, name)
+        return "best" in pointers
 
     def _point(self, pointer, name):
         temporary = beside(self.folder / pointer, "tmp")
@@ -124,14 +126,6 @@ class CheckpointStore:
         _flush(temporary)
         temporary.replace(self.folder / pointer)
         _flush(self.folder)
-
-    def _remove_old(self):
-        if self._keep == 0:
-            return
-        kept = {f"step-{step:08d}" for step in self.steps()[-self._keep :]} | {self._pointed("best"), self._pointed("latest")}
-        for step in self.steps():
-            if (name := f"step-{step:08d}") not in kept:
-                remove_checkpoint(self.folder / name)
 
     def _pointed(self, pointer):
         with contextlib.suppress(OSError, ValueError):
@@ -174,9 +168,8 @@ def beside(path, suffix):
 
 def remove_checkpoint(folder):
     """Removes the folder of a checkpoint, unless it is a link or holds anything else, such as a user's notes."""
-    if not folder.is_dir() or folder.is_symlink():
-        return
-    if all(_FILE_OF_A_CHECKPOINT.fullmatch(path.name) for path in folder.iterdir()):
+    is_ours = folder.is_dir() and not folder.is_symlink()
+    if is_ours and all(_FILE_OF_A_CHECKPOINT.fullmatch(path.name) for path in folder.iterdir()):
         gone = beside(folder, "tmp")  # rename first: a kill must not leave half a checkpoint under its name
         folder.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
@@ -187,7 +180,7 @@ def _write_files(folder, step, tensors, description):
     arrays = [np.asarray(tensors[name]) for name in names]
     tf.raw_ops.SaveV2(prefix=str(folder / "ckpt"), tensor_names=names, shape_and_slices=[""] * len(names), tensors=arrays)
     (folder / PROGRESS).write_text(json.dumps(description, indent=1) + "\n")
-    files = sorted(path for path in folder.iterdir())
+    files = sorted(folder.iterdir())
     for path in files:
         _flush(path)
     listed = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}

@@ -4,7 +4,7 @@ A dollar sign in a class name or title does not begin a formula, and a user's ma
 """
 
 import base64
-import functools
+import contextlib
 import html
 import io
 import re
@@ -24,17 +24,14 @@ _STYLE = {**matplotlib.rcParamsDefault, "text.parse_math": False, "svg.fonttype"
 _STYLE = {name: value for name, value in _STYLE.items() if not name.startswith(("backend", "interactive"))}
 
 
-def _in_our_style(function):
-    @functools.wraps(function)
-    def styled(*arguments, **keywords):
-        with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a class name may have such letters
-            return function(*arguments, **keywords)
-
-    return styled
+@contextlib.contextmanager
+def _our_style():
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a class name may have such letters
+        yield
 
 
-@_in_our_style
+@_our_style()
 def confusion_matrix(class_names, confusion, title="", inches=None):
     """A confusion matrix as a Figure: `confusion`, int [true class, predicted class], each row in per cent of its true class."""
     confusion = np.asarray(confusion)
@@ -60,7 +57,7 @@ def confusion_matrix(class_names, confusion, title="", inches=None):
     return figure
 
 
-@_in_our_style
+@_our_style()
 def mistakes(entries, title=""):
     """Images with their five most probable classes as bars, the true class in orange (the paper's figure 4), as a Figure.
 
@@ -89,13 +86,13 @@ def mistakes(entries, title=""):
     return figure
 
 
-@_in_our_style
+@_our_style()
 def curves(series, ylabel, xlabel="epoch", inches=(4.8, 2.8)):
     """Lines over time, as a Figure: `series` is [(label, x, y)], the first in blue, the second in orange. None in y is a gap."""
     figure = matplotlib.figure.Figure(figsize=inches, layout="constrained")
     axes = figure.subplots()
     for (label, x, y), color, marker in zip(series, (BLUE, ORANGE), ("", "o"), strict=False):
-        values = np.array([np.nan if value is None else value for value in y], float)
+        values = np.array(y, float)  # None becomes NaN
         axes.plot(x, values, label=label, color=color, marker=marker if len(x) > 1 else "o", markersize=3.5, linewidth=1.6)
     if len(series) > 1:
         axes.legend(frameon=False)
@@ -110,7 +107,7 @@ def _short(name):
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
-@_in_our_style
+@_our_style()
 def to_png(figure):
     """A Figure as the bytes of a PNG file."""
     file = io.BytesIO()
@@ -118,7 +115,7 @@ def to_png(figure):
     return file.getvalue()
 
 
-@_in_our_style
+@_our_style()
 def to_svg(figure, name, label):
     """A Figure as an <svg> element for a page: transparent, without addresses, with the page's text colour in place of black.
 

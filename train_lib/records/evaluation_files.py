@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from train_lib.records import charts
 
-EVALUATION, MISTAKES = "evaluation.json", "mistakes.json"
+FILES = EVALUATION, MISTAKES = "evaluation.json", "mistakes.json"
 
 
 def write(workdir, folder, evaluator, step, split_name, class_names, test_crops=1):
@@ -36,14 +36,9 @@ def write(workdir, folder, evaluator, step, split_name, class_names, test_crops=
     })
 
 
-def is_in(folder):
-    """Whether `write` has written into a folder."""
-    return (folder / EVALUATION).exists() and (folder / MISTAKES).exists()
-
-
 def draw(folder):
     """Draws the files of a folder: {"confusion_matrix": bytes of a PNG file, "mistakes": the same, if there were any}."""
-    evaluation, mistakes = (json.loads((folder / name).read_text()) for name in (EVALUATION, MISTAKES))
+    evaluation, mistakes = (json.loads((folder / name).read_text()) for name in FILES)
     title = f"{evaluation['split']}, step {evaluation['step']}"
     figures = {"confusion_matrix": charts.confusion_matrix(evaluation["class_names"], evaluation["confusion_matrix"], title)}
     if mistakes["mistakes"]:

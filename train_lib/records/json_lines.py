@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import itertools
 import json
 import math
 import os
@@ -65,15 +64,9 @@ class JsonLines:
             if not self.path.is_file():
                 raise OSError(errno.EINVAL, "it is not a regular file")
             with open(self.path, "rb") as file:
-                return list(self._records(file))
-
-    def _records(self, file):
-        for number in itertools.count(1):
-            line = file.readline(LONGEST_LINE)
-            if not line.endswith(b"\n") and len(line) < LONGEST_LINE:
-                return
-            if line.strip():
-                yield self._parse(line, number)
+                lines = enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1)
+                whole = ((number, line) for number, line in lines if line.endswith(b"\n") or len(line) == LONGEST_LINE)
+                return [self._parse(line, number) for number, line in whole if line.strip()]
 
     def _parse(self, line, number):
         with contextlib.suppress(ValueError, KeyError, TypeError, IndexError):

@@ -72,18 +72,20 @@ class Pictures(Hook):
         """Draws the first images of the next training batch as the network sees them. Only once per run."""
         if not any(self._folder.glob("batch-*.png")):
             images = next_images(self._run)
-            self._add_image("batch", tile(images, 8 if images.shape[1] <= LARGE_IMAGE else 4, CELL))
+            sheet = tile(images, 8 if images.shape[1] <= LARGE_IMAGE else 4, CELL)
+            self._add("batch", self._run.state.step, tf.io.encode_png(sheet).numpy())
 
     @_harmless
     def draw_evaluation(self, evaluator, is_best):
         """Draws the first layer's kernels, and keeps the results of a SplitEvaluator (or None) if they are the best so far."""
-        kernels = first_kernels(self._run.state.model)
+        run, config = self._run, self._run.config
+        kernels = first_kernels(run.state.model)
         if kernels is not None:
-            config = self._run.config.network
-            towers = names.parse_options(config.model, config.model_options).get("towers", 1)
-            self._add_image("kernels", kernel_grid(kernels, towers))
+            towers = names.parse_options(config.network.model, config.network.model_options).get("towers", 1)
+            self._add("kernels", run.state.step, tf.io.encode_png(kernel_grid(kernels, towers)).numpy())
         if evaluator and is_best:
-            self._keep_results(evaluator, self._run.state.step, self._run.config.data.validation_split)
+            split_name, class_names = config.data.validation_split, run.source.class_names
+            evaluation_files.write(run.workdir, FOLDER, evaluator, run.state.step, split_name, class_names)
 
     @_harmless
     def draw_test(self, evaluator, best_step):
@@ -92,14 +94,13 @@ class Pictures(Hook):
         They are those of the SplitEvaluator of the test split; without one, those of the validation split.
         """
         if evaluator:
-            self._keep_results(evaluator, best_step, self._run.config.data.test_split, self._run.config.modes.test_crops)
-        if evaluation_files.is_in(self._folder):
+            data, modes, class_names = self._run.config.data, self._run.config.modes, self._run.source.class_names
+            evaluation_files.write(
+                self._run.workdir, FOLDER, evaluator, best_step, data.test_split, class_names, modes.test_crops)
+        if all((self._folder / name).exists() for name in evaluation_files.FILES):
             step = json.loads((self._folder / evaluation_files.EVALUATION).read_text())["step"]
             for name, png in evaluation_files.draw(self._folder).items():
                 self._add(name, step, png)
-
-    def _keep_results(self, evaluator, step, split_name, test_crops=1):
-        evaluation_files.write(self._run.workdir, FOLDER, evaluator, step, split_name, self._run.source.class_names, test_crops)
 
     def _open(self):
         """Removes the pictures of later steps, and opens TensorBoard's writer with the remaining ones."""
@@ -109,7 +110,7 @@ class Pictures(Hook):
         writer = tf.summary.create_file_writer(str(tensorboard))
         last = self._first_step or -1  # a new run keeps none
         for path in sorted(self._folder.iterdir()):
-            match, is_result = _NAME.fullmatch(path.name), path.name in (evaluation_files.EVALUATION, evaluation_files.MISTAKES)
+            match, is_result = _NAME.fullmatch(path.name), path.name in evaluation_files.FILES
             if (match and int(match[2]) > last) or (is_result and last < 0):
                 path.unlink()
             elif match:
@@ -118,9 +119,6 @@ class Pictures(Hook):
                 except tf.errors.InvalidArgumentError:  # a loss of power may leave an empty file
                     path.unlink()
         self._writer = writer
-
-    def _add_image(self, name, image):
-        self._add(name, self._run.state.step, tf.io.encode_png(image).numpy())
 
     def _add(self, name, step, png):
         """Writes a picture, the bytes of a PNG file. TensorBoard gets it only the first time."""

@@ -57,11 +57,10 @@ class Workdir:
 
     def read_result(self):
         """Returns result.json as a dict; None if the run has not ended or the file is damaged."""
-        try:
+        with contextlib.suppress(OSError, ValueError):
             result = read_json(self.path / RESULT)
-        except (OSError, ValueError):
-            return None
-        return result if isinstance(result, dict) else None
+            return result if isinstance(result, dict) else None
+        return None
 
     def remove_result(self):
         """Removes result.json, because the run goes on."""
