@@ -23,7 +23,12 @@ def build(name, num_classes, image_shape, policy, seed):
     constructor = getattr(keras.applications, name)
     dtype = keras.dtype_policies.get(policy).variable_dtype
     has_preprocessing = "include_preprocessing" in inspect.signature(constructor).parameters
-    with _settings_of_keras(policy, seed):
+    # The constructors take neither a dtype policy nor a seed, so set those of the process, and restore them at the end.
+    with contextlib.ExitStack() as at_the_end:
+        at_the_end.callback(keras.config.set_dtype_policy, keras.config.dtype_policy())
+        at_the_end.callback(random.setstate, random.getstate())
+        keras.config.set_dtype_policy(policy)
+        random.seed(seed)  # Keras draws the seeds of initializers from `random`
         try:
             model = constructor(
                 weights=None, classes=num_classes, classifier_activation=None, input_shape=image_shape,
@@ -48,31 +53,14 @@ def adapt(model):
     dropout_numbers = itertools.count()
 
     def rebuild(layer):
-        config = layer.get_config()
-        # Compare exact types, because a subclass may have other arguments.
-        if type(layer) is keras.layers.BatchNormalization:
-            return keras.layers.BatchNormalization.from_config({**config, "synchronized": True})
-        if type(layer) is keras.layers.Dropout:
-            number = next(dropout_numbers)
-            return Dropout.from_config({**config, "layer_index": number, "seed": random.getrandbits(31)})
-        if type(layer) is keras.layers.Rescaling:
-            return keras.layers.Rescaling.from_config({**config, "scale": 1.0, "offset": 0.0})
-        return type(layer).from_config(config)
+        kind, config = type(layer), layer.get_config()
+        if kind is keras.layers.BatchNormalization:  # exact types, because a subclass may have other arguments
+            config["synchronized"] = True
+        elif kind is keras.layers.Dropout:
+            kind = Dropout
+            config |= {"layer_index": next(dropout_numbers), "seed": random.getrandbits(31)}
+        elif kind is keras.layers.Rescaling:
+            config |= {"scale": 1.0, "offset": 0.0}
+        return kind.from_config(config)
 
     return keras.models.clone_model(model, clone_function=rebuild)
-
-
-@contextlib.contextmanager
-def _settings_of_keras(policy, seed):
-    """Sets what the constructors do not take, and restores it at the end.
-
-    That is Keras's global dtype policy, and the state of Python's `random`, from which Keras draws the seeds of initializers.
-    """
-    policy_before, state_before = keras.config.dtype_policy(), random.getstate()
-    keras.config.set_dtype_policy(policy)
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(policy_before)
-        random.setstate(state_before)

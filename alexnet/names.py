@@ -11,18 +11,12 @@ OWN = ALEXNETS + RESNETS
 
 # The classification networks of keras.applications, Keras 3.15.
 APPLICATIONS = (
-    *("ConvNeXtTiny", "ConvNeXtSmall", "ConvNeXtBase", "ConvNeXtLarge", "ConvNeXtXLarge"),
-    *("DenseNet121", "DenseNet169", "DenseNet201"),
-    *("EfficientNetB0", "EfficientNetB1", "EfficientNetB2", "EfficientNetB3"),
-    *("EfficientNetB4", "EfficientNetB5", "EfficientNetB6", "EfficientNetB7"),
-    *("EfficientNetV2B0", "EfficientNetV2B1", "EfficientNetV2B2", "EfficientNetV2B3"),
-    *("EfficientNetV2S", "EfficientNetV2M", "EfficientNetV2L"),
-    *("InceptionResNetV2", "InceptionV3"),
-    *("MobileNet", "MobileNetV2", "MobileNetV3Small", "MobileNetV3Large"),
-    *("NASNetLarge", "NASNetMobile"),
-    *("ResNet50", "ResNet101", "ResNet152", "ResNet50V2", "ResNet101V2", "ResNet152V2"),
-    *("VGG16", "VGG19"),
-    "Xception",
+    "ConvNeXtTiny", "ConvNeXtSmall", "ConvNeXtBase", "ConvNeXtLarge", "ConvNeXtXLarge", "DenseNet121", "DenseNet169",
+    "DenseNet201", "EfficientNetB0", "EfficientNetB1", "EfficientNetB2", "EfficientNetB3", "EfficientNetB4", "EfficientNetB5",
+    "EfficientNetB6", "EfficientNetB7", "EfficientNetV2B0", "EfficientNetV2B1", "EfficientNetV2B2", "EfficientNetV2B3",
+    "EfficientNetV2S", "EfficientNetV2M", "EfficientNetV2L", "InceptionResNetV2", "InceptionV3", "MobileNet", "MobileNetV2",
+    "MobileNetV3Small", "MobileNetV3Large", "NASNetLarge", "NASNetMobile", "ResNet50", "ResNet101", "ResNet152", "ResNet50V2",
+    "ResNet101V2", "ResNet152V2", "VGG16", "VGG19", "Xception",
 )
 
 ALL = OWN + APPLICATIONS

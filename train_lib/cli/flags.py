@@ -1,5 +1,6 @@
 """The command line: one flag per setting, presets, and help in groups. Uses absl, does not import TensorFlow."""
 
+import dataclasses
 import difflib
 import itertools
 import os
@@ -57,9 +58,9 @@ def parse(argv, flag_values):
     UnusableError if the config.json cannot be read, absl.flags.Error if an argument is not a flag.
     """
     given = _parse_flags(argv[1:], flag_values)
-    values = _preset_values(given.get("preset", flag_values["preset"].default))
-    if given.get("mode", "train") != "train":
-        values |= _stored_values(given.get("workdir"))
+    values = _preset_values(flag_values["preset"].value)
+    if flag_values["mode"].value != "train":
+        values |= _stored_values(flag_values["workdir"].value)
     for name, companions in CHOSEN_TOGETHER.items():
         chosen = values.get(name, flag_values[name].default)
         if given.get(name, chosen) != chosen:
@@ -194,10 +195,9 @@ def help_text():
               "(but --cache_dir= means: no cache).", "",
               'If a run resumes with another value, a flag is "refused" (exit code 2), "reported" (a line names both',
               'values, and the new one counts) or "ignored" (it is about the process, not about the experiment).', ""]
-    fields = list(config_lib.leaves())
-    for section, kind in config_lib.sections():
+    for _, kind in config_lib.sections():
         lines += [kind.__doc__.splitlines()[0], ""]
-        for field in (field for name, field in fields if name == section):
+        for field in dataclasses.fields(kind):
             limits = describe_range(field)
             default = "not given" if field.default is None else f"default {flag_text(field.default) or 'empty'}"
             on_resume = ON_RESUME[field.metadata["on_resume"]]

@@ -65,9 +65,16 @@ def read_cluster(environ):
     if not isinstance(cluster, dict) or not cluster or not isinstance(task, dict):
         raise ClusterError(value, f"needs a `cluster` and a `task`; give {EXAMPLE}")
     _check_addresses(value, cluster)
+    kind, index = task.get("type"), task.get("index")
+    if isinstance(index, str) and index.isdecimal():  # as some schedulers write it
+        index = int(index)
+    if kind not in list(cluster):  # a list, because `kind` may be of any type
+        raise ClusterError(value, f"`task` has the type {kind!r}; give one that `cluster` names: {' or '.join(cluster)}")
+    if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(cluster[kind]):
+        raise ClusterError(value, f"`task` has the index {index!r}; give one from 0 to {len(cluster[kind]) - 1}")
+    own = (kind, index, cluster[kind][index])
     tasks = tuple((kind, index, address) for kind in TASK_TYPES for index, address in enumerate(cluster.get(kind, ())))
-    rank = [task[:2] for task in tasks].index(_check_task(value, task, cluster))
-    return Cluster(tasks, rank) if len(tasks) > 1 else None
+    return Cluster(tasks, tasks.index(own)) if len(tasks) > 1 else None
 
 
 def _check_addresses(value, cluster):
@@ -92,18 +99,6 @@ def _is_address(address):
     host, colon, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
     is_host = host and not set(host) & set(" \t/@") and (":" not in host or (host[0] == "[" and host[-1] == "]"))
     return bool(colon and is_host and port.isascii() and port.isdecimal() and 1 <= int(port) <= 65535)
-
-
-def _check_task(value, task, cluster):
-    """Returns (type, index) of this process's task, or raises ClusterError."""
-    kind, index = task.get("type"), task.get("index")
-    if isinstance(index, str) and index.isdecimal():  # as some schedulers write it
-        index = int(index)
-    if kind not in list(cluster):  # a list, because `kind` may be of any type
-        raise ClusterError(value, f"`task` has the type {kind!r}; give one that `cluster` names: {' or '.join(cluster)}")
-    if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(cluster[kind]):
-        raise ClusterError(value, f"`task` has the index {index!r}; give one from 0 to {len(cluster[kind]) - 1}")
-    return kind, index
 
 
 def check_settings(config, cluster):
