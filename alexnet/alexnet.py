@@ -79,11 +79,10 @@ def alexnet(
 ):
     """The paper's network for 224x224 images: 60,965,224 parameters with two towers and 1000 classes.
 
-    `towers=1` connects every convolution to all maps of the layer before it. (Section 3.2 reports that two towers have
-    1.7 points less top-1 error than one tower with half as many kernels.) `cross_connection=False` keeps the towers apart
-    in conv 3 too, as in conv 4 and 5. Weights start from N(0, 0.01), or from `he_uniform` without `paper_init`. Biases
-    start from 1 in conv 2, 4, 5 and the hidden dense layers, else from 0 (section 5); without `paper_biases` all start
-    from 0.
+    `towers=1` connects every convolution to all maps of the layer before it. (Section 3.2 reports that two towers have 1.7 points
+    less top-1 error than one tower with half as many kernels.) `cross_connection=False` keeps the towers apart in conv 3 too, as
+    in conv 4 and 5. Weights start from N(0, 0.01), or from `he_uniform` without `paper_init`. Biases start from 1 in conv 2, 4, 5
+    and the hidden dense layers, else from 0 (section 5); without `paper_biases` all start from 0.
     """
     normal = functools.partial(keras.initializers.RandomNormal, stddev=0.01)
     initializer = normal if paper_init else keras.initializers.HeUniform

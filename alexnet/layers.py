@@ -72,8 +72,7 @@ class LocalResponseNormalization(keras.layers.Layer):
         return input_shape
 
     def get_config(self):
-        own = {"depth_radius": self.depth_radius, "bias": self.bias, "alpha": self.alpha, "beta": self.beta}
-        return {**super().get_config(), **own}
+        return super().get_config() | {"depth_radius": self.depth_radius, "bias": self.bias, "alpha": self.alpha, "beta": self.beta}
 
 
 @keras.saving.register_keras_serializable("alexnet")
@@ -161,7 +160,7 @@ class Dropout(keras.layers.Dropout):
         return tf.where(tf.reshape(kept, [batch_size, *mask_shape]), scaled, tf.zeros_like(scaled))
 
     def get_config(self):
-        return {**super().get_config(), "layer_index": self.layer_index}
+        return super().get_config() | {"layer_index": self.layer_index}
 
 
 @keras.saving.register_keras_serializable("alexnet")

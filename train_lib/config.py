@@ -250,18 +250,15 @@ def leaves():
 def from_values(values):
     """Makes an ExperimentConfig from a flat dict {setting name: value}. A setting that is missing takes its default.
 
-    Raises:
-      SettingError: a name is unknown, or a value cannot work.
+    Raises SettingError if a name is unknown or a value cannot work.
     """
     known = {field.name for _, field in leaves()}
     for name in values:
         if name not in known:
             raise SettingError(name, values[name], "is not a setting of this version; remove it")
-    parts = {
+    return ExperimentConfig(**{
         section: kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.name in values})
-        for section, kind in sections()
-    }
-    return ExperimentConfig(**parts)
+        for section, kind in sections()})
 
 
 def to_values(config):

@@ -53,16 +53,11 @@ PADDED_SHARE = 8  # of the height; the training crop pads by the same share
 def ten_views(images, height, width):
     """The windows at the four corners and in the middle, and their mirror images (paper, section 4.1).
 
-    Images of the network's own size are first padded with zeros by an eighth of their height, as for the random crop in
-    training. Larger ones, which come from a stream, are cut as they are.
+    Images of the size of the network's input, `height` x `width`, are first padded with zeros by an eighth of their height, as
+    for the random crop in training. Larger ones, which come from a stream, are cut as they are.
 
-    Args:
-      images: uint8 [b, at least height, at least width, 3].
-      height: of the network's input.
-      width: of the network's input.
-
-    Returns:
-      A list of ten uint8 [b, height, width, 3]: top left, top right, bottom left, bottom right, middle, then the mirror images.
+    Returns a list of ten uint8 [b, height, width, 3]: top left, top right, bottom left, bottom right, middle, then the mirror
+    images.
     """
     if images.shape[1:3] == (height, width):
         padding = height // PADDED_SHARE
@@ -74,16 +69,10 @@ def ten_views(images, height, width):
 
 
 def mean_prediction(logits_of, views):
-    """The logarithm of the mean of the softmax predictions for several views.
+    """The logarithm of the mean of the softmax predictions for several views, float32 or float64 [b, classes].
 
     It can be used as logits, because its softmax is that mean. Loss, accuracy and top-5 accuracy then evaluate the mean.
-
-    Args:
-      logits_of: function from views, [b, height, width, 3], to logits, float [b, classes].
-      views: a list of tensors, each with the same examples.
-
-    Returns:
-      float32 or float64 [b, classes].
+    `logits_of` maps one of the `views`, [b, height, width, 3], to logits, float [b, classes].
     """
 
     def log_probabilities(view):
@@ -118,14 +107,8 @@ class Evaluation:
 class SplitEvaluator:
     """Evaluates a split as often as you ask, with the weights of that moment. It keeps one iterator alive.
 
-    Args:
-      strategy: tf.distribute strategy.
-      eval_step: from `make_eval_step`, with the same test_crops.
-      split: ResidentSplit, DeviceSplit or StreamingSplit.
-      num_classes: of the network.
-      global_batch_size: images per step over all replicas.
-      workers: the Workers that evaluate a share each; all of them get the same totals. None: this machine alone.
-      test_crops: views per image, 1 or 10.
+    `eval_step` comes from `make_eval_step`, with the same `test_crops` views per image. If several workers evaluate a share each,
+    all of them get the same totals.
 
     Attributes:
       totals: SplitTotals of the newest evaluation, None before the first.
@@ -143,13 +126,9 @@ class SplitEvaluator:
             strategy, lambda shard: split.evaluation_batches(global_batch_size, shard, test_crops), split)
 
     def evaluate(self, stop_requested=lambda: False):
-        """Goes through the split once and counts every example once.
+        """Goes through the split once and counts every example once. Returns SplitTotals, or None if it was asked to stop.
 
-        Args:
-          stop_requested: asked before each batch; if it returns True, the evaluation ends there, and no other can follow.
-
-        Returns:
-          SplitTotals, or None if it was asked to stop.
+        It asks `stop_requested` before each batch. If the answer is True, the evaluation ends there, and no other can follow.
         """
         totals, mistakes = SplitTotals(self._num_classes), Mistakes()
         for _ in range(self._steps):

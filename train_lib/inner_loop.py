@@ -90,19 +90,10 @@ class StepsReport:
 
 
 def run_steps(train_loop, batches, state, rates, size, stop_requested, clock):
-    """Calls the compiled loop for len(rates) steps from state.step on. The host waits for the devices here.
+    """Calls the compiled loop for len(rates) steps from state.step on, and returns a StepsReport.
 
-    Args:
-      train_loop: from `make_train_loop`.
-      batches: iterator over per-replica batches.
-      state: TrainState.
-      rates: the learning rate of each step.
-      size: steps_per_loop.
-      stop_requested: whether this process was asked to stop.
-      clock: returns seconds.
-
-    Returns:
-      StepsReport.
+    This is a point where the host waits for the devices. `train_loop` comes from `make_train_loop`, `batches` is an iterator over
+    per-replica batches, `rates` has the learning rate of each step, and `size` is --steps_per_loop.
     """
     padded = np.zeros(size)
     padded[: len(rates)] = rates

@@ -8,14 +8,9 @@ PLATEAU_FACTOR = 0.1  # paper, section 5: divided by 10, three times, when the v
 
 
 def learning_rate(step, config, schedule_steps, epoch_steps, plateau_drops=0):
-    """The learning rate of step `step` (0-based).
+    """The learning rate of step `step` (0-based). The schedule spans `schedule_steps`, an epoch `epoch_steps`.
 
-    Args:
-      step: steps done before this one.
-      config: ExperimentConfig.
-      schedule_steps: the number of steps that the schedule spans.
-      epoch_steps: steps in an epoch.
-      plateau_drops: how often the plateau schedule has lowered the rate so far.
+    `plateau_drops` is how often the plateau schedule has lowered the rate so far.
     """
     progress = min(step / schedule_steps, 1.0)
     warmup_steps = config.schedule.warmup_epochs * float(epoch_steps)

@@ -34,16 +34,8 @@ from train_lib.state import PixelScaling, TrainState, assign, create_state, pixe
 class Run:
     """An open run: its data, and its state so far.
 
-    Attributes:
-      config: ExperimentConfig.
-      workdir: Workdir.
-      strategy: tf.distribute strategy.
-      source: Source.
-      train_split, validation_split: ResidentSplit, DeviceSplit or StreamingSplit; validation_split is None without one.
-      state: TrainState.
-      plan: Plan.
-      store: CheckpointStore.
-      workers: the Workers that train together; OneWorker on this machine alone.
+    The splits are a ResidentSplit, DeviceSplit or StreamingSplit; `validation_split` is None without one. `workers` are those
+    that train together, OneWorker on this machine alone.
     """
 
     config: config_lib.ExperimentConfig
@@ -126,21 +118,10 @@ class Run:
 
 
 def open_run(config, workdir, checkpoint, store, log=print, workers=None):
-    """Opens everything that training needs.
+    """Opens everything that training needs, as a Run.
 
-    Args:
-      config: ExperimentConfig.
-      workdir: Workdir.
-      checkpoint: the Checkpoint to go on from; None for a new run.
-      store: CheckpointStore of the workdir.
-      log: called with each line for the user.
-      workers: Workers that train together; None for this machine alone.
-
-    Returns:
-      Run.
-
-    Raises:
-      ExpectedError: settings, data, devices, network and checkpoint do not fit together.
+    `checkpoint` is the one to go on from, None for a new run; `store` is that of the workdir; `log` is called with each line for
+    the user. Raises ExpectedError if settings, data, devices, network and checkpoint do not fit together.
     """
     if checkpoint is not None:
         report_changes(config, checkpoint, log)
@@ -182,13 +163,9 @@ def _open_data(config, workdir, checkpoint, workers, log):
 
 
 def initialize(state, path, log):
-    """Starts from the weights of another run, --init_from.
+    """Starts from the weights of another run, --init_from. The last layer is left as it is if the number of classes differs.
 
-    The last layer keeps its initial weights if the number of classes differs.
-
-    Raises:
-      SettingError: the weights belong to another network.
-      UnusableError: they are damaged.
+    Raises SettingError if the weights belong to another network, UnusableError if they are damaged.
     """
     checkpoint = find_initial(path)
     tensors = checkpoint.evaluated_weights()
@@ -208,11 +185,7 @@ def initialize(state, path, log):
 
 
 def restore_best(run):
-    """Puts the weights of the best checkpoint into the network and returns its step.
-
-    Raises:
-      UnusableError: the checkpoint is damaged.
-    """
+    """Puts the weights of the best checkpoint into the network and returns its step."""
     best = run.store.find("best")
     assign(run.state.weights(), best.evaluated_weights(), best.folder)
     return best.step

@@ -185,8 +185,7 @@ def principal_colors(covariance):
 def create_state(config, strategy, num_classes, image_shape, pixels):
     """Builds the network and the optimizers on all replicas of a strategy, as a TrainState at step 0.
 
-    Raises:
-      SettingError: the network cannot take images of this shape, or cannot compute in this precision.
+    Raises SettingError as `build_network` does, or if XLA cannot compile the network.
     """
     with strategy.scope():
         model = build_network(config, num_classes, image_shape)
@@ -201,8 +200,7 @@ def create_state(config, strategy, num_classes, image_shape, pixels):
 def build_network(config, num_classes, image_shape):
     """The network of an ExperimentConfig, a keras.Model from images to logits.
 
-    Raises:
-      SettingError: the network cannot take images of this shape, or cannot compute in this precision.
+    Raises SettingError if the network cannot take images of this shape, or cannot compute in this precision.
     """
     network = config.network
     try:
@@ -246,13 +244,8 @@ def _check_xla(config, strategy, model):
 def assign(variables, tensors, source):
     """Assigns to every variable the tensor of its name. Nothing is assigned unless all names and shapes agree.
 
-    Args:
-      variables: {name: Keras variable}.
-      tensors: {name: array}; other names are ignored.
-      source: what to call the tensors in an error.
-
-    Raises:
-      UnusableError: a tensor is missing or has another shape.
+    `variables` is {name: Keras variable}, `tensors` {name: array}; other names are ignored. Raises UnusableError, which names
+    `source`, if a tensor is missing or has another shape.
     """
     for name, variable in variables.items():
         if name not in tensors:

@@ -31,16 +31,9 @@ EXIT_CODES = {"completed": 0, "early_stopped": 0, "diverged": 4, "preempted": 75
 
 
 def train(config, workdir, cluster=None, hooks=()):
-    """The mode `train`: runs or resumes an experiment in a Workdir.
+    """The mode `train`: runs or resumes an experiment in a Workdir. Returns the exit code, the same on every worker.
 
-    Args:
-      config: ExperimentConfig.
-      workdir: Workdir.
-      cluster: Cluster whose workers train together; None for this machine alone.
-      hooks: further hooks, besides those of `standard_hooks`.
-
-    Returns:
-      The exit code of EXIT_CODES, the same on every worker.
+    `cluster` is the Cluster whose workers train together, None for this machine alone. `hooks` come after `standard_hooks`.
     """
     with join(cluster) as workers, quiet_unless(workers.is_chief):
         check_common_ground(workers, config, workdir)
@@ -80,13 +73,7 @@ def timed(method):
 
 
 class Trainer:
-    """Trains an open run.
-
-    Args:
-      run: Run.
-      hooks: the hooks, in the order in which they are called; None: `standard_hooks`.
-      clock: returns seconds, monotonic.
-    """
+    """Trains an open Run with hooks, by default `standard_hooks`. `clock` returns monotonic seconds."""
 
     def __init__(self, run, hooks=None, clock=time.monotonic):
         self.run, self.config, self.state, self.plan, self.clock = run, run.config, run.state, run.plan, clock
@@ -245,8 +232,7 @@ class Trainer:
     def evaluate_test(self):
         """Evaluates the test split with the best checkpoint, whose weights stay in the network.
 
-        Returns:
-          Whether it was done to its end, and the accuracy; the accuracy is None without a test split.
+        Returns whether it was done to its end, and the accuracy, which is None without a test split.
         """
         best_step, split_name = restore_best(self.run), self.config.data.test_split
         if not split_name:

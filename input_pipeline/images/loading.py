@@ -53,23 +53,22 @@ def decode_split(source, split, num_examples, image_size, decode_threads=0):
         examples = examples.ignore_errors()
     images = np.empty((num_examples, *image_size, 3), np.uint8)
     labels = np.empty(num_examples, np.int32)
-    decoded, filled = set(), 0
+    decoded = set()
     try:
         for numbers, image, label in without_autotune(examples.batch(_BATCH).prefetch(2), threads):
-            end = filled + len(label)
-            images[filled:end], labels[filled:end] = image, label
+            rows = slice(len(decoded), len(decoded) + len(label))
+            images[rows], labels[rows] = image, label
             decoded.update(numbers.numpy().tolist())
-            filled = end
     except tf.errors.OpError as error:
         _explain(source, split, image_size, decoded)
         source.skip_damaged(split)
-        text = f"{source.name}: {split} cannot be read after {filled} examples ({one_line_of(error)}); prepare the data again"
-        raise UnusableError(text) from None
-    if filled < num_examples:
+        where, reason = f"{source.name}: {split} cannot be read after {len(decoded)} examples", one_line_of(error)
+        raise UnusableError(f"{where} ({reason}); prepare the data again") from None
+    if len(decoded) < num_examples:
         _explain(source, split, image_size, decoded)
-    if not filled:
+    if not decoded:
         raise _nothing_good(source, split)
-    return images[:filled], labels[:filled]
+    return images[: len(decoded)], labels[: len(decoded)]
 
 
 def decode_example(source, record, image_size):

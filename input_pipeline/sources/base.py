@@ -96,10 +96,10 @@ def file_state(name):
         return remote.length, remote.mtime_nsec
 
 
-def shuffle_seeds(seed, epoch, count):
-    """`count` int64 seeds for the order of an epoch. They never equal the keys of the augmentation, (seed, position >= 0)."""
+def shuffle_seeds(seed, epoch):
+    """Two int64 seeds for the order of an epoch. They never equal the keys of the augmentation, (seed, position >= 0)."""
     key = tf.stack([tf.cast(seed, tf.int64), -1 - tf.cast(epoch, tf.int64)])
-    return tf.random.stateless_uniform([count], key, minval=None, maxval=None, dtype=tf.int64)
+    return tf.random.stateless_uniform([2], key, minval=None, maxval=None, dtype=tf.int64)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,16 +121,25 @@ class RecordFiles(Source):
         return {name: types.SimpleNamespace(num_examples=count, shard_lengths=[length for _, length in self.files[name]])
                 for name, count in self.split_sizes().items()}
 
-    def records(self, split):
-        return self._read(self._existing_parts(split))
+    def records(self, split, seed=None):
+        """See Source. With a `seed`, the files are shuffled."""
+        parts = self._existing_parts(split)
+        names, *numbers = zip(*parts, strict=True)
+        files = tf.data.Dataset.from_tensor_slices((list(names), *(tf.constant(column, tf.int64) for column in numbers)))
+        if seed is not None:
+            files = files.shuffle(len(parts), seed=seed, reshuffle_each_iteration=False)
+        records = files.interleave(
+            lambda name, skip, take, number: tf.data.TFRecordDataset(name).skip(skip).take(take).enumerate(number),
+            cycle_length=PARALLEL_READS, block_length=READ_BLOCK, num_parallel_calls=PARALLEL_READS, deterministic=True)
+        # With this, a shortened file is an error. Without it, the epoch would have fewer examples than its steps need.
+        return records.apply(tf.data.experimental.assert_cardinality(sum(take for _, _, take, _ in parts)))
 
     def shuffled_records(self, split, seed, epoch, buffer_size):
         """See Source. Shuffles the files, and then the records through a buffer of `buffer_size`."""
         # Dataset.shuffle mixes in the graph's seed. The order must not depend on what a caller gave to tf.random.set_seed.
         tf.compat.v1.get_default_graph().seed = None
-        seeds = shuffle_seeds(seed, epoch, 2)
-        records = self._read(self._existing_parts(split), seeds[0])
-        return records.shuffle(buffer_size, seed=seeds[1], reshuffle_each_iteration=False)
+        of_files, of_records = tf.unstack(shuffle_seeds(seed, epoch))
+        return self.records(split, of_files).shuffle(buffer_size, seed=of_records, reshuffle_each_iteration=False)
 
     def where(self, split, number):
         return next(f"{file} record {skip + number - first}" for file, skip, take, first in self._parts(split)
@@ -190,16 +199,3 @@ class RecordFiles(Source):
             if not tf.io.gfile.exists(file):
                 raise UnusableError(f"{file}: this file of {self.name} is missing; copy it there or prepare the data again")
         return parts
-
-    @staticmethod
-    def _read(parts, seed=None):
-        """The records of parts, whose order `seed` shuffles."""
-        names, *numbers = zip(*parts, strict=True)
-        files = tf.data.Dataset.from_tensor_slices((list(names), *(tf.constant(column, tf.int64) for column in numbers)))
-        if seed is not None:
-            files = files.shuffle(len(parts), seed=seed, reshuffle_each_iteration=False)
-        records = files.interleave(
-            lambda name, skip, take, number: tf.data.TFRecordDataset(name).skip(skip).take(take).enumerate(number),
-            cycle_length=PARALLEL_READS, block_length=READ_BLOCK, num_parallel_calls=PARALLEL_READS, deterministic=True)
-        # With this, a shortened file is an error. Without it, the epoch would have fewer examples than its steps need.
-        return records.apply(tf.data.experimental.assert_cardinality(sum(take for _, _, take, _ in parts)))

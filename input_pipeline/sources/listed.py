@@ -47,8 +47,7 @@ class ListedSource(Source):
     def shuffled_records(self, split, seed, epoch, buffer_size):
         """See Source. Needs no buffer: the names of the images are shuffled, and the images are read afterwards."""
         table = self._table(split)
-        first, second = tf.unstack(shuffle_seeds(seed, epoch, 2))
-        keys = tf.random.stateless_uniform(table.shape, [first, second], minval=None, maxval=None, dtype=tf.int64)
+        keys = tf.random.stateless_uniform(table.shape, shuffle_seeds(seed, epoch), minval=None, maxval=None, dtype=tf.int64)
         order = tf.argsort(keys, stable=True)
         return tf.data.Dataset.from_tensor_slices((tf.cast(order, tf.int64), tf.gather(table, order)))
 
@@ -88,12 +87,9 @@ def image_files(config, class_names, examples, place, bad):
     So any slice contains all classes, as a slice of a TFDS split does. The order is that of a hash of the keys. If a file is
     added or removed, the others keep their order. `examples`: {name of a split: [(key, Listed)]}; a key is the bytes to hash.
     """
-    def order(keyed):
-        return hashlib.sha256(keyed[0]).digest(), keyed[1].where
-
     listed = {split: [] for split in examples}
     for split, pairs in examples.items():
-        for _, example in sorted(pairs, key=order):
+        for _, example in sorted(pairs, key=lambda pair: (hashlib.sha256(pair[0]).digest(), pair[1].where)):
             if (size := os.path.getsize(example.image)) > headers.MAX_BYTES:
                 bad.add(example.where, f"has {size} bytes, the limit is {headers.MAX_BYTES}", "replace or remove it")
             else:

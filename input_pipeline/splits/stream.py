@@ -58,7 +58,7 @@ class StreamingSplit(Split):
         """An endless Dataset with the elements and order of `ResidentSplit.training_batches`; decodes only windows of images."""
         first_example = first_step * global_batch_size
         first_epoch, consumed = divmod(first_example, self.num_examples)
-        substitute = self._substitute
+        spare = None, self._substitute
 
         def decode(position, _, record):
             example = self.source.parse(record)
@@ -69,7 +69,7 @@ class StreamingSplit(Split):
         epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
         records = epochs.flat_map(lambda epoch: self.source.shuffled_records(self.split, seed, epoch, self.shuffle_buffer))
         examples = records.skip(consumed).enumerate(first_example)
-        return self._batches(examples, decode, lambda position: decode(position, None, substitute), global_batch_size, shard)
+        return self._batches(examples, decode, spare, global_batch_size, shard)
 
     def random_window(self, seed, position, augmentations):
         """The arguments window_of and mirrored of `decode_window` for the example at a position of the run.
@@ -102,7 +102,7 @@ class StreamingSplit(Split):
         numbered_blank = tf.constant(PADDING, tf.int64), ""
         blanks = tf.data.Dataset.from_tensors(numbered_blank).repeat(padding)
         examples = self.source.records(self.split).concatenate(blanks).repeat().enumerate()
-        return self._batches(examples, decode, lambda position: decode(position, *numbered_blank), global_batch_size, shard)
+        return self._batches(examples, decode, numbered_blank, global_batch_size, shard)
 
     def locate_batch(self, seed, step, global_batch_size):
         """{"positions": [[epoch, first, last]]} of the batch of a step in the shuffled order. The examples are not known."""
@@ -119,11 +119,10 @@ class StreamingSplit(Split):
         """A record to use in the place of bad ones; None if bad examples are not skipped. Must be read outside of a graph."""
         return loading.first_good(self.source, self.split) if self.source.bad.limit else None
 
-    def _batches(self, examples, decode, stand_in, global_batch_size, shard):
-        """Batches for a Shard, of a Dataset of (position in the run, (number, record)).
+    def _batches(self, examples, decode, spare, global_batch_size, shard):
+        """Batches for a Shard, from a Dataset of (position in the run, (number, record)).
 
-        `decode` maps (position, number, record) to an element of a batch, `stand_in` a position to what takes a bad element's
-        place.
+        `decode` maps (position, number, record) to an element; `spare` is the (number, record) for the place of a bad example.
         """
         rows = global_batch_size // shard.num_replicas
         first, last = shard.first_replica * rows, (shard.first_replica + shard.local_replicas) * rows
@@ -134,7 +133,7 @@ class StreamingSplit(Split):
 
         def replaced(position, number, record):
             with tf.control_dependencies([loading.note_bad_example(self.source, self.split, number, record)]):
-                return stand_in(tf.identity(position))
+                return decode(tf.identity(position), *spare)
 
         def decoded_or_replaced(position, numbered):
             example = tf.data.Dataset.from_tensors((position, *numbered))
@@ -144,8 +143,7 @@ class StreamingSplit(Split):
             examples = examples.filter(is_ours)  # before anything is decoded
         if self.source.bad.limit:
             examples = examples.interleave(
-                decoded_or_replaced, cycle_length=self._threads, block_length=1, num_parallel_calls=self._threads,
-                deterministic=True)
+                decoded_or_replaced, self._threads, block_length=1, num_parallel_calls=self._threads, deterministic=True)
         else:
             examples = examples.map(lambda position, numbered: decode(position, *numbered), num_parallel_calls=self._threads)
         batches = examples.batch(rows, drop_remainder=True)

@@ -63,10 +63,7 @@ def explained(config, workers=None):
 
 
 def _name_bad_example(config, look_for):
-    """Looks for the example that a stream failed on, for a minute at most.
-
-    `look_for(source, split, seconds)` raises UnusableError, which names the file, if it finds the example.
-    """
+    """Looks for the example that a stream failed on. If `look_for` finds it, it raises UnusableError, which names the file."""
     print("looking for the example that cannot be used, for a minute at most", file=sys.stderr)
     source = open_source(dataclasses.replace(config.data, max_bad_examples=0))
     splits = [config.data.train_split, config.data.validation_split, config.data.test_split]

@@ -25,15 +25,21 @@ def create_strategy(config, workers=None):
     available = len(gpus) or config.device.virtual_devices
     wanted = config.device.devices or (1 if config.general.debug else available)
     if wanted > available:
-        kind = "GPUs" if gpus else "logical CPU devices" if available > 1 else "device (the CPU)"
-        raise SettingError("devices", wanted, f"only {available} {kind} can be used; give at most {available}, or 0 for all")
+        of_cpu = "logical CPU devices" if available > 1 else "device (the CPU)"
+        usable = f"only {available} {'GPUs' if gpus else of_cpu} can be used"
+        raise SettingError("devices", wanted, f"{usable}; give at most {available}, or 0 for all")
     ours = f"{wanted} {'GPU' if gpus else 'CPU'}"
     all_devices = workers.gather(ours) if workers else [ours]
     if set(all_devices) != {ours}:
         remedy = f"the workers, in the order of their ranks, have {', '.join(all_devices)}; give a number that all of them have"
         raise SettingError("devices", config.device.devices, remedy)
     check_shares(config, wanted * len(all_devices))
-    _set_up(gpus[:wanted], config.device.virtual_devices)
+    tf.config.set_visible_devices(gpus[:wanted], "GPU")
+    for gpu in gpus[:wanted]:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    if config.device.virtual_devices > 1:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * config.device.virtual_devices)
     if len(all_devices) > 1:
         strategy = _across_workers(workers.cluster, {"GPU": wanted} if gpus else {"CPU": 1})
         workers.gather(None)  # no reduction may begin before the servers of all workers are up
@@ -53,16 +59,6 @@ def mirror_on_cpu(num_replicas):
     """
     devices = [f"/cpu:{index}" for index in range(num_replicas)]
     return tf.distribute.MirroredStrategy(devices, cross_device_ops=tf.distribute.ReductionToOneDevice())
-
-
-def _set_up(gpus, virtual_devices):
-    """Hides the GPUs that are not used, lets the memory of the used ones grow, and splits the CPU if asked to."""
-    tf.config.set_visible_devices(gpus, "GPU")
-    for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
-    if virtual_devices > 1:
-        cpu = tf.config.list_physical_devices("CPU")[0]
-        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * virtual_devices)
 
 
 def _across_workers(cluster, accelerators):
@@ -94,11 +90,11 @@ def distribute(strategy, make_batches, split=None):
         # If it did not know that batches never end, TensorFlow would ask all workers before each step whether they have one.
         return endless.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
-    # CPU devices have nowhere to fetch batches to, and autotune cannot be switched off for the datasets that fetch.
-    on_host = tf.distribute.InputOptions(
-        experimental_fetch_to_device=False, experimental_replication_mode=tf.distribute.InputReplicationMode.PER_REPLICA)
-    fetches = tf.config.list_logical_devices("GPU") or isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-    options = None if fetches else on_host  # several workers only support the default
+    options = None  # several workers only support this default
+    if not (tf.config.list_logical_devices("GPU") or isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)):
+        # CPU devices have nowhere to fetch batches to, and autotune cannot be switched off for the datasets that fetch.
+        options = tf.distribute.InputOptions(
+            experimental_fetch_to_device=False, experimental_replication_mode=tf.distribute.InputReplicationMode.PER_REPLICA)
     iterator = iter(strategy.distribute_datasets_from_function(batches, options))
     # Deleting an iterator that fetches would wait for its autotune thread, for up to a minute (measured).
     _kept_alive.append(iterator)

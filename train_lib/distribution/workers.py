@@ -77,8 +77,9 @@ class Workers(OneWorker):
     def sum(self, numbers):
         return self._exchange("value", numbers, lambda lists: [sum(column) for column in zip(*lists, strict=True)])
 
-    def explain(self, error):
-        self._wait_for_the_end(f"a reduction over the workers failed ({one_line_of(error)})")
+    def explain(self, error, what="a reduction over the workers failed"):
+        time.sleep(SILENCE_SECONDS + GRACE_SECONDS)  # by then, a listening thread finds the lost worker and ends this process
+        raise LostWorkerError(f"{what} ({one_line_of(error)}); {AGAIN}")
 
     def leave(self):
         """Waits until every worker is done. From then on, a worker may go."""
@@ -102,12 +103,7 @@ class Workers(OneWorker):
             self._links[0].send(kind, value)
             return self._links[0].received.get()
         except OSError as error:
-            return self._wait_for_the_end(f"the connection to another worker broke ({one_line_of(error)})")
-
-    def _wait_for_the_end(self, reason):
-        """Gives the listening threads time to find the lost worker and end this process. Raises LostWorkerError if they fail."""
-        time.sleep(SILENCE_SECONDS + GRACE_SECONDS)
-        raise LostWorkerError(f"{reason}; {AGAIN}")
+            return self.explain(error, "the connection to another worker broke")
 
     def _beat(self):
         while True:

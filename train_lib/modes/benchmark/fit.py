@@ -42,9 +42,8 @@ def make_fit_model(config, strategy, num_classes, image_shape, pixels=None, **co
     `pixels` is the PixelScaling that the model applies first, to uint8 images as in the loop; None if they are scaled already.
     Raises RowFailed if Keras has no optimizer to compare --optimizer with.
     """
-    network = create_state(config, strategy, num_classes, image_shape, pixels).model
+    model = network = create_state(config, strategy, num_classes, image_shape, pixels).model
     with strategy.scope():
-        model = network
         if pixels is not None:
             images = keras.Input(tuple(image_shape), dtype="uint8")
             scale = keras.layers.Lambda(lambda images: steps.scale_pixels(images, pixels, network.inputs[0].dtype))
@@ -114,14 +113,13 @@ class DefaultFitRow(Row):
         super().__init__(bench)
         self.stalls = []
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, `close` closes it
-        users = environment.of_the_user()
-        root = str(pathlib.Path(__file__).resolve().parents[3])
-        own = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore",
-               "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # it shares the GPU with this process
-               "PYTHONPATH": os.pathsep.join(filter(None, [root, users.get("PYTHONPATH")]))}
+        users, root = environment.of_the_user(), str(pathlib.Path(__file__).resolve().parents[3])
         self._child = subprocess.Popen(
             [sys.executable, "-P", "-m", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
-            env=users | own)
+            env=users | {
+                "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore",
+                "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # it shares the GPU with this process
+                "PYTHONPATH": os.pathsep.join(filter(None, [root, users.get("PYTHONPATH")]))})
 
     def warm_up(self):
         self._ask(config_lib.to_values(self._bench.config))  # the child loads the data and compiles the model
@@ -159,10 +157,7 @@ class DefaultFitRow(Row):
 
 
 def prepare_fit(config):
-    """The child process: loads the data of an ExperimentConfig and compiles its network.
-
-    Returns a function that calls `model.fit` once with a number of steps and returns the answer to the parent.
-    """
+    """Loads the data and compiles the network; returns a function that answers {"steps": n} with the times of `model.fit`."""
     strategy, source = create_strategy(config), open_source(config.data)
     split = open_split(config.data, source, config.data.train_split, "train_split", log=lambda line: None)
     if not hasattr(split, "images"):
@@ -175,8 +170,8 @@ def prepare_fit(config):
         index = np.arange(num_steps * batch_size) % split.num_examples  # repeats the images of a small split
         return tutorial(split.images[index], split.labels[index], batch_size, epochs=1)
 
-    def fit(num_steps):
-        batches, ends = dataset(num_steps), []
+    def fit(message):
+        batches, ends = dataset(message["steps"]), []
         after_last_step = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: ends.append(time.monotonic()))
         start = time.monotonic()
         model.fit(batches, epochs=1, callbacks=[after_last_step])
@@ -192,10 +187,10 @@ def serve(messages, answers):
     for line in messages:
         try:
             message = json.loads(line)
-            if fit is None:
-                fit, answer = prepare_fit(config_lib.from_values(message)), {}
+            if fit:
+                answer = fit(message)
             else:
-                answer = fit(message["steps"])
+                fit, answer = prepare_fit(config_lib.from_values(message)), {}
         except (ExpectedError, RowFailed, ValueError, TypeError, RuntimeError, tf.errors.OpError) as error:
             answer = {"error": one_line_of(error)}
         print(json.dumps(answer), file=answers, flush=True)

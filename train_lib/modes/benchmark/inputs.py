@@ -1,8 +1,7 @@
 """The rows of the benchmark that draw batches and train nothing: this project's input, and what it is compared with.
 
-Those are the pipelines of tutorials and of per-example code, and the parts of a stream. `epochs` is how often the examples are
-repeated; None, the usual case, repeats them without end. They repeat before the shuffle. Otherwise the shuffle buffer would be
-refilled at the end of each epoch, in some of the short rounds of a benchmark and not in others.
+The examples are repeated `epochs` times, or without end if that is None, before they are shuffled. Otherwise the shuffle buffer
+would be refilled at the end of each epoch, in some of the short rounds of a benchmark and not in others.
 """
 
 import contextlib
@@ -47,14 +46,10 @@ class DrawnRow(Row):
         _kept_alive.append(self._iterator)
 
     def warm_up(self):
-        return self.measure()
+        return self.measure(FEWEST_BATCHES)
 
-    def measure(self, num_steps=0):
-        """Returns images/s over `INPUT_SECONDS`. `num_steps` only matters for rows that train."""
+    def _take(self, num_steps):  # for INPUT_SECONDS: the number of steps only matters for rows that train
         self._draw(DRAINED_BATCHES, DRAINED_SECONDS)
-        return super().measure(num_steps)
-
-    def _take(self, num_steps):
         return self._draw(FEWEST_BATCHES, INPUT_SECONDS)
 
     def _draw(self, fewest, shortest):
@@ -84,17 +79,15 @@ class ReadRow(DrawnRow):
 
     def warm_up(self):
         """Reads an epoch, and returns images/s of a measurement after that."""
-        batch_size = self._bench.batch_size
-        batches = -(-self._bench.run.train_split.num_examples // batch_size)
-        done, start, seconds = 0, self._bench.clock(), 0.0
-        while done < batches and seconds < FIRST_EPOCH_SECONDS:
+        num_examples, images, start, seconds = self._bench.run.train_split.num_examples, 0, self._bench.clock(), 0.0
+        while images < num_examples and seconds < FIRST_EPOCH_SECONDS:
             next(self._iterator)
-            done, seconds = done + 1, self._bench.clock() - start
-        self.first_epoch = {"images": done * batch_size, "seconds": seconds, "images_per_second": done * batch_size / seconds,
-                            "complete": done == batches}
-        if done < batches:
+            images, seconds = images + self._bench.batch_size, self._bench.clock() - start
+        self.first_epoch = {"images": images, "seconds": seconds, "images_per_second": images / seconds,
+                            "complete": images >= num_examples}
+        if images < num_examples:
             self._bench.note(f"the files take longer than {FIRST_EPOCH_SECONDS:.0f} s to read: rounds may wait for the disk")
-        return self.measure()
+        return super().warm_up()
 
 
 def open_batches(bench, name):
@@ -141,9 +134,8 @@ def tutorial(images, labels, batch_size, epochs=None):
     The images are uint8 [n, height, width, 3] and the labels int32 [n], arrays or tensors. Returns a Dataset of pairs: images,
     float32 [batch_size, height, width, 3] in [0, 1], and labels, int32 [batch_size]. A shorter last batch is dropped.
     """
-    slices = tf.data.Dataset.from_tensor_slices((images, labels)).map(_scaled)
-    repeated = slices if epochs == 1 else slices.repeat(epochs)
-    return repeated.shuffle(SHUFFLED).batch(batch_size, drop_remainder=True)
+    slices = tf.data.Dataset.from_tensor_slices((images, labels)).map(_scaled).repeat(epochs)
+    return slices.shuffle(SHUFFLED).batch(batch_size, drop_remainder=True)
 
 
 def _scaled(image, label):
@@ -166,7 +158,7 @@ def canonical(images, labels, batch_size, augmentations, epochs=None):
         return image, label
 
     slices = tf.data.Dataset.from_tensor_slices((images, labels)).repeat(epochs).shuffle(SHUFFLED)
-    return _flipped_and_scaled(slices, cropped, augmentations).batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    return _canonical_batches(slices, cropped, batch_size, augmentations)
 
 
 def canonical_stream(split, batch_size, augmentations, epochs=None):
@@ -179,16 +171,17 @@ def canonical_stream(split, batch_size, augmentations, epochs=None):
         return tf.image.random_crop(image, (size, size, 3)), tf.cast(example["label"], tf.int32)
 
     records = split.source.records(split.split).repeat(epochs).shuffle(SHUFFLED_RECORDS)
-    examples = _without_bad(split, _flipped_and_scaled(records, cropped, augmentations))
-    return examples.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    return _canonical_batches(records, cropped, batch_size, augmentations, skip_bad=split.source.bad.limit > 0)
 
 
-def _flipped_and_scaled(elements, cropped, augmentations):
+def _canonical_batches(elements, cropped, batch_size, augmentations, skip_bad=False):
     def prepared(*element):
         image, label = cropped(*element)
         return _scaled(tf.image.random_flip_left_right(image) if "flip" in augmentations else image, label)
 
-    return elements.map(prepared, num_parallel_calls=tf.data.AUTOTUNE)
+    examples = elements.map(prepared, num_parallel_calls=tf.data.AUTOTUNE)
+    examples = examples.ignore_errors() if skip_bad else examples
+    return examples.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
 
 
 def part_of_stream(name, split, batch_size, seed, augmentations, epochs=None):
@@ -208,15 +201,12 @@ def part_of_stream(name, split, batch_size, seed, augmentations, epochs=None):
         image = tf.image.decode_and_crop_jpeg(example["image"], window_of(height, width), channels=3)
         return image[0, 0], example["label"]
 
-    numbers = tf.data.Dataset.range(np.iinfo(np.int64).max if epochs is None else epochs)
+    numbers = tf.data.Dataset.range(epochs or np.iinfo(np.int64).max)
     examples = numbers.flat_map(lambda epoch: split.source.shuffled_records(split.split, seed, epoch, SHUFFLED_RECORDS))
     if name != "read":
-        examples = _without_bad(split, examples.enumerate().map(decode, num_parallel_calls=CORES))
+        examples = examples.enumerate().map(decode, num_parallel_calls=CORES)
+        examples = examples.ignore_errors() if split.source.bad.limit else examples
     return without_autotune(examples.batch(batch_size, drop_remainder=True).prefetch(PREFETCHED_BATCHES))
-
-
-def _without_bad(split, examples):
-    return examples.ignore_errors() if split.source.bad.limit else examples
 
 
 def numpy_gather(images, labels, batch_size):

@@ -72,11 +72,10 @@ class LoopRow(Row):
     @_unseen()
     def warm_up(self):
         """Also learns what records and checkpoints cost."""
-        trainer = self._trainer
         for _ in range(3):
             self._advance(1)
-            trainer.record()
-            trainer.save(True)
+            self._trainer.record()
+            self._trainer.save(True)
         start, wanted = self._bench.clock(), min(3, self._bench.config.device.steps_per_loop)
         self._advance(wanted)
         wait_for_devices()

@@ -72,8 +72,9 @@ class Bench:
         self.clock, self.shared = time.monotonic, {}
         useless = ["one_device"] if run.strategy.num_replicas_in_sync == 1 else []
         useless += OF_A_STREAM if hasattr(run.train_split, "images") else []
-        self._names = [name for name in config_lib.parse_rows(row_names) if row_names or name not in useless]
-        self._rows, self._rounds, self._warm_up_seconds, self._notes = {}, {}, {}, []
+        names = [name for name in config_lib.parse_rows(row_names) if row_names or name not in useless]
+        self._rows, self._rounds = dict.fromkeys(names), {name: [] for name in names}  # `warm_up` makes the rows
+        self._warm_up_seconds, self._notes = {}, []
 
     def note(self, line):
         """Prints a line that helps to understand the figures. It also becomes part of benchmark.json."""
@@ -82,13 +83,13 @@ class Bench:
 
     def close(self):
         """Closes the rows."""
-        for row in self._rows.values():
+        for row in filter(None, self._rows.values()):
             row.close()
 
     def warm_up(self):
         """Makes every row, does the work that only its first call has, and chooses the length of a round."""
         speeds = {}
-        for name in self._names:
+        for name in list(self._rows):
             with self._leaving_out(name):
                 start = self.clock()
                 self._rows[name] = CLASSES[name](self, name)
@@ -104,11 +105,11 @@ class Bench:
         """Measures all rows in turn, forwards and backwards, so that a machine that slows down does not favour any row."""
         for number in range(self._num_rounds):
             speeds = {}
-            for name in list(self._rows) if number % 2 == 0 else list(reversed(self._rows)):
+            for name in list(self._rows)[:: -1 if number % 2 else 1]:
                 with self._leaving_out(name):
                     rest()
                     speeds[name] = self._rows[name].measure(self._steps)
-                    self._rounds.setdefault(name, []).append(speeds[name])
+                    self._rounds[name].append(speeds[name])
             figures = ", ".join(f"{name} {speeds[name]:,.0f}" for name in self._rows)
             print(f"round {number + 1}/{self._num_rounds}, images/s: {figures}")
 
@@ -119,24 +120,22 @@ class Bench:
             yield
         except RowFailed as error:
             self.note(f"{name} left out: {error}")
-            self._names = [other for other in self._names if other != name]
-            self._rounds.pop(name, None)
-            if name in self._rows:
-                self._rows.pop(name).close()
-            if not self._names:
+            del self._rounds[name]
+            if row := self._rows.pop(name):
+                row.close()
+            if not self._rows:
                 raise UnusableError(f"--benchmark_rows={name}: {error}") from None
 
     def result(self):
         """The content of benchmark.json."""
-        rows, rounds, config, run = self._rows, {name: self._rounds[name] for name in self._rows}, self.config, self.run
-        bookkeeping, loop = None, rows.get("loop")
-        if loop:
+        rows, rounds, config, run, bookkeeping = self._rows, self._rounds, self.config, self.run, None
+        if loop := rows.get("loop"):
             seconds_per_step = self.batch_size / median(rounds["loop"])
             bookkeeping = verdict.bookkeeping_figures(loop.costs(), loop.every_steps, seconds_per_step)
         decision, advice = verdict.decide(rounds, bookkeeping, config, bool(tf.config.list_logical_devices("GPU")))
         # A deterministic loop does not measure how long it waits for a batch.
-        waits = {} if config.general.deterministic else {
-            name: rows[name].wait_shares for name in ("loop", "loop_constant") if name in rows}
+        loops = () if config.general.deterministic else ("loop", "loop_constant")
+        waits = {name: rows[name].wait_shares for name in loops if name in rows}
         wait_medians, values = {name: median(shares) for name, shares in waits.items()}, config_lib.to_values(config)
         return {
             "rows": verdict.row_figures(rounds),

@@ -4,6 +4,7 @@ import textwrap
 from statistics import mean, median
 
 import matplotlib.figure
+import numpy as np
 
 from alexnet import names
 from input_pipeline.common.small_files import unusable
@@ -24,6 +25,7 @@ LARGE_SHARE = 0.05  # of the loop's time; a part of the bookkeeping that takes m
 # {legend: (rows that only draw batches?, colour)}. Colour-blind readers can tell the colours apart too.
 KINDS = {"batches drawn, no training": (True, "#4477aa"), "training": (False, "#ee7733")}
 CAPTION_WIDTH = 108  # characters
+FIGURES = ("images_per_second", "low", "high")  # of a row
 
 
 def choose_length(seconds_per_step, steps_per_loop):
@@ -72,14 +74,10 @@ def decide(rounds, bookkeeping, config, on_gpu):
     if margin < INPUT_MARGIN:
         return "input-bound", f"the input alone reaches {margin:.2f} of the step's speed; try {_lighter_input(config, rounds)}"
     if share >= LOOP_MARGIN:
-        remedy = "--precision=bfloat16" if on_gpu else _smaller_network(config)
+        smaller = "--model_options=width=0.5" if "width" in names.OPTIONS[config.network.model] else "--model=alexnet_mini"
+        remedy = "--precision=bfloat16" if on_gpu else f"a smaller network, such as {smaller}, or more cores"
         return "compute-bound", f"the loop reaches {share:.2f} of the bare step's speed; to go faster try {remedy}"
     return "loop-bound", f"the loop reaches {share:.2f} of the bare step's speed; try {_less_bookkeeping(config, bookkeeping)}"
-
-
-def _smaller_network(config):
-    has_width = "width" in names.OPTIONS[config.network.model]
-    return f"a smaller network, such as {'--model_options=width=0.5' if has_width else '--model=alexnet_mini'}, or more cores"
 
 
 def _lighter_input(config, rounds):
@@ -106,7 +104,7 @@ def table(result):
     ratios, bookkeeping, stalls = result["ratios"], result["bookkeeping"], result["model_fit_default_stall_seconds"]
     lines = [f"{'row':<19} {'images/s':>10} {'low':>10} {'high':>10} {'rounds':>7}"]
     for row in result["rows"]:
-        figures = "".join(f" {row[name]:>10,.0f}" for name in ("images_per_second", "low", "high"))
+        figures = "".join(f" {row[name]:>10,.0f}" for name in FIGURES)
         lines.append(f"{row['name']:<19}{figures} {row['rounds']:>7}   {BENCHMARK_ROWS[row['name']]}")
     lines += ["", *(f"{name:<31} {value:.3f}" for name, value in ratios.items())] if ratios else []
     if result["data_wait_share"] is not None:
@@ -135,12 +133,11 @@ def draw(result, path):
     figure = matplotlib.figure.Figure(figsize=(9, inches))
     axes = figure.subplots()
     for legend, (draws_only, colour) in KINDS.items():
-        for place, row in enumerate(rows):
-            if (row["name"] in INPUTS) == draws_only:
-                middle, low, high = row["images_per_second"], row["low"], row["high"]
-                axes.barh(place, middle, 0.7, xerr=[[middle - low], [high - middle]], color=colour, capsize=3, label=legend)
-                axes.annotate(f"{middle:,.0f}", (high, place), (6, 0), textcoords="offset points", va="center")
-                legend = None  # one entry is enough
+        places = [place for place, row in enumerate(rows) if (row["name"] in INPUTS) == draws_only]
+        if places:
+            middle, low, high = (np.array([rows[place][name] for place in places]) for name in FIGURES)
+            bars = axes.barh(places, middle, 0.7, xerr=[middle - low, high - middle], color=colour, capsize=3, label=legend)
+            axes.bar_label(bars, fmt="{:,.0f}", padding=6)
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes.set_xscale("log")  # input and training are decades apart: on a linear scale, some bars would be too short to see
     axes.set_xlim(min(row["low"] for row in rows) / 3, 6 * max(row["high"] for row in rows))
