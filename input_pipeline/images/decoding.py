@@ -41,7 +41,7 @@ def decode_unchecked(encoded):
 def _webp_of_four(encoded):
     """A WebP file with alpha or an animation, else empty. TensorFlow decodes such a file to four channels and no other number.
 
-    In an animation without alpha, this sets the flag of alpha. Without the flag, TensorFlow 2.21 refuses to decode it to four
+    In an animation without alpha, this sets the flag of alpha. Without it, TensorFlow 2.21 refuses to decode the file to four
     channels; and if asked for the file's own number of channels, it writes beyond its memory.
     """
     head = tf.strings.substr(tf.strings.join([tf.strings.substr(encoded, 0, 32), " " * 32]), 0, 32)

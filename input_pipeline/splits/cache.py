@@ -1,12 +1,11 @@
 """Keeps decoded splits as memory-mapped files, so that the next start does not decode again.
 
 A file is a header of 4096 bytes (JSON, padded with blanks), the images (uint8 [n, height, width, 3]) and the labels (int32 [n]).
-The file's name identifies the split and the folder of the data; the key in the header identifies the state of the data. If the
-data has changed, it is decoded again and the file is replaced, so that a split never has more than one file.
+Its name identifies the split and the folder of the data; the key in the header identifies the state of the data. If the data has
+changed, it is decoded again and the file is replaced, so that a split never has more than one file.
 
-When a file is opened, its header must be exactly the expected one, its length must be right, and its checksum must match. Up to
-256 MiB, the checksum covers all bytes; in a larger file the labels and 256 blocks of 1 MiB, from the first to the last at equal
-distances. If anything is wrong, the split is decoded again.
+To be used, a file must have exactly the expected header, the right length and the right checksum. Up to 256 MiB, the checksum
+covers all bytes; in a larger file the labels and 256 blocks of 1 MiB, from the first to the last at equal distances.
 
 A file gets its name by a rename after it is complete and on the disk, and is never changed afterwards. If two processes write at
 once, the later one wins, and the other file lives on as long as a process has it mapped.
@@ -43,8 +42,8 @@ def folder_of(cache_dir):
 class CachedSplit:
     """The file of one decoded split, whether it exists or not. `shape` is that of the images, (n, height, width, 3).
 
-    `folder` need not exist; if it is None, nothing is found and nothing is stored. `fingerprint` is a JSON value that changes if
-    the data changes. Its "place", if any, distinguishes sources of the same `name`.
+    If `folder` is None, nothing is found or stored. `fingerprint` is a JSON value that changes if the data changes; its "place",
+    if any, distinguishes sources of the same `name`.
     """
 
     def __init__(self, folder, name, split, shape, fingerprint):

@@ -20,11 +20,10 @@ WORD = 8  # bytes of an int64. TensorFlow can gather int64 on a GPU, but has no 
 class DeviceSplit(ResidentSplit):
     """A ResidentSplit whose batches contain choices instead of images; `look_up` must be applied to each batch.
 
-    Instead of "image", elements have int32 [b]: "index" of the image, "top" and "left" of its window (0 is the edge of the image,
-    negative is outside of it), "mirrored" (0 or 1); with "random_resized_crop" also the windows' "corners", float32 [b, 4].
-
-    The tables contain the images without padding; `look_up` replaces pixels outside of the image by zeros. So one table serves
-    training and evaluation, and for 32 x 32 pixels takes two thirds of the memory of a padded one.
+    Instead of "image", elements have int32 [b]: "index" of the image, "top" and "left" of its window (0 is the edge of the
+    image, negative is outside of it), "mirrored" (0 or 1); with "random_resized_crop" also the windows' "corners", float32 [b,
+    4]. The tables contain the images without padding, because `look_up` replaces pixels outside of the image by zeros. So one
+    table serves training and evaluation, and for 32 x 32 pixels takes two thirds of the memory of a padded one.
     """
 
     _on_devices: dict = dataclasses.field(default_factory=dict, repr=False)  # device -> its table

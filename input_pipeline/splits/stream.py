@@ -1,10 +1,8 @@
 """A split that does not fit in memory: read, decoded and augmented on the way, in an order that is a function of (seed, epoch).
 
 To resume, the records of the current epoch are read again up to the current step, but neither parsed nor decoded. Whole files
-cannot be skipped, because the shuffle needs their records. The augmentation of an example is a function of (seed, its position
-in the run).
-
-If bad examples are skipped, a good example takes the place of each of them. All others then keep their positions, so the
+cannot be skipped, because the shuffle needs their records. An example's augmentation is a function of (seed, its position in the
+run). If bad examples are skipped, a good example takes the place of each of them. All others then keep their positions, so the
 batches are the same on any number of replicas and after a resume.
 """
 
