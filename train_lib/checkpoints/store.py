@@ -152,7 +152,7 @@ class CheckpointStore:
         if which == "latest":
             return self.newest()
         name = f"step-{int(which):08d}" if which.isdecimal() else self._pointed(which)
-        there = ", ".join(str(step) for step in self.steps())
+        there = ", ".join(map(str, self.steps()))
         if name is None or not STEP_FOLDER.fullmatch(name) or not (self.folder / name).is_dir():
             raise UnusableError(f"--checkpoint={which}: not in {self.folder}; there are {there}")
         try:

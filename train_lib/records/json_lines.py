@@ -58,15 +58,18 @@ class JsonLines:
 
     def read(self):
         """Returns all complete records. A last line that a killed process wrote only in part is left out."""
+        records, number = [], 0
         with unusable(self.path, "read"):
             if not self.path.exists() or str(self.path) == os.devnull:
                 return []
             if not self.path.is_file():
                 raise OSError(errno.EINVAL, "it is not a regular file")
             with open(self.path, "rb") as file:
-                lines = enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1)
-                whole = ((number, line) for number, line in lines if line.endswith(b"\n") or len(line) == LONGEST_LINE)
-                return [self._parse(line, number) for number, line in whole if line.strip()]
+                while line := file.readline(LONGEST_LINE):
+                    number += 1
+                    if line.strip() and (line.endswith(b"\n") or len(line) == LONGEST_LINE):
+                        records.append(self._parse(line, number))
+        return records
 
     def _parse(self, line, number):
         with contextlib.suppress(ValueError, KeyError, TypeError, IndexError):

@@ -155,9 +155,11 @@ def next_images(run):
 
 def first_kernels(model):
     """The kernels of the first convolution over three channels, float [height, width, 3, kernels]; None if there is none."""
-    kernels = (getattr(layer, "kernel", None) for layer in model.layers)
-    found = (kernel for kernel in kernels if kernel is not None and len(kernel.shape) == 4 and kernel.shape[2] == 3)
-    return next((keras.ops.convert_to_numpy(kernel) for kernel in found), None)
+    for layer in model.layers:
+        kernel = getattr(layer, "kernel", None)
+        if kernel is not None and len(kernel.shape) == 4 and kernel.shape[2] == 3:
+            return keras.ops.convert_to_numpy(kernel)
+    return None
 
 
 def kernel_grid(kernels, towers=1):

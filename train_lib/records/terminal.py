@@ -92,7 +92,7 @@ def parameter_table(model):
             rows.append((layer.name, " x ".join(map(str, shape)), f"{parameters:,}" if parameters else ""))
         previous = shape
     rows.append((model.name, "", f"{model.count_params():,}"))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {count:>{widths[2]}}".rstrip() for name, shape, count in rows)
 
 
