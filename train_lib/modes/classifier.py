@@ -43,14 +43,11 @@ class Classifier:
 
         The views are uint8 [n, height, width, 3], and the logits NumPy [n, classes], float32 or float64.
         """
-        rows = -(-batch_size // self.strategy.num_replicas_in_sync)
-        padded = np.zeros((rows * self.strategy.num_replicas_in_sync, *views.shape[1:]), np.uint8)
+        num_replicas = self.strategy.num_replicas_in_sync
+        padded = np.zeros((-(-batch_size // num_replicas) * num_replicas, *views.shape[1:]), np.uint8)
         padded[: len(views)] = views
-
-        def share(replica):
-            first = replica.replica_id_in_sync_group * rows
-            return tf.constant(padded[first : first + rows])
-
-        images = self.strategy.experimental_distribute_values_from_function(share)
+        parts = np.split(padded, num_replicas)
+        images = self.strategy.experimental_distribute_values_from_function(
+            lambda replica: tf.constant(parts[replica.replica_id_in_sync_group]))
         logits = self.strategy.experimental_local_results(self.eval_step({"image": images}))
         return np.concatenate([part.numpy() for part in logits])[: len(views)]

@@ -144,7 +144,12 @@ def check(classifier, folder, precision):
     Returns the largest difference of a probability. Raises UnusableError if it is larger than TOLERANCE allows, or if the
     SavedModel cannot be loaded.
     """
-    batches = _sample_batches(*classifier.state.model.inputs[0].shape[1:3])
+    height, width = classifier.state.model.inputs[0].shape[1:3]
+    generator = np.random.default_rng(0)
+    batches = []  # of soft noise, two images each, the first of them of the network's size
+    for size in ((height, width), (2 * height + 3, 3 * width + 1), (height // 2 + 1, width)):
+        noise = tf.image.resize(generator.integers(0, 256, (2, 4, 4, 3)), size, "bicubic")
+        batches.append(np.clip(noise, 0, 255).astype(np.uint8))
     views = [classifier.view(images) for images in batches]
     views.append(np.stack([view[0] for view in views]))  # the contents of the files
     cases = {"class_names": _names(classifier)}
@@ -152,26 +157,14 @@ def check(classifier, folder, precision):
         cases |= {f"batch_{index}": images, f"file_{index}": np.frombuffer(tf.io.encode_png(images[0]).numpy(), np.uint8)}
     for index, view in enumerate(views):
         cases[f"expected_{index}"] = tf.nn.softmax(classifier.eval_step({"image": view})).numpy()
-    difference = np.maximum(_difference_of_keras(classifier, folder / "model.keras", batches[0]),
-                            _difference_elsewhere(folder / "saved_model", cases))
+    expected = tf.nn.softmax(make_eval_step(classifier.strategy, classifier.state)({"image": batches[0]}))
+    # In a graph, because some layers of Keras trace again in each eager call, and TensorFlow warns about it.
+    found = tf.function(keras.models.load_model(folder / "model.keras"))(batches[0])
+    difference = np.maximum(np.abs(expected - found).max(), _difference_elsewhere(folder / "saved_model", cases))
     if not difference <= TOLERANCE[precision]:  # NaN is an error too
         how = f"computes probabilities up to {difference:.2g} off those of {classifier.checkpoint.folder}"
         raise UnusableError(f"--mode=export: the exported model {how}; nothing is kept")
     return float(difference)
-
-
-def _sample_batches(height, width):
-    """Images of soft noise, uint8: a batch of two for each of several sizes, the first of which is (height, width)."""
-    sizes = [(height, width), (2 * height + 3, 3 * width + 1), (height // 2 + 1, width)]
-    generator = np.random.default_rng(0)
-    noise = [tf.image.resize(generator.integers(0, 256, (2, 4, 4, 3)), size, "bicubic") for size in sizes]
-    return [np.clip(images, 0, 255).astype(np.uint8) for images in noise]
-
-
-def _difference_of_keras(classifier, path, images):
-    expected = tf.nn.softmax(make_eval_step(classifier.strategy, classifier.state)({"image": images}))
-    # In a graph, because some layers of Keras trace again in each eager call, and TensorFlow warns about it.
-    return np.abs(expected - tf.function(keras.models.load_model(path))(images)).max()
 
 
 def _difference_elsewhere(saved_model, cases):
