@@ -18,7 +18,7 @@ import shutil
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline.common.errors import ExpectedError, SettingError, UnusableError
+from input_pipeline.common.errors import SettingError, UnusableError
 from input_pipeline.common.small_files import read_file, read_json
 from train_lib.checkpoints.tensor_files import read_tensors
 
@@ -232,16 +232,15 @@ def find_initial(path):
     Raises SettingError if there is none, UnusableError if it is damaged.
     """
     folder = pathlib.Path(os.path.expanduser(path))
-    if os.path.exists(folder / MANIFEST):
-        try:
-            return verify(folder.resolve(), renamed=True)
-        except DamagedCheckpoint as error:
-            raise UnusableError(f"--init_from={path}: {error}") from None
     store = CheckpointStore(folder / "checkpoints")
-    if not store.steps():
-        raise SettingError("init_from", path, "holds no checkpoint; give a run's workdir or a checkpoint folder")
     try:
-        return store.find("best")
-    except ExpectedError:
+        if os.path.exists(folder / MANIFEST):
+            return verify(folder.resolve(), renamed=True)
+        if store.steps():
+            return store.find("best")
+    except DamagedCheckpoint as error:
+        raise UnusableError(f"--init_from={path}: {error}") from None
+    except UnusableError:
         remedy = f"the run has no best checkpoint that can be read; give one of the folders in {store.folder}"
         raise UnusableError(f"--init_from={path}: {remedy}") from None
+    raise SettingError("init_from", path, "holds no checkpoint; give a run's workdir or a checkpoint folder")

@@ -53,8 +53,8 @@ class Holder(NamedTuple):
 def locked(folder, log=print):
     """Context manager that makes this process the only writer of a run's folder, which must exist and be writable.
 
-    `log` is called with a line if it takes over the lock of a dead process, or watches a lock of another machine. Raises
-    UnusableError if another process writes the folder, or the lock file cannot be used.
+    `log` is called with a line if it takes over the lock of a dead process, or watches for a heartbeat. Raises UnusableError if
+    another process writes the folder, or the lock file cannot be used.
     """
     path, over = pathlib.Path(folder) / NAME, threading.Event()
     try:
