@@ -79,8 +79,9 @@ def _take(path, log):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW, 0o644)
         try:
             has_kernel_lock = _flock(path, descriptor)
-            if _is_in_folder(path, descriptor):  # not if its holder removed it after we opened it and before we locked it
+            if _is_in_folder(path, descriptor):
                 _check_holder(path, descriptor, has_kernel_lock, log)
+            if _is_in_folder(path, descriptor):  # not if its holder has ended since we opened it, and removed it
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, json.dumps(Holder.myself()._asdict()).encode() + b"\n", 0)
                 return descriptor
@@ -128,8 +129,11 @@ def _beats(path):
     """Whether the modification time of a lock file changes. The value itself does not matter, as clocks of machines differ."""
     times, end = set(), time.monotonic() + SILENCE_SECONDS
     while time.monotonic() < end:
-        with open(path, "rb") as file:  # opening it makes a network file system ask its server
-            times.add(os.fstat(file.fileno()).st_mtime_ns)
+        try:
+            with open(path, "rb") as file:  # opening it makes a network file system ask its server
+                times.add(os.fstat(file.fileno()).st_mtime_ns)
+        except FileNotFoundError:  # its holder has ended
+            return False
         if len(times) > 1:
             return True
         time.sleep(min(1.0, SILENCE_SECONDS / 10))

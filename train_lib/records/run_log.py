@@ -119,7 +119,7 @@ class RunLog:
         with self._writers[kind].as_default(step=record["step"]):
             for name, value in record.items():
                 # TensorBoard holds float32. The files hold null for what is not finite, so a rewrite could not draw it either.
-                if name not in NOT_DRAWN and is_of(value, (int, float)) and abs(value) <= tf.float32.max:
+                if name not in NOT_DRAWN and is_of(value, (int, float)) and abs(value) <= float(tf.float32.max):
                     tf.summary.scalar(name, value)
 
     def _close_events(self):

@@ -233,6 +233,13 @@ def test_a_file_that_its_holder_removes_between_our_opening_and_locking_it(tmp_p
         assert holder_of(tmp_path) == Holder.myself()
 
 
+def test_a_writer_on_another_machine_that_ends_while_it_is_watched(tmp_path, quick):
+    """It removes its file, so there is nothing left to watch or to lock."""
+    (tmp_path / ".lock").write_text(json.dumps(ELSEWHERE))
+    with locked(tmp_path, lambda line: (tmp_path / ".lock").unlink(missing_ok=True)):
+        assert holder_of(tmp_path) == Holder.myself()
+
+
 def test_of_many_one_writes_at_a_time(tmp_path):
     (tmp_path / "number").write_text("0")
     processes = [python(ADD, tmp_path, 20) for _ in range(3)]
