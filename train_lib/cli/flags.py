@@ -80,7 +80,7 @@ def _parse_flags(arguments, flag_values, place=""):
     except flags.UnrecognizedFlagError as error:
         close = difflib.get_close_matches(error.flagname, settings, n=2)
         hint = f"did you mean --{' or --'.join(close)}?" if close else LIST_FLAGS
-        raise SettingError(error.flagname, error.flagvalue, f"no such flag{place}; {hint}") from None
+        raise SettingError(error.flagname, error.flagvalue.partition("=")[2], f"no such flag{place}; {hint}") from None
     except RecursionError:  # absl looks for similar names by a recursion over the letters
         raise flags.Error(f"no such flag{place}: one that has a very long name; {LIST_FLAGS}") from None
     except (flags.Error, ValueError) as error:  # absl raises ValueError for --nodebug=false

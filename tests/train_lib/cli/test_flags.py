@@ -101,6 +101,7 @@ def test_the_command_that_repeats_a_run_can_undo_a_preset():
     ("--seed=", "--seed=: give a whole number"),
     ("--debug=", "--debug=: give true or false"),
     ("--mode=", "--mode=: give a value that is one of train"),
+    ("--learning_rat=1", "--learning_rat=1: no such flag; did you mean --learning_rate?"),
 ])
 def test_values_that_cannot_work(argument, words):
     """A setting that always has a value cannot be emptied."""
