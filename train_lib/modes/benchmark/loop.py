@@ -61,29 +61,34 @@ class LoopRow(Row):
         horizon = min(run.plan.schedule_steps, 20_000)
         saves = sum(run.plan.checkpoint_due(step) for step in range(1, horizon + 1))
         # {part of the bookkeeping: steps between two calls}. The last step of a run is always saved.
-        self.every_steps = {"checkpoint": horizon / max(saves, 1), "record": run.config.cadence.log_every_steps,
-                            "display": run.config.device.steps_per_loop}
+        self._every_steps = {"save": horizon / max(saves, 1), "record": run.config.cadence.log_every_steps,
+                             "show": run.config.device.steps_per_loop}
 
-    def costs(self):
-        """{part of the bookkeeping: mean seconds of one call}, without the first call, which also opens files."""
-        seconds, parts = self._meter.seconds, {"checkpoint": "save", "record": "record", "display": "show"}
-        return {name: mean(seconds[part][1:] or seconds[part]) for name, part in parts.items()}
+    def _cost(self, part):
+        """The mean seconds of one call of a part of the bookkeeping, without the first call, which also opens files."""
+        return mean(self._meter.seconds[part][1:] or self._meter.seconds[part])
+
+    def bookkeeping(self, seconds_per_step):
+        """The "bookkeeping" of benchmark.json: the share of the loop's time that each part of its bookkeeping takes."""
+        parts = {}
+        for name, part in {"checkpoint": "save", "record": "record", "display": "show"}.items():
+            cost, every_steps = self._cost(part), self._every_steps[part]
+            parts[name] = {"seconds": cost, "every_steps": every_steps, "share": cost / every_steps / seconds_per_step}
+        return {"share": sum(part["share"] for part in parts.values()), "seconds_per_step": seconds_per_step, "parts": parts}
 
     @_unseen()
     def warm_up(self):
         """Also learns what records and checkpoints cost."""
-        for _ in range(3):
-            self._advance(1)
-            self._trainer.record()
-            self._trainer.save(True)
-        start, wanted = self._bench.clock(), min(3, self._bench.config.device.steps_per_loop)
-        self._advance(wanted)
-        wait_for_devices()
-        return wanted * self._bench.batch_size / (self._bench.clock() - start)
-
-    def _advance(self, num_steps):
-        self._trainer.advance(self._batches, self._trainer.state.step + num_steps)
-        refuse_diverged(self._bench.config, self._trainer.has_diverged())
+        trainer, last = self._trainer, min(3, self._bench.config.device.steps_per_loop)
+        for num_steps in (1, 1, 1, last):
+            start = self._bench.clock()
+            trainer.advance(self._batches, trainer.state.step + num_steps)
+            wait_for_devices()
+            seconds = self._bench.clock() - start
+            refuse_diverged(self._bench.config, trainer.has_diverged())
+            trainer.record()
+            trainer.save(True)
+        return last * self._bench.batch_size / seconds
 
     @_unseen()
     def _take(self, num_steps):
@@ -97,7 +102,7 @@ class LoopRow(Row):
         seconds = self._bench.clock() - start - (sum(meter.seconds["save"]) - saved)
         self.wait_shares.append(meter.waited / meter.trained)
         done = trainer.state.step - first
-        return done, seconds + done * self.costs()["checkpoint"] / self.every_steps["checkpoint"]
+        return done, seconds + done * self._cost("save") / self._every_steps["save"]
 
     def traces(self):
         """How often the compiled loop was traced. More than once means that something compiles again and again."""

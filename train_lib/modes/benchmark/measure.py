@@ -105,7 +105,7 @@ class Bench:
         """Measures all rows in turn, forwards and backwards, so that a machine that slows down does not favour any row."""
         for number in range(self._num_rounds):
             speeds = {}
-            for name in list(self._rows)[:: -1 if number % 2 else 1]:
+            for name in list(self._rows) if number % 2 == 0 else list(reversed(self._rows)):
                 with self._leaving_out(name):
                     rest()
                     speeds[name] = self._rows[name].measure(self._steps)
@@ -130,19 +130,18 @@ class Bench:
         """The content of benchmark.json."""
         rows, rounds, config, run, bookkeeping = self._rows, self._rounds, self.config, self.run, None
         if loop := rows.get("loop"):
-            seconds_per_step = self.batch_size / median(rounds["loop"])
-            bookkeeping = verdict.bookkeeping_figures(loop.costs(), loop.every_steps, seconds_per_step)
+            bookkeeping = loop.bookkeeping(self.batch_size / median(rounds["loop"]))
         decision, advice = verdict.decide(rounds, bookkeeping, config, bool(tf.config.list_logical_devices("GPU")))
         # A deterministic loop does not measure how long it waits for a batch.
         loops = () if config.general.deterministic else ("loop", "loop_constant")
         waits = {name: rows[name].wait_shares for name in loops if name in rows}
-        wait_medians, values = {name: median(shares) for name, shares in waits.items()}, config_lib.to_values(config)
+        medians, values = {name: median(shares) for name, shares in waits.items()}, config_lib.to_values(config)
         return {
             "rows": verdict.row_figures(rounds),
             "ratios": verdict.ratio_figures(rounds),
-            "data_wait_share": wait_medians.get("loop"),
+            "data_wait_share": medians.get("loop"),
             "data_wait_share_by_round": waits.get("loop"),
-            "data_wait_share_of_a_constant_batch": wait_medians.get("loop_constant"),
+            "data_wait_share_of_a_constant_batch": medians.get("loop_constant"),
             "bookkeeping": bookkeeping,
             "traces": loop.traces() if loop else None,
             "model_fit_default_stall_seconds": rows["model_fit_default"].stalls if "model_fit_default" in rows else [],
@@ -152,10 +151,7 @@ class Bench:
             "advice": advice,
             "notes": self._notes,
             "environment": environment.describe_machine() | {name: values[name] for name in DESCRIBED} | {
-                "devices": describe(run.strategy),
-                "replicas": run.strategy.num_replicas_in_sync,
-                "image_shape": list(run.train_split.image_shape),
-                "parameters": run.state.model.count_params(),
-                "steps_per_round": self._steps,
-            },
+                "devices": describe(run.strategy), "replicas": run.strategy.num_replicas_in_sync,
+                "image_shape": list(run.train_split.image_shape), "parameters": run.state.model.count_params(),
+                "steps_per_round": self._steps},
         }

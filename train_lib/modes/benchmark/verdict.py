@@ -48,21 +48,11 @@ def row_figures(rounds):
 
 
 def ratio_figures(rounds):
-    """{"a/b": median over the rounds of a's images/s divided by b's in the same round}, if both were measured."""
+    """The "ratios": {"a/b": median over the rounds of a's images/s divided by b's in the same round}, if both were measured."""
     return {
         f"{above}/{below}": median(a / b for a, b in zip(rounds[above], rounds[below], strict=True))
         for above, below in RATIOS if above in rounds and below in rounds
     }
-
-
-def bookkeeping_figures(seconds, every_steps, seconds_per_step):
-    """The "bookkeeping" of benchmark.json: the share of the loop's time that each part of its bookkeeping takes.
-
-    It is computed from {part: mean seconds of one call}, {part: steps between two calls} and the seconds of the whole loop.
-    """
-    parts = {part: {"seconds": cost, "every_steps": every_steps[part], "share": cost / every_steps[part] / seconds_per_step}
-             for part, cost in seconds.items()}
-    return {"share": sum(part["share"] for part in parts.values()), "seconds_per_step": seconds_per_step, "parts": parts}
 
 
 def decide(rounds, bookkeeping, config, on_gpu):
@@ -127,7 +117,13 @@ def table(result):
 
 def draw(result, path):
     """Writes benchmark.png: a bar for each row with its spread over the rounds, and below them the ratios and the verdict."""
-    rows, caption = result["rows"][::-1], _caption(result)  # the first row is at the top
+    ratios = [f"{name:<31} {value:9.3f}" for name, value in result["ratios"].items()]
+    half = (len(ratios) + 1) // 2  # two columns
+    caption = [f"{left}    {right}".rstrip() for left, right in zip(ratios[:half], [*ratios[half:], ""], strict=False)]
+    if result["data_wait_share"] is not None:
+        caption.append(f"waiting for data: {100 * result['data_wait_share']:.2f} % of the compiled loop's time")
+    caption += textwrap.wrap(f"{result['verdict'] or 'no verdict'}: {result['advice']}", CAPTION_WIDTH)
+    rows = result["rows"][::-1]  # the first row is at the top
     chart_inches, caption_inches = 0.8 + 0.36 * len(rows), 0.2 + 0.16 * len(caption)
     inches = chart_inches + caption_inches
     figure = matplotlib.figure.Figure(figsize=(9, inches))
@@ -150,13 +146,3 @@ def draw(result, path):
     figure.tight_layout(rect=(0, caption_inches / inches, 1, 1))
     with unusable(path):
         figure.savefig(path, dpi=120)
-
-
-def _caption(result):
-    """Lines of text: the ratios in two columns, the share of waiting, the verdict."""
-    ratios = [f"{name:<31} {value:9.3f}" for name, value in result["ratios"].items()]
-    half = (len(ratios) + 1) // 2
-    lines = [f"{left}    {right}".rstrip() for left, right in zip(ratios[:half], [*ratios[half:], ""], strict=False)]
-    if result["data_wait_share"] is not None:
-        lines.append(f"waiting for data: {100 * result['data_wait_share']:.2f} % of the compiled loop's time")
-    return [*lines, *textwrap.wrap(f"{result['verdict'] or 'no verdict'}: {result['advice']}", CAPTION_WIDTH)]
