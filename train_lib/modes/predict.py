@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import os
 import sys
 
@@ -29,32 +30,29 @@ def predict(config, workdir):
     Its text is quoted, its numbers are not. Paths are written as the bytes they are, even if they are not UTF-8. Files that
     cannot be used are named on stderr and skipped; the exit code is then that of UnusableError.
     """
-    paths = list_images(config.modes.inputs)
-    table, shown, num_bad = io.StringIO(), [], 0
-    writer = csv.writer(table, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    paths, classified = list_images(config.modes.inputs), []
     with explained(config):
         classifier = Classifier(config, workdir, create_strategy(config))
-        ranks = range(1, classifier.top + 1)
-        writer.writerow(["path", *(f"{column}_{rank}" for rank in ranks for column in ("class", "probability"))])
         batch_size = min(config.optimization.global_batch_size, len(paths))
         with tqdm(total=len(paths), unit="image", disable=None, dynamic_ncols=True) as bar:  # None: hidden if stderr is a file
             for path, ranked, reason in classify(classifier, paths, batch_size, config.data.decode_threads):
                 bar.update()
                 if reason:
-                    num_bad += 1
                     bar.write(f"{printable(path)}: {reason}; skipped", file=sys.stderr)
-                    continue
-                writer.writerow([path, *(cell for pair in ranked for cell in pair)])
-                if len(shown) < MOST_ROWS_IN_TABLE:
-                    shown.append((path, ranked))
+                else:
+                    classified.append((path, ranked))
+    table, ranks = io.StringIO(), range(1, classifier.top + 1)
+    writer = csv.writer(table, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    writer.writerow(["path", *(f"{column}_{rank}" for rank in ranks for column in ("class", "probability"))])
+    writer.writerows([path, *itertools.chain(*ranked)] for path, ranked in classified)
     written = workdir.write_file("predictions.csv", table.getvalue().encode(errors="surrogateescape"))
-    print(f"{len(paths) - num_bad} of {len(paths)} images classified by {classifier.checkpoint.folder}")
-    if shown:
-        print(format_table(shown))
-    if more := len(paths) - num_bad - len(shown):
-        print(f"... and {more} more")
+    print(f"{len(classified)} of {len(paths)} images classified by {classifier.checkpoint.folder}")
+    if classified:
+        print(format_table(classified[:MOST_ROWS_IN_TABLE]))
+    if len(classified) > MOST_ROWS_IN_TABLE:
+        print(f"... and {len(classified) - MOST_ROWS_IN_TABLE} more")
     print(f"written: {written}")
-    return UnusableError.exit_code if num_bad else 0
+    return 0 if len(classified) == len(paths) else UnusableError.exit_code
 
 
 def classify(classifier, paths, batch_size, decode_threads=0):

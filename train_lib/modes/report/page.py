@@ -67,10 +67,9 @@ class RunFiles:
         self.train, self.validation, self.test = (
             [record for record in self.metrics if record["kind"] == kind] for kind in ("train", "validation", "test"))
         self.timing = JsonLines(path / "timing.jsonl", TIMING_RECORD).read()
-        folders = [folder for folder in (path, path / "pictures") if (folder / "evaluation.json").exists()]
-        evaluations = [(folder, _read_json(folder / "evaluation.json", EVALUATION_NAMES)) for folder in folders]
+        evaluations = [(folder, _read_json(folder / "evaluation.json", EVALUATION_NAMES)) for folder in (path, path / "pictures")]
         # If both are of one step, take the one the user asked for: `--mode=evaluate` writes into the workdir itself.
-        folder, self.evaluation = max(evaluations, key=lambda found: found[1]["step"], default=(path, {}))
+        folder, self.evaluation = max(evaluations, key=lambda found: found[1].get("step", -1))
         mistakes = _read_json(folder / "mistakes.json")
         self.mistakes = mistakes.get("mistakes", []) if mistakes.get("step") == self.evaluation.get("step") else []
         self.values, self.result, self.environment = (
