@@ -6,7 +6,6 @@ A setting is declared once. The command line, the help text, the validation and 
 import dataclasses
 import math
 import operator
-import types
 import typing
 
 from input_pipeline.common.errors import SettingError, is_plain
@@ -30,8 +29,7 @@ def setting(default, help, *, low=None, above=None, high=None, below=None, choic
 
 def value_type(field):
     """The type of a field without None: `float` for `float | None`."""
-    alternatives = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
-    return next(kind for kind in alternatives if kind is not types.NoneType)
+    return (typing.get_args(field.type) or (field.type,))[0]
 
 
 def describe_type(field):

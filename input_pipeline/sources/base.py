@@ -96,6 +96,19 @@ def file_state(name):
         return remote.length, remote.mtime_nsec
 
 
+def read_records(file, first, end):
+    """Yields (number, record, "") for the records of a TFRecord file, and (number, None, what is wrong) for damaged ones."""
+    while first < end:
+        try:
+            for record in without_autotune(tf.data.TFRecordDataset(file).skip(first).take(end - first)).as_numpy_iterator():
+                yield first, record, ""
+                first += 1
+            return
+        except tf.errors.OpError as error:
+            yield first, None, one_line_of(error)
+            first += 1
+
+
 def shuffle_seeds(seed, epoch):
     """Two int64 seeds for the order of an epoch. They never equal the keys of the augmentation, (seed, position >= 0)."""
     key = tf.stack([tf.cast(seed, tf.int64), -1 - tf.cast(epoch, tf.int64)])
@@ -157,22 +170,19 @@ class RecordFiles(Source):
         for file, skip, take, _ in self._parts(split):
             if time.monotonic() - start > seconds:
                 return
-            before, end, remedy = None, skip + take, "prepare or copy this file again"
-            while skip < end:
-                try:
-                    for _ in without_autotune(tf.data.TFRecordDataset(file).skip(skip).take(end - skip)):
-                        skip += 1
-                    if skip < end:
-                        raise UnusableError(f"{file}: ends after {skip} records, {end} are wanted; {remedy}")
-                except tf.errors.OpError as error:
-                    reason = f"is damaged ({one_line_of(error)})"
-                    if reason == before:  # at the same byte again: the length is wrong, so the next record cannot be found
-                        wrong = "is damaged in its length, and what follows cannot be read"
-                        raise UnusableError(f"{file} record {skip - 1}: {wrong}; {remedy}") from None
-                    before = reason
-                    self.bad.add(f"{file} record {skip}", reason, remedy)
-                    self._damaged.add((file, skip))
-                    skip += 1
+            done, before, remedy = skip, "", "prepare or copy this file again"
+            for number, _, damage in read_records(file, skip, skip + take):
+                done = number + 1
+                if not damage:
+                    continue
+                if damage == before:  # at the same byte again: the length is wrong, so the next record cannot be found
+                    wrong = "is damaged in its length, and what follows cannot be read"
+                    raise UnusableError(f"{file} record {number - 1}: {wrong}; {remedy}")
+                before = damage
+                self.bad.add(f"{file} record {number}", f"is damaged ({damage})", remedy)
+                self._damaged.add((file, number))
+            if done < skip + take:
+                raise UnusableError(f"{file}: ends after {done} records, {skip + take} are wanted; {remedy}")
         if not self._parts(split):
             raise UnusableError(f"{self.name}: every record of {split} is damaged; prepare or copy its files again")
 

@@ -23,13 +23,22 @@ def open_source(config, path, bad):
     """
     table = pathlib.Path(path)
     rows = _rows(table, bad)
-    names = _class_names(rows, bad)
-    index = {name: number for number, name in enumerate(names)}
+    labels = {row["label"] for row in rows}
+    if all(re.fullmatch(r"[+-]?\d{1,18}", label) for label in labels):
+        numbers = {label: int(label) for label in labels}
+        names = numbered_classes(numbers.values())
+    else:
+        names = sorted(labels)
+        numbers = {name: number for number, name in enumerate(names)}
     examples = {}
     for row in rows:
-        if row["label"] in index:
-            listed = Listed(index[row["label"]], os.fsencode(row["path"]), f"{row['where']} ({row['path']})")
+        label = numbers[row["label"]]
+        if 0 <= label < len(names):
+            listed = Listed(label, os.fsencode(row["path"]), f"{row['where']} ({row['path']})")
             examples.setdefault(row["split"], []).append((os.fsencode(row["image"]), listed))
+        else:
+            remedy = "whole numbers must count the classes from 0 without a gap; correct the label, or give names"
+            bad.add(row["where"], f"has the label {label}, out of range", remedy)
     if not examples:
         raise UnusableError(f"{table}: contains no row that can be used; give one with the columns image,label[,split]")
     return image_files(config, names, examples, table, bad)
@@ -70,16 +79,3 @@ def _lines(file):
         if len(line) == _LONGEST_LINE:
             raise csv.Error(f"a line of more than {_LONGEST_LINE} characters")
         yield line
-
-
-def _class_names(rows, bad):
-    labels = {row["label"] for row in rows}
-    if not all(re.fullmatch(r"[+-]?\d{1,18}", label) for label in labels):
-        return sorted(labels)
-    names = numbered_classes(map(int, labels))
-    for row in rows:
-        row["label"] = str(int(row["label"]))
-        if not 0 <= int(row["label"]) < len(names):
-            remedy = "whole numbers must count the classes from 0 without a gap; correct the label, or give names"
-            bad.add(row["where"], f"has the label {row['label']}, out of range", remedy)
-    return names

@@ -34,12 +34,12 @@ def open_source(config, path, bad):
         for folder, images in folders.items():
             if folder.name not in names:
                 bad.add(f"{folder}", "is a class that train does not have", "rename it as in train, or remove it")
-                continue
-            if not images:
+            elif not images:
                 bad.add(f"{folder}", f"is the folder of a class and contains no {', '.join(IMAGE_FILES)}", "fill or remove it")
-            for image in images:
-                key, label = os.fsencode(os.path.relpath(image, root)), names.index(folder.name)
-                examples[split].append((key, Listed(label, os.fsencode(image), str(image))))
+            else:
+                label = names.index(folder.name)
+                examples[split] += [(os.fsencode(os.path.relpath(image, root)), Listed(label, os.fsencode(image), str(image)))
+                                    for image in images]
     shown = tuple(os.fsencode(name).decode("utf-8", "backslashreplace") for name in names)  # a folder's name may be any bytes
     return image_files(config, shown, examples, root, bad)
 

@@ -1,6 +1,7 @@
 """--dataset=npz:PATH, arrays in one file as keras.datasets saves them. Nothing in it is ever unpickled."""
 
 import io
+import math
 import struct
 import threading
 import zipfile
@@ -69,7 +70,8 @@ class _Arrays:
         """A whole array; read-only. Raises UnusableError if it is damaged or larger than the free memory."""
         with self._lock:
             if name not in self._loaded:
-                gigabytes, free = _num_bytes(*self.headers[name]) / 1e9, free_gigabytes()
+                shape, dtype = self.headers[name]
+                gigabytes, free = math.prod(shape) * dtype.itemsize / 1e9, free_gigabytes()
                 if gigabytes > free:  # a compressed array can be a thousand times as large as the file
                     sizes = f"takes {gigabytes:.3g} GB, {free:.3g} GB of memory are free"
                     raise UnusableError(f"{self.file}: the array {name} {sizes}; give the images as files, folder: or tfrecord:")
@@ -106,14 +108,10 @@ def _header(member, info):
     version = np.lib.format.read_magic(start)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(start)
-    claimed, stored = _num_bytes(shape, dtype), info.file_size - start.tell()
+    claimed, stored = math.prod(shape) * dtype.itemsize, info.file_size - start.tell()
     if min(shape, default=0) < 0 or (not dtype.hasobject and stored != claimed):
         raise ValueError(f"{info.filename} is {list(shape)}, {claimed} bytes, and contains {stored}")
     return shape, dtype
-
-
-def _num_bytes(shape, dtype):
-    return int(np.prod(shape, dtype=object)) * dtype.itemsize
 
 
 def _labels(arrays, split):

@@ -16,7 +16,7 @@ from input_pipeline.common.errors import UnusableError
 from input_pipeline.common.small_files import read_file
 from input_pipeline.config import CLASS_NAMES, matching_files
 from input_pipeline.images import headers
-from input_pipeline.sources.base import WITHOUT_SPLITS, RecordFiles
+from input_pipeline.sources.base import WITHOUT_SPLITS, RecordFiles, read_records
 from input_pipeline.sources.listed import numbered_classes
 
 FEATURES = {"image": tf.io.FixedLenFeature([], tf.string), "label": tf.io.FixedLenFeature([], tf.int64)}
@@ -53,11 +53,10 @@ def open_source(config, pattern, bad):
 def write_tfrecords(folder, examples, class_names, split="train", num_files=1):
     """Writes `<split>-00000-of-0000N.tfrecord` files that `--dataset=tfrecord:<folder>/*.tfrecord` reads, and class_names.txt.
 
-    Creates the folder if necessary and returns the files' paths. `examples` is an iterable of (image, label). The image is
-    encoded bytes, or a uint8 array [height, width, 1, 3 or 4], which is stored as PNG; the label is an index into `class_names`,
-    those of all splits in the folder. `encoded_examples` yields the examples of any other source. The examples are distributed
-    over `num_files` in turns; several files are read in parallel. Raises ValueError if a label is no such index, or `split` is
-    not train, validation, val or test.
+    Creates the folder if necessary, distributes the examples over `num_files` in turns, and returns the files' paths. `examples`
+    is an iterable of (image, label), such as `encoded_examples` of any source. An image is encoded bytes, or a uint8 array
+    [height, width, 1, 3 or 4], which is stored as PNG. A label is an index into `class_names`, those of all splits in the
+    folder. Raises ValueError if a label is no such index, or `split` is not train, validation, val or test.
     """
     if not _SPLIT.fullmatch(split):
         raise ValueError(f"split {split!r}: give train, validation, val or test")
@@ -127,14 +126,7 @@ def _class_names(files):
 def _features(files, most=sys.maxsize):
     """Yields the features of the first `most` records of each file, except damaged records, which decoding will report."""
     for path, count in files:
-        position, end = 0, min(most, count)
-        while position < end:
-            records = tf.data.TFRecordDataset(path).skip(position).take(end - position)
-            try:
-                for record in without_autotune(records).as_numpy_iterator():
-                    position += 1
-                    with contextlib.suppress(Exception):
-                        yield tf.train.Example.FromString(record).features.feature
-                break
-            except tf.errors.OpError:
-                position += 1
+        for _, record, damage in read_records(path, 0, min(most, count)):
+            with contextlib.suppress(Exception):
+                if not damage:
+                    yield tf.train.Example.FromString(record).features.feature
