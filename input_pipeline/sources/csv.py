@@ -15,11 +15,10 @@ _LONGEST_LINE = 2**20
 def open_source(config, path, bad):
     """Opens a table with the columns image, label and, optionally, split; ignores other columns.
 
-    Labels are the names of classes, which are sorted by name. If all labels are whole numbers, they count the classes from 0
-    without a gap. Without a column `split`, all rows are `train`. The order of the examples is fixed and mixes the classes.
-    The table is UTF-8 with a header line. The paths of the images are relative to its folder.
-
-    Raises UnusableError if it is no such table, or a row lacks a value, names a missing file or has a label out of range.
+    The table is UTF-8 with a header line. The paths of the images are relative to its folder. Without a column `split`, all rows
+    are `train`. Labels are the names of classes, which are sorted by name. If all labels are whole numbers, they count the
+    classes from 0 without a gap. The order of the examples is fixed and mixes the classes. Raises UnusableError if it is no such
+    table, or a row lacks a value, names a missing file or has a label out of range.
     """
     table = pathlib.Path(path)
     rows = _rows(table, bad)

@@ -13,10 +13,9 @@ IMAGE_FILES = (".png", ".jpg", ".jpeg")
 def open_source(config, path, bad):
     """Opens PATH/<split>/<class>/* or PATH/<class>/*, files ending in .png, .jpg or .jpeg; the latter is the split `train`.
 
-    Classes are the sorted names of the folders in `train`, or in all splits if there is no `train`. Links are followed. The order
-    of the examples is fixed and mixes the classes. Hidden files and folders, and other files, are ignored.
-
-    Raises SettingError if there are no images, UnusableError if a folder cannot be read, or a class is empty or not in `train`.
+    Classes are the sorted names of the folders in `train`, or in all splits if there is no `train`. Links are followed; other
+    files, and hidden files and folders, are ignored. The order of the examples is fixed and mixes the classes. Raises
+    SettingError if there are no images, UnusableError if a folder cannot be read, or a class is empty or not in `train`.
     """
     root = pathlib.Path(path)
     try:

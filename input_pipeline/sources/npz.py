@@ -21,10 +21,8 @@ WANTED = "give one with x_train, y_train, x_test and y_test as keras.datasets sa
 def open_source(config, path, bad):
     """Opens arrays `x_<split>`, uint8 [n, height, width] or [n, height, width, 1, 3 or 4], and `y_<split>`, [n] or [n, 1].
 
-    The order of the examples is that of the arrays. An array `class_names` of texts, if there is one, names the classes.
-    Otherwise they are named 0, 1, ... up to the first number that is not in y_train. Reads the labels, but only the headers
-    of the images.
-
+    The examples are in the order of the arrays. An array `class_names` of texts, if there is one, names the classes. Otherwise
+    they are named 0, 1, ... up to the first number that is not in y_train. Reads the labels, but only the headers of the images.
     Raises UnusableError if it is damaged or pickled, an array is missing or has another form, or a label is out of range.
     """
     arrays = _Arrays(path)

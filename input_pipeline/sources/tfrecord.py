@@ -31,9 +31,8 @@ def open_source(config, pattern, bad):
     A file belongs to the split train, validation, val or test if its name contains that word, such as
     test-00000-of-00004.tfrecord. If no name contains one, all files are `train`. The lines of class_names.txt in the same folder
     name the classes. Without it, all labels are read once to count them. The examples are in the order of the sorted file names.
-    The files are local and not compressed. The pattern may contain * ? [] and **.
-
-    Raises UnusableError if a file is no TFRecord file, ends within a record, or belongs to no split although others do.
+    The files are local and not compressed; the pattern may contain * ? [] and **. Raises UnusableError if a file is no TFRecord
+    file, ends within a record, or belongs to no split although others do.
     """
     files = {}
     for path in matching_files(pattern):

@@ -1,8 +1,7 @@
 """A split that fits in memory: every batch is a pure function of (seed, step).
 
 So resuming at any step takes no time, the order of the examples does not depend on the number of replicas, and no iterator state
-is saved. Epochs follow each other without a gap: example `i` of the run is example `i % n` of epoch `i // n`, and each epoch is a
-permutation of the split.
+is saved. Example `i` of the run is example `i % n` of epoch `i // n`, and each epoch is a permutation of the split.
 """
 
 import collections
@@ -100,8 +99,8 @@ class ResidentSplit(Split):
     def evaluation_batches(self, global_batch_size, shard=ONE_REPLICA, test_crops=1):
         """An endless Dataset that repeats the split in order, padded to whole global batches.
 
-        Elements are those of `training_batches` and "weight": float32 [b], 1 for an example, 0 for padding. The images are
-        whole for any `test_crops`, because the ten views are cut on the device.
+        Elements are those of `training_batches` and "weight": float32 [b], 1 for an example, 0 for padding. The images are whole
+        for any `test_crops`, because the ten views are cut on the device.
         """
         specs, view = self._views()
 
