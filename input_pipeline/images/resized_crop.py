@@ -55,7 +55,7 @@ def epoch_draws(seed, epoch, num_examples):
 def boxes(draws, height, width):
     """The corners of random windows for `crop_batch`: draws, float32 [b, 40] -> an array, float32 [b, 4].
 
-    Always computed on the host, even if the windows are cut on a device: compiled into a step, the last bit can differ.
+    Always computed eagerly on the host, even if the windows are cut on a device: compiled into a step, the last bit can differ.
     """
     with tf.device("/cpu:0"):
         top, left, rows, columns = tf.cast(windows(draws, height, width), tf.float32).numpy().T
