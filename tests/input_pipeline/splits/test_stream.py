@@ -58,7 +58,8 @@ def source(tmp_path_factory):
 
 def stream(source, split="train", size=WINDOW, margin=MARGIN):
     """A StreamingSplit."""
-    return streaming.StreamingSplit(source, split, source.num_examples(split, "train_split"), size, margin)
+    count = source.num_examples(split, "train_split")
+    return streaming.StreamingSplit(source, split, count, size, margin, shuffle_buffer=streaming.SHUFFLE_BUFFER)
 
 
 def take(dataset, count):
