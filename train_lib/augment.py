@@ -20,32 +20,24 @@ _COLOR, _CUTOUT, _MIXUP = (2**32 * number for number in (1, 2, 3))
 
 
 class Targets(NamedTuple):
-    """The classes that the network should predict for the examples of part of the batch.
+    """The classes that the network should predict for the examples of part of the batch. Without mixup, only `labels`."""
 
-    Attributes:
-      labels: int32 [b], the classes with the larger weight. The accuracy counts these.
-      others: int32 [b], the classes with the smaller weight; None without mixup.
-      weight: float [b], at least 1/2: the weight of `labels`. `others` have 1 - weight. None without mixup.
-    """
-
-    labels: tf.Tensor
-    others: tf.Tensor | None = None
-    weight: tf.Tensor | None = None
+    labels: tf.Tensor  # int32 [b], the classes with the larger weight; the accuracy counts these
+    others: tf.Tensor | None = None  # int32 [b], the classes with the smaller weight
+    weight: tf.Tensor | None = None  # float [b], at least 1/2: the weight of `labels`; `others` have 1 - weight
 
 
 def augment(config, pixels, images, labels, step, first_example):
     """Applies pca_color, cutout and mixup, as far as --augment names them and in this order, to part of the global batch.
 
     Args:
-      config: ExperimentConfig.
       pixels: the PixelScaling of the images, measured with the same --augment.
       images: float [b, height, width, 3], scaled.
       labels: int32 [b].
       step: int64 scalar.
       first_example: the position of the part's first example in the global batch. With mixup, it and b must be even.
 
-    Returns:
-      (images, Targets).
+    Returns (images, Targets).
     """
     chosen, seed = config.data.augmentations, config.general.seed
     if "pca_color" in chosen:
@@ -60,15 +52,12 @@ def augment(config, pixels, images, labels, step, first_example):
 
 
 def color_noise(seed, step, first_example, batch_size, pixels, dtype):
-    """The colour noise of the paper, section 4.1, which is added to all pixels of an image: the sum over i of
-    alpha[i] * eigenvalue[i] * eigenvector[i].
+    """The colour noise of the paper, section 4.1: `dtype` [batch_size, 3], in the scale of the network's input.
 
-    The eigenvectors are those of the covariance of the channels; alpha is drawn once per image from N(0, 0.1). The paper does
-    not state the unit of the pixels, whose square scales the eigenvalues. Here it is [0, 1]: with [0, 255] the noise would be
-    several times as strong as any image. Nothing is clipped.
-
-    Returns:
-      `dtype` [batch_size, 3], in the scale of the network's input.
+    It is added to all pixels of an image: the sum over i of alpha[i] * eigenvalue[i] * eigenvector[i]. The eigenvectors are those
+    of the covariance of the channels; alpha is drawn once per image from N(0, 0.1). The paper does not state the unit of the
+    pixels, whose square scales the eigenvalues. Here it is [0, 1]: with [0, 255] the noise would be several times as strong as
+    any image. Nothing is clipped.
     """
     integers = example_integers(seed + _COLOR, step, first_example, batch_size, 4)
     alpha = COLOR_SIGMA * normals(integers)[:, :3]
@@ -88,12 +77,10 @@ def normals(integers):
 
 
 def cutout_masks(seed, step, first_example, batch_size, height, width):
-    """The pixels that cutout hides (DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout").
+    """The pixels that cutout hides, bool [batch_size, height, width]: a square of half the short side.
 
-    They form a square of half the short side. Its centre is any pixel with equal probability; what is outside is cut off.
-
-    Returns:
-      bool [batch_size, height, width].
+    Its centre is any pixel with equal probability; what is outside is cut off (DeVries and Taylor, "Improved Regularization of
+    Convolutional Neural Networks with Cutout").
     """
     side = min(height, width) // CUTOUT_SHARE
     integers = tf.cast(example_integers(seed + _CUTOUT, step, first_example, batch_size, 2), tf.int64)
@@ -130,15 +117,8 @@ def mix(images, labels, kept):
 
     Examples 2 i and 2 i + 1 of the batch are partners. Which examples these are is as random as the order of the epoch, and no
     pair is split between two replicas or parts of the batch. The paper's code draws one weight per batch; here each example has
-    its own.
-
-    Args:
-      images: float [b, height, width, 3], b even.
-      labels: int32 [b].
-      kept: float64 [b], the weight of each example in its own mixture.
-
-    Returns:
-      (images, Targets).
+    its own. Of `images`, float [b, height, width, 3], and `labels`, int32 [b], b must be even; `kept`, float64 [b], is the weight
+    of each example in its own mixture. Returns (images, Targets).
     """
     share = tf.cast(kept, images.dtype)[:, tf.newaxis, tf.newaxis, tf.newaxis]
     images = share * images + (1 - share) * _partners(images)

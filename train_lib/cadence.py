@@ -29,25 +29,16 @@ class Every:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All events of a run, counted in steps done. A resumed run has the same plan, so everything fires at the same steps.
+    """All events of a run, counted in steps done. A resumed run has the same plan, so everything fires at the same steps."""
 
-    Attributes:
-      epoch_steps: steps in an epoch, a Fraction.
-      schedule_steps: the number of steps in --epochs; the learning rate schedule spans them.
-      last_step: the step after which training ends at the latest.
-      log, evaluate, checkpoints: when a train record, an evaluation and a checkpoint are due; `checkpoints` is a tuple of rules.
-      steps_per_loop: the largest number of steps in one call of the compiled loop.
-      profile: the steps at which a profile starts and stops; empty if there is none.
-    """
-
-    epoch_steps: Fraction
-    schedule_steps: int
-    last_step: int
+    epoch_steps: Fraction  # steps in an epoch
+    schedule_steps: int  # steps in --epochs; the learning rate schedule spans them
+    last_step: int  # the step after which training ends at the latest
     log: Every
     evaluate: Every
-    checkpoints: tuple
-    steps_per_loop: int
-    profile: tuple = ()
+    checkpoints: tuple  # of Every
+    steps_per_loop: int  # at most so many steps in one call of the compiled loop
+    profile: tuple = ()  # the steps at which a profile starts and stops; empty if there is none
 
     def next_stop(self, step):
         """The step at which the next call of the compiled loop, from `step` on, has to return."""
@@ -97,15 +88,10 @@ def _decimal(number):
 
 @dataclasses.dataclass
 class Patience:
-    """Counts the evaluations without an improvement.
+    """Counts the evaluations without an improvement."""
 
-    Attributes:
-      best: the value that the next one must beat; None before the first evaluation.
-      waited: evaluations since `best` was reached.
-    """
-
-    best: float | None = None
-    waited: int = 0
+    best: float | None = None  # the value that the next one must beat; None before the first evaluation
+    waited: int = 0  # evaluations since `best` was reached
 
     def observe(self, value, lower_is_better, min_delta=0.0):
         """Takes one value and returns whether it improved by more than `min_delta`. NaN never does."""
@@ -119,24 +105,15 @@ class Patience:
 
 @dataclasses.dataclass
 class ValidationTracker:
-    """The history of the validation metric as far as a run needs it. It is saved with every checkpoint.
+    """The history of the validation metric as far as a run needs it. It is saved with every checkpoint."""
 
-    Attributes:
-      best: the best value so far; any improvement counts, however small.
-      best_step: the step of the best value, which names the best checkpoint; None before the first evaluation. If no value is a
-        number, the first evaluation is the best.
-      step: the step of the newest value; None before the first evaluation.
-      stopping: the patience of early stopping, which ignores improvements up to its min_delta.
-      plateau: the patience of the plateau schedule.
-      plateau_drops: how often the plateau schedule has divided the learning rate by 10.
-    """
-
-    best: Patience = dataclasses.field(default_factory=Patience)
+    best: Patience = dataclasses.field(default_factory=Patience)  # any improvement counts, however small
+    # The step of the best value names the best checkpoint. If no value is a number, the first evaluation is the best.
     best_step: int | None = None
-    stopping: Patience = dataclasses.field(default_factory=Patience)
-    plateau: Patience = dataclasses.field(default_factory=Patience)
-    plateau_drops: int = 0
-    step: int | None = None
+    stopping: Patience = dataclasses.field(default_factory=Patience)  # of early stopping; ignores gains up to its min_delta
+    plateau: Patience = dataclasses.field(default_factory=Patience)  # of the plateau schedule
+    plateau_drops: int = 0  # how often the plateau schedule has divided the learning rate by 10
+    step: int | None = None  # of the newest value; None before the first evaluation
 
     def observe(self, values, step, config):
         """Takes the evaluation after `step`, {"accuracy": float, "loss": float}, and returns whether it is the best so far.

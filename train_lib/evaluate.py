@@ -87,21 +87,13 @@ def mean_prediction(logits_of, views):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """One evaluation of a split, as the hooks of a run see it.
+    """One evaluation of a split, as the hooks of a run see it."""
 
-    Attributes:
-      kind: "validation" or "test".
-      step: of the weights that were evaluated.
-      values: {metric: value}, None without a split.
-      is_best: whether it is the best validation so far.
-      evaluator: the SplitEvaluator, with totals and mistakes; None without a split.
-    """
-
-    kind: str
-    step: int
-    values: dict | None
-    is_best: bool
-    evaluator: "SplitEvaluator | None"
+    kind: str  # "validation" or "test"
+    step: int  # of the weights that were evaluated
+    values: dict | None  # {metric: value}, None without a split
+    is_best: bool  # whether it is the best validation so far
+    evaluator: "SplitEvaluator | None"  # with totals and mistakes; None without a split
 
 
 class SplitEvaluator:

@@ -62,31 +62,18 @@ def make_train_loop(strategy, state, config):
 
 @dataclasses.dataclass(frozen=True)
 class StepsReport:
-    """What one call of the inner loop did, on the host.
+    """What one call of the inner loop did, on the host."""
 
-    Attributes:
-      first_step: the step at which it began.
-      num_steps: n, how many steps it did.
-      metrics: {name: float [n]}, one value per step.
-      finite: bool [n]; whether the update of each step was made.
-      learning_rates: float64 [n].
-      data_wait: float64 [n], seconds spent waiting for each batch.
-      skipped_in_a_row: how many updates in a row have been skipped by now.
-      stopping: whether a process was asked to stop.
-      seconds: wall-clock time of the call.
-      images_per_second: throughput since the last train record, None if it is not known.
-    """
-
-    first_step: int
-    num_steps: int
-    metrics: dict
-    finite: np.ndarray
-    learning_rates: np.ndarray
-    data_wait: np.ndarray
-    skipped_in_a_row: int
-    stopping: bool
-    seconds: float
-    images_per_second: float | None = None
+    first_step: int  # the step at which it began
+    num_steps: int  # n, how many steps it did
+    metrics: dict  # {name: float [n]}, one value per step
+    finite: np.ndarray  # bool [n]; whether the update of each step was made
+    learning_rates: np.ndarray  # float64 [n]
+    data_wait: np.ndarray  # float64 [n], seconds spent waiting for each batch
+    skipped_in_a_row: int  # how many updates in a row have been skipped by now
+    stopping: bool  # whether a process was asked to stop
+    seconds: float  # wall-clock time of the call
+    images_per_second: float | None = None  # since the last train record, None if it is not known
 
 
 def run_steps(train_loop, batches, state, rates, size, stop_requested, clock):

@@ -22,24 +22,17 @@ class TrainTotals:
     """The train record that is being collected. It is part of a checkpoint, so that a resumed run completes the same record.
 
     Python floats are added one step at a time, so that the result does not depend on how many steps a call does.
-
-    Attributes:
-      steps: how many steps were made.
-      sums: {metric: its reduction so far}.
-      skipped_steps: how many steps were skipped.
     """
 
-    steps: int = 0
-    sums: dict = dataclasses.field(default_factory=lambda: {"loss": 0.0, "accuracy": 0.0})
+    steps: int = 0  # how many steps were made
+    sums: dict = dataclasses.field(default_factory=lambda: {"loss": 0.0, "accuracy": 0.0})  # {metric: its reduction so far}
     skipped_steps: int = 0
 
     def add(self, metrics, finite, reductions=None):
-        """Adds consecutive steps. Skipped steps are counted and otherwise left out.
+        """Adds consecutive steps, {name: array of one value per step}, to their `reductions`, {name: one of REDUCTIONS}.
 
-        Args:
-          metrics: {name: array of one value per step}.
-          finite: bool array, whether each step was made.
-          reductions: {name: one of REDUCTIONS}; "mean" for a name that is missing.
+        The reduction is "mean" for a name that is missing. Where `finite`, a bool array, is False, the step was skipped: it is
+        counted and otherwise left out.
         """
         for name, values in metrics.items():
             if self.steps and name not in self.sums:  # the record began before the code had this metric
@@ -118,19 +111,12 @@ class SplitTotals:
 
 
 class Mistake(NamedTuple):
-    """An example that the network took for another class.
+    """An example that the network took for another class."""
 
-    Attributes:
-      image: uint8 [height, width, 3], as the network saw it.
-      label: its class.
-      classes: the five most probable classes (or all, if there are fewer), the predicted one first.
-      probabilities: float64, of these classes.
-    """
-
-    image: np.ndarray
-    label: int
-    classes: np.ndarray
-    probabilities: np.ndarray
+    image: np.ndarray  # uint8 [height, width, 3], as the network saw it
+    label: int  # its class
+    classes: np.ndarray  # the five most probable classes (or all, if there are fewer), the predicted one first
+    probabilities: np.ndarray  # float64, of these classes
 
 
 class Mistakes:
@@ -140,14 +126,10 @@ class Mistakes:
         self.worst = []
 
     def add(self, logits, labels, weights, images):
-        """Looks at a batch. Logits with a NaN or +infinity predict no class and are no confident mistake.
+        """Looks at a batch: logits [b, classes], labels int [b], weights [b] of 0 (padding) or 1.
 
-        Args:
-          logits: [b, classes].
-          labels: int [b].
-          weights: [b] of 0 or 1; padding has 0.
-          images: a function that returns uint8 [b, height, width, 3]. It is only called if an example of the batch is kept,
-            since the images may have to be copied back from a GPU.
+        `images` is a function that returns uint8 [b, height, width, 3]. It is only called if an example of the batch is kept,
+        since the images may have to be copied back from a GPU. Logits with a NaN or +infinity predict no class and are no mistake.
         """
         logits = logits.astype(np.float64)
         with np.errstate(invalid="ignore"):  # infinity - infinity is NaN, which is what we want

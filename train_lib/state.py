@@ -22,34 +22,21 @@ class TrainState:
 
     The position in the data, the augmentation and the dropout masks are functions of (seed, step), so nothing about them needs
     saving.
-
-    Attributes:
-      model: keras.Model from images to logits.
-      optimizers: one built Keras optimizer per entry of model.trainable_variables; they may share one. Only the slots and
-        `update_step` are used.
-      pixels: PixelScaling, measured on the training data.
-      averages: the averages of --ema_decay, variables in the order of model.trainable_variables; empty if it is off.
-      loss_scale: LossScale under float16, else None.
-      batch_statistics: the variables that a forward pass in training changes, such as those of batch normalization; found in
-        the model if they are not given.
-      step: updates done, skipped ones included.
-      validation: ValidationTracker: the best value so far, patience, and the plateau schedule.
-      totals: TrainTotals of the train record that is being collected.
-      skipped_in_a_row: updates skipped since the last finite one.
-      evaluation_owed: whether the evaluation after `step` is still to be done.
     """
 
-    model: keras.Model
+    model: keras.Model  # from images to logits
+    # One built Keras optimizer per entry of model.trainable_variables; they may share one. Only slots and `update_step` are used.
     optimizers: list
-    pixels: "PixelScaling"
-    averages: list = dataclasses.field(default_factory=list)
-    loss_scale: LossScale | None = None
+    pixels: "PixelScaling"  # measured on the training data
+    averages: list = dataclasses.field(default_factory=list)  # of --ema_decay, in the order of model.trainable_variables
+    loss_scale: LossScale | None = None  # under float16
+    # The variables that a forward pass in training changes, as batch normalization does; found in the model if not given.
     batch_statistics: list | None = None
-    step: int = 0
+    step: int = 0  # updates done, skipped ones included
     validation: ValidationTracker = dataclasses.field(default_factory=ValidationTracker)
-    totals: TrainTotals = dataclasses.field(default_factory=TrainTotals)
-    skipped_in_a_row: int = 0
-    evaluation_owed: bool = False
+    totals: TrainTotals = dataclasses.field(default_factory=TrainTotals)  # of the train record that is being collected
+    skipped_in_a_row: int = 0  # updates skipped since the last finite one
+    evaluation_owed: bool = False  # whether the evaluation after `step` is still to be done
 
     def __post_init__(self):
         if self.batch_statistics is None:
@@ -120,19 +107,13 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class PixelScaling:
-    """How pixels in [0, 255] become the network's input, (pixel - offset) * scale per channel, and what augmentation measured.
+    """How pixels in [0, 255] become the network's input, (pixel - offset) * scale per channel, and what augmentation measured."""
 
-    Attributes:
-      offset: float64 [3].
-      scale: float64 [3].
-      mean: float64 [3], of the training pixels; cutout fills its square with it. None unless --augment names cutout.
-      color_axes: float64 [3, 3], for pca_color. Column i is 255 times eigenvector i of the covariance of the channels times its
-        eigenvalue, both of pixels in [0, 1]. None unless --augment names pca_color.
-    """
-
-    offset: np.ndarray
-    scale: np.ndarray
-    mean: np.ndarray | None = None
+    offset: np.ndarray  # float64 [3]
+    scale: np.ndarray  # float64 [3]
+    mean: np.ndarray | None = None  # float64 [3], of the training pixels; cutout fills its square with it
+    # For pca_color, float64 [3, 3]. Column i is 255 times eigenvector i of the covariance of the channels times its eigenvalue,
+    # both of pixels in [0, 1].
     color_axes: np.ndarray | None = None
 
     def tensors(self):
