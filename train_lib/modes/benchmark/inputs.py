@@ -73,8 +73,7 @@ class DrawnRow(Row):
 class ReadRow(DrawnRow):
     """A stream's records, unparsed. Its warm-up reads the files once, so that no round is the first to read them.
 
-    `first_epoch` has the figures of that pass. It is not "complete" if it took longer than `FIRST_EPOCH_SECONDS`. Then the rounds
-    of all rows read from the disk too.
+    `first_epoch` has the figures of that pass. If it is not "complete", it was cut off, and all rounds read from the disk too.
     """
 
     def warm_up(self):

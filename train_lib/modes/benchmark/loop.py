@@ -39,9 +39,8 @@ class LoopRow(Row):
 
     A round lasts seconds and an epoch minutes, so most rounds would contain no checkpoint and some would contain one. Instead,
     each round is charged with its share: the seconds of its checkpoints are taken out, and the mean cost of a checkpoint is
-    spread over the steps between two.
-
-    "loop_constant" has one batch instead of the data, and the same Trainer, which is compiled once for both.
+    spread over the steps between two. "loop_constant" has one batch instead of the data, and the same Trainer, which is compiled
+    once for both.
 
     `wait_shares` has for each round the share of the compiled loop's time between asking for a batch and having it. With a
     constant batch, this is the cost of asking for a batch that is always ready.
