@@ -129,7 +129,7 @@ class Mistakes:
         """Looks at a batch: logits [b, classes], labels int [b], weights [b] of 0 (padding) or 1.
 
         `images` is a function that returns uint8 [b, height, width, 3]. It is only called if an example of the batch is kept,
-        since the images may have to be copied back from a GPU. Logits with a NaN or +infinity predict no class and are no mistake.
+        since the images may have to be copied back from a GPU. Logits with a NaN or +infinity predict no class: no mistake.
         """
         logits = logits.astype(np.float64)
         with np.errstate(invalid="ignore"):  # infinity - infinity is NaN, which is what we want
