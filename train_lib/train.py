@@ -17,7 +17,7 @@ from train_lib.checkpoints.store import CheckpointStore
 from train_lib.cli.failures import explained
 from train_lib.cli.signals import stop_request
 from train_lib.distribution.strategy import describe
-from train_lib.distribution.workers import StopVote, check_common_ground, check_same_step, join
+from train_lib.distribution.workers import check_common_ground, check_same_step, join
 from train_lib.evaluate import Evaluation, SplitEvaluator, evaluate_weights, make_eval_step
 from train_lib.inner_loop import make_train_loop, run_steps
 from train_lib.records.pictures import Pictures
@@ -83,7 +83,7 @@ class Trainer:
         self.log = RunLog(run.workdir, run.state.step, say, run.state.evaluation_owed)
         self.hooks = standard_hooks(run, clock) if hooks is None else hooks
         self.stopwatch = Stopwatch(clock)
-        self.stop = StopVote(run.workers, stop_request)
+        self.stopping = False  # whether any worker was asked to stop, as all of them know it
         self.newest_report, self.before = None, run.state.validation.copy_of_best()
         self.status = self.find_status()
 
@@ -128,13 +128,18 @@ class Trainer:
             return "early_stopped"
         if not self.state.evaluation_owed and self.state.step >= self.plan.last_step:
             return "completed"
-        # A worker only knows of its own signal. Several workers therefore stop where the step or the evaluation told all of them.
-        asked = stop_request.received if self.run.workers.is_alone else self.stop.agreed
+        # Of several workers, each hears only of its own signals. They stop where the step or the evaluation has told all of them.
+        asked = stop_request.received if self.run.workers.is_alone else self.stopping
         return "preempted" if asked else None
 
     def has_diverged(self):
         """Whether more updates in a row were skipped than --max_nonfinite_steps tolerates."""
         return self.state.skipped_in_a_row > self.config.optimization.max_nonfinite_steps
+
+    def stop_asked(self):
+        """Whether any worker was asked to stop. All workers must call this together."""
+        self.stopping = any(self.run.workers.gather(stop_request.received is not None))
+        return self.stopping
 
     @timed
     def advance(self, batches, stop=None):
@@ -145,7 +150,7 @@ class Trainer:
             self.train_loop, batches, self.state, [self.learning_rate(step) for step in range(first, stop)],
             self.config.device.steps_per_loop, stop_request.received is not None, self.clock)
         self.state.advance(report)
-        self.stop.agreed, self.newest_report = report.stopping, report
+        self.stopping, self.newest_report = report.stopping, report
         images = report.num_steps * self.config.optimization.global_batch_size
         self.stopwatch.add_training(report.seconds, images, float(report.data_wait.sum()))
         if self.state.step != stop and not (report.stopping or self.has_diverged()):
@@ -188,7 +193,7 @@ class Trainer:
         step, tracker, values, is_best = self.state.step, self.state.validation, None, True
         self.before = tracker.copy_of_best()
         if self.validation:
-            values = evaluate_weights(self.validation, self.state, self.stop.ask)
+            values = evaluate_weights(self.validation, self.state, self.stop_asked)
             if values is None:
                 return False
             is_best = tracker.observe(values, step, self.config)
@@ -241,7 +246,7 @@ class Trainer:
         same = split_name == self.config.data.validation_split
         split = self.run.validation_split if same else self.run.open_test_split()
         evaluator = self.make_evaluator(split, self.config.modes.test_crops)
-        totals = evaluator.evaluate(self.stop.ask)
+        totals = evaluator.evaluate(self.stop_asked)
         if totals is None:
             return False, None
         values = totals.summary()

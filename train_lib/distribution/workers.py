@@ -141,19 +141,6 @@ class Workers(OneWorker):
             end_process(line, LostWorkerError.exit_code)
 
 
-class StopVote:
-    """Whether any worker of a run was asked to stop. Each only hears of its own signals. `agreed` is the newest common answer."""
-
-    def __init__(self, workers, request):
-        self._workers, self._request = workers, request
-        self.agreed = False
-
-    def ask(self):
-        """Asks all workers, which must call this together. Returns the common answer."""
-        self.agreed = any(self._workers.gather(self._request.received is not None))
-        return self.agreed
-
-
 @contextlib.contextmanager
 def join(cluster):
     """Context manager that connects the workers of a Cluster. Yields Workers, or OneWorker if `cluster` is None.
