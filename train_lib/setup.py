@@ -13,15 +13,7 @@ from input_pipeline.sources.base import Source
 from input_pipeline.splits import decide_input, open_split, read_like
 from train_lib import config as config_lib
 from train_lib.cadence import Plan, make_plan
-from train_lib.checkpoints.resume import (
-    describe_data,
-    kind_before,
-    kind_of,
-    refuse_other_data,
-    repair_pointers,
-    report_changes,
-    restore,
-)
+from train_lib.checkpoints import resume
 from train_lib.checkpoints.store import CheckpointStore, find_initial
 from train_lib.cli import environment
 from train_lib.distribution.strategy import create_strategy, describe, distribute
@@ -65,7 +57,7 @@ class Run:
 
     def open_test_split(self):
         """Opens the test split, in the way in which the training split is read."""
-        data = read_like(self.config.data, kind_of(self.train_split))
+        data = read_like(self.config.data, resume.kind_of(self.train_split))
         split = open_split(data, self.source, data.test_split, "test_split", log=lambda line: None)
         self.list_bad_examples()
         return split
@@ -111,7 +103,7 @@ class Run:
             "config": config_lib.to_values(self.config) | {"workdir": None},
             "class_names": list(self.source.class_names),
             "image_shape": list(self.train_split.image_shape),
-            "data": describe_data(self.source, self.train_split, self.validation_split),
+            "data": resume.describe_data(self.source, self.train_split, self.validation_split),
             "last_step": self.plan.last_step,
             "progress": self.state.progress(),
         }
@@ -124,20 +116,20 @@ def open_run(config, workdir, checkpoint, store, log=print, workers=None):
     the user. Raises ExpectedError if settings, data, devices, network and checkpoint do not fit together.
     """
     if checkpoint is not None:
-        report_changes(config, checkpoint, log)
+        resume.report_changes(config, checkpoint, log)
     workers = workers or OneWorker()
     strategy = create_strategy(config, workers)
     source, train_split, validation_split = _open_data(config.data, workdir, checkpoint, workers, log)
     plan = make_plan(config, train_split.num_examples)
-    refuse_other_data(config, checkpoint, describe_data(source, train_split, validation_split))
+    resume.refuse_other_data(config, checkpoint, resume.describe_data(source, train_split, validation_split))
     if checkpoint is None:
         pixels = pixel_scaling(config.data.pixels, train_split, config.data.augmentations)
     else:
         pixels = PixelScaling.from_tensors(checkpoint.tensors("pixels/"), checkpoint.folder)
     state = create_state(config, strategy, len(source.class_names), train_split.image_shape, pixels)
     if checkpoint is not None:
-        restore(state, checkpoint, plan, config)
-        repair_pointers(state, store, plan, config, workers, log)
+        resume.restore(state, checkpoint, plan, config)
+        resume.repair_pointers(state, store, plan, config, workers, log)
     elif config.network.init_from:
         initialize(state, config.network.init_from, log)
     return Run(config, workdir, strategy, source, train_split, validation_split, state, plan, store, workers)
@@ -148,7 +140,7 @@ def _open_data(config, workdir, checkpoint, workers, log):
     source = workers.chief_first(lambda: open_source(config))  # the chief prepares the data if need be
     validation_split = None
     try:
-        ours = decide_input(read_like(config, kind_before(checkpoint)), source, config.train_split, "train_split")
+        ours = decide_input(read_like(config, resume.kind_before(checkpoint)), source, config.train_split, "train_split")
         config = read_like(config, workers.gather(ours.input)[0])  # the chief decides: the workers' memory may differ
         train_split = open_split(config, source, config.train_split, "train_split", log)
         if config.validation_split:
