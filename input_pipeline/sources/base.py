@@ -4,6 +4,7 @@ import abc
 import dataclasses
 import math
 import os
+import re
 import time
 import types
 from collections.abc import Callable
@@ -24,18 +25,26 @@ WITHOUT_SPLITS = "train"  # the name of the only split of a source that is not d
 class Source(abc.ABC):
     """A data set: splits of examples. Each example is an encoded image and a label.
 
-    `name` is the value of --dataset, `class_names` are in the order of the labels, `image_shape` is (height, width, 3) if all
-    images have the same size, and `bad` has the examples that could not be used. A subclass also has `parse`: a serialized
-    example (a scalar string tensor) -> {"image": encoded bytes, "label": int64}.
+    `name` is the value of --dataset, `class_names` are in the order of the labels, and `image_shape` is (height, width, 3) if all
+    images have the same size. `bad` has the examples that could not be used, and `faults` says why a whole split cannot be used,
+    {name of a split: reason and remedy}; it matters only if the split is used. A subclass also has `parse`: a serialized example
+    (a scalar string tensor) -> {"image": encoded bytes, "label": int64}.
     """
 
     name: str
     class_names: tuple
     image_shape: tuple | None
     bad: BadExamples = dataclasses.field(default_factory=BadExamples, kw_only=True, compare=False)
+    faults: dict = dataclasses.field(default_factory=dict, kw_only=True, compare=False)
 
     def num_examples(self, split, flag):
-        """How many examples `split` has. Raises SettingError, which names `flag`, if the split does not exist or is empty."""
+        """How many examples `split` has. Raises SettingError, which names `flag`, if the split does not exist or is empty.
+
+        Raises UnusableError if it has one of the `faults`.
+        """
+        for name in re.split(r"[^\w-]+", split):
+            if name in self.faults:
+                raise UnusableError(f"--{flag}={split}: {self.faults[name]}")
         try:
             takes = [stop - start for _, start, stop in self._slices(split)]
         except (KeyError, ValueError, AssertionError, AttributeError, NotImplementedError) as error:
