@@ -140,13 +140,14 @@ def _open_data(config, workdir, checkpoint, workers, log):
     source = workers.chief_first(lambda: open_source(config))  # the chief prepares the data if need be
     validation_split = None
     try:
+        for flag in ("train_split", "validation_split", "test_split"):
+            if split := getattr(config, flag):
+                source.num_examples(split, flag)  # report a wrong name now, not after minutes of decoding or the last epoch
         ours = decide_input(read_like(config, resume.kind_before(checkpoint)), source, config.train_split, "train_split")
         config = read_like(config, workers.gather(ours.input)[0])  # the chief decides: the workers' memory may differ
         train_split = open_split(config, source, config.train_split, "train_split", log)
         if config.validation_split:
             validation_split = open_split(config, source, config.validation_split, "validation_split", log)
-        if config.test_split:  # report a wrong name now, not after the last epoch
-            source.num_examples(config.test_split, "test_split")
     finally:  # also if there is one bad example too many
         workdir.write_bad_examples(source.bad.lines())
     if source.bad.found:

@@ -244,9 +244,14 @@ class Trainer:
             self.tell("after_evaluation", Evaluation("test", best_step, None, True, None))
             return True, None
         same = split_name == self.config.data.validation_split
-        split = self.run.validation_split if same else self.run.open_test_split()
-        evaluator = self.make_evaluator(split, self.config.modes.test_crops)
-        totals = evaluator.evaluate(self.stop_asked)
+        try:
+            with explained(self.config, self.run.workers):
+                split = self.run.validation_split if same else self.run.open_test_split()
+                evaluator = self.make_evaluator(split, self.config.modes.test_crops)
+                totals = evaluator.evaluate(self.stop_asked)
+        except UnusableError as error:
+            remedy = "the training is complete and saved; once this is mended, the same command does the rest"
+            raise UnusableError(f"{error}; {remedy}") from None
         if totals is None:
             return False, None
         values = totals.summary()

@@ -21,6 +21,8 @@ from train_lib.checkpoints.resume import (
 from train_lib.checkpoints.store import Checkpoint, CheckpointStore
 from train_lib.cli import flags as flags_lib
 from train_lib.distribution.workers import OneWorker
+from train_lib.records.workdir import Workdir
+from train_lib.setup import open_run
 from train_lib.state import TrainState
 
 # Where a value other than the default does not follow from the type.
@@ -152,3 +154,13 @@ def test_a_best_that_cannot_be_named_is_no_best(tmp_path, damage):
     repair_pointers(state, store, make_plan(config, 10_000), config, OneWorker(), lines.append)
     assert state.validation.best == Patience() and state.validation.best_step is None
     assert len(lines) == 1 and "step 5" in lines[0]
+
+
+@pytest.mark.parametrize("flag", ["train_split", "validation_split", "test_split"])
+def test_a_split_that_does_not_exist_is_named_before_anything_is_decoded(tmp_path, data_dir, flag):
+    """Decoding CIFAR-10 takes 20 s, and training hours."""
+    config = config_lib.from_values({"data_dir": str(data_dir), flag: "tests"})
+    lines, store = [], CheckpointStore(tmp_path / "checkpoints")
+    with pytest.raises(SettingError, match=f"--{flag}=tests: .*no such split"):
+        open_run(config, Workdir(tmp_path), None, store, lines.append)
+    assert not lines

@@ -33,14 +33,22 @@ def test_bad_examples_are_listed_in_the_workdir_up_to_the_limit(main, tmp_path):
     """A number without names does not help. One bad example too many in the test split must not end in a traceback."""
     write_folder(tmp_path / "data")
     first, second = (tmp_path / "data" / name for name in ("train/dog/004.png", "test/owl/005.png"))
+    whole = second.read_bytes()
     for path in (first, second):
         path.write_bytes(path.read_bytes()[:60])
-    done = main(f"--dataset=folder:{tmp_path / 'data'}", f"--workdir={tmp_path / 'run'}", *TINY, "--max_bad_examples=1")
+    command = (f"--dataset=folder:{tmp_path / 'data'}", f"--workdir={tmp_path / 'run'}", *TINY, "--max_bad_examples=1")
+    done = main(*command)
     assert done.returncode == 3, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and str(second) in errors[0] and "Traceback" not in done.stderr, done.stderr
+    assert "training is complete and saved" in errors[0]
     lines = (tmp_path / "run" / "bad_examples.txt").read_text().splitlines()
     assert len(lines) == 1 and lines[0].startswith(f"{first}: is damaged or cut off")
+    second.write_bytes(whole)  # mended: the same command does the rest
+    done = main(*command)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["steps"] == 2 and 0 <= result["test_accuracy"] <= 1
 
 
 def test_a_stream_skips_and_lists_bad_examples_up_to_the_limit(main, tmp_path):
@@ -54,6 +62,7 @@ def test_a_stream_skips_and_lists_bad_examples_up_to_the_limit(main, tmp_path):
     assert done.returncode == 3, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and str(second) in errors[0] and "Traceback" not in done.stderr, done.stderr
+    assert "training is complete and saved" in errors[0]
     assert (tmp_path / "run" / "checkpoints" / "step-00000004").is_dir()
     lines = (tmp_path / "run" / "bad_examples.txt").read_text().splitlines()
     assert len(lines) == 1 and lines[0].startswith(f"{first}: is damaged or cut off")
