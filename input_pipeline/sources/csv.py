@@ -7,7 +7,8 @@ import re
 
 from input_pipeline.common.errors import UnusableError
 from input_pipeline.sources.base import WITHOUT_SPLITS
-from input_pipeline.sources.listed import Listed, image_files, numbered_classes
+from input_pipeline.sources.labels import numbered_classes
+from input_pipeline.sources.listed import Listed, image_files
 
 _LONGEST_LINE = 2**20
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import itertools
 import os
 from collections.abc import Callable
 from typing import NamedTuple
@@ -96,12 +95,3 @@ def image_files(config, class_names, examples, place, bad):
                 listed[split].append(example)
     shape = headers.common_shape(functools.partial(open, example.image, "rb") for part in listed.values() for example in part)
     return ListedSource(config.dataset, tuple(class_names), shape, listed, tf.io.read_file, str(place), bad=bad)
-
-
-def numbered_classes(labels):
-    """The names 0, 1, ... of classes, given only the labels, up to the first whole number that is not a label.
-
-    A gap would be a class without examples, so a label beyond it is more likely a mistake than a class.
-    """
-    labels = set(labels)
-    return tuple(map(str, itertools.takewhile(labels.__contains__, itertools.count())))

@@ -12,7 +12,8 @@ import tensorflow as tf
 from input_pipeline.common.batches import free_gigabytes
 from input_pipeline.common.errors import UnusableError
 from input_pipeline.sources.base import file_state
-from input_pipeline.sources.listed import Listed, ListedSource, numbered_classes
+from input_pipeline.sources.labels import numbered_classes
+from input_pipeline.sources.listed import Listed, ListedSource
 
 _LONGEST_HEADER = 2**16
 WANTED = "give one with x_train, y_train, x_test and y_test as keras.datasets saves them"

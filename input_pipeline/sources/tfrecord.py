@@ -17,7 +17,7 @@ from input_pipeline.common.small_files import read_file
 from input_pipeline.config import CLASS_NAMES, matching_files
 from input_pipeline.images import headers
 from input_pipeline.sources.base import WITHOUT_SPLITS, RecordFiles, read_records
-from input_pipeline.sources.listed import numbered_classes
+from input_pipeline.sources.labels import numbered_classes
 
 FEATURES = {"image": tf.io.FixedLenFeature([], tf.string), "label": tf.io.FixedLenFeature([], tf.int64)}
 _SPLIT = re.compile(r"(?<![a-z])(train|validation|val|test)(?![a-z])")
