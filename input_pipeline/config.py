@@ -12,6 +12,8 @@ from input_pipeline.common.settings import Settings, setting
 AUGMENTATIONS = ("crop", "flip", "random_resized_crop", "pca_color", "cutout", "mixup")
 # The kinds of --dataset=KIND:..., and what follows the colon.
 OWN_FILES = {"folder": "PATH", "npz": "PATH", "csv": "PATH", "tfrecord": "PATTERN"}
+# The endings, in any case, of the images that are looked for in folders; a file that is named itself may end otherwise.
+IMAGE_FILES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif")
 CLASS_NAMES = "class_names.txt"  # next to TFRecord files: the names of the classes, one per line
 
 
@@ -21,7 +23,7 @@ class DataConfig(Settings):
 
     dataset: str = setting(
         "shapes", "shapes (embedded, drawn on first use), the name of any TFDS image-classification set, or your own files: "
-        "folder:PATH (PATH/<split>/<class>/*.png or .jpg, or PATH/<class>/*, which is one split, train), npz:PATH (x_train, "
+        "folder:PATH (PATH/<split>/<class>/*.png, .jpg, ..., or PATH/<class>/*, which is one split, train), npz:PATH (x_train, "
         "y_train, x_test, y_test), csv:PATH (columns image,label[,split]), tfrecord:PATTERN (features image, label)",
         on_resume="refuse")
     data_dir: str | None = setting(
@@ -89,15 +91,30 @@ class DataConfig(Settings):
 
 
 def check_own_files(config):
-    """Raises SettingError if the user's own folder, file or pattern in a DataConfig does not exist."""
+    """Raises SettingError if the user's own folder, file or pattern in a DataConfig does not exist or is of another kind."""
     kind, path = config.own_files
     path = os.path.expanduser(path)
-    if kind == "folder" and not os.path.isdir(path):
-        raise SettingError("dataset", config.dataset, "there is no such folder; give folder:PATH of one that exists")
-    if kind in ("npz", "csv") and not os.path.isfile(path):
-        raise SettingError("dataset", config.dataset, f"there is no such file; give {kind}:PATH of one that exists")
-    if kind == "tfrecord" and not matching_files(path):
-        raise SettingError("dataset", config.dataset, "no file matches; give a PATTERN, such as tfrecord:'data/*.tfrecord'")
+    remedy = ""
+    if kind == "folder" and os.path.isfile(path):
+        remedy = "is a file; give the folder that contains the splits or classes (unpack an archive first)"
+    elif kind == "folder" and not os.path.isdir(path):
+        remedy = "there is no such folder; give folder:PATH of one that exists"
+    elif kind in ("npz", "csv") and os.path.isdir(path):
+        inside = sorted(name for name in os.listdir(path) if name.lower().endswith(f".{kind}"))
+        remedy = f"is a folder; give the file, such as {kind}:{os.path.join(path, inside[0] if inside else f'data.{kind}')}"
+    elif kind in ("npz", "csv") and not os.path.isfile(path):
+        remedy = f"there is no such file; give {kind}:PATH of one that exists"
+    elif kind == "tfrecord" and os.path.isdir(path):
+        remedy = f"is a folder; give a PATTERN of its files, such as tfrecord:'{os.path.join(path, '*.tfrecord*')}'"
+    elif kind == "tfrecord" and not matching_files(path):
+        remedy = "no file matches; give a PATTERN, such as tfrecord:'data/*.tfrecord'"
+    if remedy:
+        raise SettingError("dataset", config.dataset, remedy)
+
+
+def is_hidden(name):
+    """Whether a file or folder is left out of any folder: hidden, or what macOS adds to an archive."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def matching_files(pattern):

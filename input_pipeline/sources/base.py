@@ -27,8 +27,8 @@ class Source(abc.ABC):
 
     `name` is the value of --dataset, `class_names` are in the order of the labels, and `image_shape` is (height, width, 3) if all
     images have the same size. `bad` has the examples that could not be used, and `faults` says why a whole split cannot be used,
-    {name of a split: reason and remedy}; it matters only if the split is used. A subclass also has `parse`: a serialized example
-    (a scalar string tensor) -> {"image": encoded bytes, "label": int64}.
+    {name of a split: reason and remedy}; it matters only if the split is used. `notes` are lines for the user about what is not
+    read. A subclass also has `parse`: a serialized example (a scalar string tensor) -> {"image": encoded bytes, "label": int64}.
     """
 
     name: str
@@ -36,21 +36,26 @@ class Source(abc.ABC):
     image_shape: tuple | None
     bad: BadExamples = dataclasses.field(default_factory=BadExamples, kw_only=True, compare=False)
     faults: dict = dataclasses.field(default_factory=dict, kw_only=True, compare=False)
+    notes: tuple = dataclasses.field(default=(), kw_only=True, compare=False)
 
     def num_examples(self, split, flag):
         """How many examples `split` has. Raises SettingError, which names `flag`, if the split does not exist or is empty.
 
-        Raises UnusableError if it has one of the `faults`.
+        Raises UnusableError if it has one of the `faults`, or its files contain no example.
         """
-        for name in re.split(r"[^\w-]+", split):
+        for name in re.sub(r"\[[^]]*\]", "", split).split("+"):
             if name in self.faults:
                 raise UnusableError(f"--{flag}={split}: {self.faults[name]}")
         try:
-            takes = [stop - start for _, start, stop in self._slices(split)]
+            slices = self._slices(split)
         except (KeyError, ValueError, AssertionError, AttributeError, NotImplementedError) as error:
             existing = ", ".join(f"{name} ({count})" for name, count in self.split_sizes().items())
             remedy = f"{self.name} has no such split ({one_line_of(error)}); it has {existing}; slices look like train[:90%]"
             raise SettingError(flag, split, remedy) from None
+        sizes, takes = self.split_sizes(), [stop - start for _, start, stop in slices]
+        for name in (name for name, _, _ in slices if not sizes[name]):
+            raise UnusableError(f"--{flag}={split}: {self.name} has no example in {name} ({first_of(self.files_of(name))}); "
+                                "give files that contain examples, or another split")
         if not takes or min(takes) < 1:  # TFDS counts train[90%:10%] as a negative number of examples
             raise SettingError(flag, split, f"contains no example of {self.name}, or ends before it begins; give a larger slice")
         return sum(takes)
@@ -68,6 +73,10 @@ class Source(abc.ABC):
     @abc.abstractmethod
     def split_sizes(self):
         """{name of a split: how many examples it has}."""
+
+    @abc.abstractmethod
+    def files_of(self, split):
+        """The files or the folder that contain the examples of a split, which is no slice; a list for error messages."""
 
     @abc.abstractmethod
     def records(self, split):
@@ -93,6 +102,12 @@ class Source(abc.ABC):
 
         Raises UnusableError if there are more than `bad` allows.
         """
+
+
+def first_of(names, most=5):
+    """The first of some names as a text for a message, with "..." for the others."""
+    names = list(names)
+    return ", ".join(map(str, names[:most])) + ", ..." * (len(names) > most)
 
 
 def file_state(name):
@@ -138,6 +153,9 @@ class RecordFiles(Source):
 
     def split_sizes(self):
         return {name: sum(count for _, count in files) for name, files in self.files.items()}
+
+    def files_of(self, split):
+        return [file for file, _ in self.files[split]]
 
     def _split_infos(self):  # with the lengths of the shards, TFDS also accepts train[:1shard]
         return {name: types.SimpleNamespace(num_examples=count, shard_lengths=[length for _, length in self.files[name]])

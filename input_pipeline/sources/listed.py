@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from input_pipeline.common.errors import one_line
 from input_pipeline.images import headers
 from input_pipeline.sources.base import Source, file_state, shuffle_seeds
 
@@ -39,6 +40,9 @@ class ListedSource(Source):
 
     def split_sizes(self):
         return {name: len(examples) for name, examples in self.examples.items()}
+
+    def files_of(self, split):
+        return [self.place]
 
     def records(self, split):
         return tf.data.Dataset.from_tensor_slices(self._table(split)).enumerate()
@@ -80,11 +84,12 @@ class ListedSource(Source):
         return self._tables[split]
 
 
-def image_files(config, class_names, examples, place, bad):
+def image_files(config, class_names, examples, place, bad, faults=None, notes=()):
     """A ListedSource of image files, in a fixed order that mixes the classes.
 
     So any slice contains all classes, as a slice of a TFDS split does. The order is that of a hash of the keys. If a file is
     added or removed, the others keep their order. `examples`: {name of a split: [(key, Listed)]}; a key is the bytes to hash.
+    `faults` and `notes` are those of the Source.
     """
     listed = {split: [] for split in examples}
     for split, pairs in examples.items():
@@ -94,4 +99,5 @@ def image_files(config, class_names, examples, place, bad):
             else:
                 listed[split].append(example)
     shape = headers.common_shape(functools.partial(open, example.image, "rb") for part in listed.values() for example in part)
-    return ListedSource(config.dataset, tuple(class_names), shape, listed, tf.io.read_file, str(place), bad=bad)
+    more = {"bad": bad, "faults": faults or {}, "notes": tuple(map(one_line, notes))}
+    return ListedSource(config.dataset, tuple(class_names), shape, listed, tf.io.read_file, str(place), **more)

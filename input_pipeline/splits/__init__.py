@@ -4,7 +4,8 @@ import dataclasses
 import math
 
 from input_pipeline.common.batches import free_gigabytes
-from input_pipeline.common.errors import SettingError
+from input_pipeline.common.errors import SettingError, one_line
+from input_pipeline.sources.base import first_of
 from input_pipeline.splits import cache, resident
 from input_pipeline.splits.device import DeviceSplit
 from input_pipeline.splits.stream import StreamingSplit, training_margin
@@ -40,7 +41,9 @@ def open_split(config, source, split, flag, log=print):
     num_examples = source.num_examples(split, flag)
     size = _image_size(config, source)
     config = decide_input(config, source, split, flag)
-    what = f"{split} of {source.name}: {num_examples} images of {size[0]} x {size[1]}, {_gigabytes(num_examples, size):.2g} GB"
+    classes = f"{len(source.class_names)} classes ({one_line(first_of(source.class_names))})"
+    what = f"{split} of {source.name}: {num_examples} images of {size[0]} x {size[1]} in {classes}"
+    what = f"{what}, {_gigabytes(num_examples, size):.2g} GB"
     if config.input != "stream":
         held = _decoded(config, source, split, (num_examples, *size, 3), what, log)
         return DeviceSplit(held.images, held.labels) if config.input == "device" else held

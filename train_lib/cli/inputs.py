@@ -4,8 +4,7 @@ import glob
 import os
 
 from input_pipeline.common.errors import SettingError, UnusableError
-
-IMAGE_FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")  # in folders; a file that is named itself may end otherwise
+from input_pipeline.config import IMAGE_FILES, is_hidden
 
 
 def check_inputs(inputs):
@@ -19,7 +18,7 @@ def list_images(inputs):
     """The paths that --inputs names, each once, in the order of its entries, and sorted within a folder or glob.
 
     Entries are separated by commas. An entry is a file, whatever its ending; a folder, which is searched with its subfolders for
-    IMAGE_FILES, except for names that begin with a dot and links to folders; or a glob, in which ** stands for any number of
+    IMAGE_FILES, except for names that are hidden and links to folders; or a glob, in which ** stands for any number of
     folders. A name that contains a comma can stand alone. An entry without a match is in the list too, so that it is reported.
     """
     return list(dict.fromkeys(path for entry in _entries(inputs) for path in (list(_matches(entry)) or [entry])))
@@ -49,10 +48,10 @@ def _images_below(root):
         raise UnusableError(f"{printable(error.filename)}: cannot be read ({error.strerror}); change its permissions")
 
     for folder, subfolders, names in os.walk(root, onerror=refuse):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        subfolders[:] = sorted(name for name in subfolders if not is_hidden(name))
         for name in sorted(names):
             path = os.path.join(folder, name)
-            if name.lower().endswith(IMAGE_FILES) and not name.startswith(".") and _is_readable(path):
+            if name.lower().endswith(IMAGE_FILES) and not is_hidden(name) and _is_readable(path):
                 yield path
 
 

@@ -184,17 +184,21 @@ def test_where_nothing_is_whole_one_line_says_so(tmp_path):
 def test_a_class_without_images_is_named(tmp_path):
     """Otherwise a class that was never copied would be an output of the network that is never trained nor evaluated."""
     (write_folder(tmp_path) / "train" / "ant").mkdir()
-    message = message_of(UnusableError, load, f"folder:{tmp_path}")
-    assert message.startswith(f"{tmp_path / 'train' / 'ant'}: ") and "contains no .png" in message
-    source, split = load(f"folder:{tmp_path}", limit=1)
-    assert source.class_names == ("ant", *CLASSES) and set(split.labels) == {1, 2, 3}
+    for limit in (0, 9):  # it is no bad example, so none may be skipped
+        message = message_of(UnusableError, load, f"folder:{tmp_path}", limit=limit)
+        assert message.startswith(f"{tmp_path / 'train' / 'ant'}: ") and "contains no .png" in message
+        assert "fill it or remove it" in message and "max_bad_examples" not in message
 
 
 def test_a_class_that_train_does_not_have_is_named(tmp_path):
     """Otherwise `Cat` would be evaluated as a class of its own next to `cat`."""
     (write_folder(tmp_path) / "test" / "cat").rename(tmp_path / "test" / "Cat")
-    message = message_of(UnusableError, load, f"folder:{tmp_path}")
-    assert message.startswith(f"{tmp_path / 'test' / 'Cat'}: is a class that train does not have")
+    message = message_of(UnusableError, load, f"folder:{tmp_path}", "test[:50%]", limit=9)
+    assert message.startswith(f"--train_split=test[:50%]: {tmp_path / 'test' / 'Cat'} is a class that train does not have")
+    assert message.endswith("rename it as in train, or remove it")
+    source, split = load(f"folder:{tmp_path}")  # the other split can be used
+    assert source.class_names == CLASSES and split.num_examples == 30
+    assert any(f"{tmp_path / 'test' / 'Cat'} is a class" in note for note in source.notes)
 
 
 @pytest.mark.parametrize(("row", "words"), [
@@ -353,8 +357,10 @@ def test_files_of_splits_and_of_none(tmp_path):
 @pytest.mark.parametrize(("dataset", "words"), [
     ("folder:", "give folder:PATH"), ("tfrecord:", "tfrecord:PATTERN"), ("foldr:/x", "did you mean folder:PATH"),
     ("CSV:/x", "did you mean csv:PATH"), ("tfrecords:/x", "tfrecord:PATTERN"),
-    ("folder:{0}/none", "no such folder"), ("npz:{0}/none", "no such file"), ("csv:{0}", "no such file"),
-    ("npz:{0}", "no such file"),
+    ("folder:{0}/none", "no such folder"), ("npz:{0}/none", "no such file"),
+    ("csv:{0}", "is a folder; give the file, such as csv:"),
+    ("npz:{0}", "is a folder; give the file, such as npz:"), ("tfrecord:{0}", "is a folder; give a PATTERN of its files"),
+    ("csv:{0}/none", "no such file"),
     ("tfrecord:{0}/*.none", "no file matches"), ("folder:{0}", "<split>/<class>/"), ("folder:{0}/\0", "control characters"),
 ])
 def test_names_of_files_that_cannot_work_are_setting_errors(tmp_path, dataset, words):

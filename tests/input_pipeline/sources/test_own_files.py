@@ -174,11 +174,16 @@ def test_names_of_any_writing(tmp_path, name):
     (folder / f"1 2.{name}").write_bytes(encoded(picture(3), "PNG" if name == "PNG" else "JPEG"))
     for other in (".DS_Store", "._1.jpg", "notes.txt"):
         (folder / other).write_text("no image")
+    (tmp_path / "train" / "all").mkdir()
+    (tmp_path / "train" / "all" / "2.png").write_bytes(encoded(picture(200)))
     (tmp_path / ".git").mkdir()
     source = open_(f"folder:{tmp_path}")
-    assert source.class_names == ("für, alle",)
-    assert source.split_sizes() == {"train": 1}
-    np.testing.assert_allclose(resident.load(source, "train", 1, (8, 8)).images[0], picture(3), atol=3)
+    assert source.class_names == ("all", "für, alle")
+    assert source.split_sizes() == {"train": 2}
+    loaded = resident.load(source, "train", 2, (8, 8))
+    images = dict(zip(loaded.labels.tolist(), loaded.images, strict=True))
+    np.testing.assert_allclose(images[1], picture(3), atol=3)
+    np.testing.assert_array_equal(images[0], picture(200))
 
 
 def test_a_table_counts_numbers_orders_names_and_reads_paths_above_it(tmp_path):

@@ -121,7 +121,8 @@ def test_what_fits_is_held_in_memory_and_one_line_says_so(data_dir, monkeypatch,
     monkeypatch.setattr(splits, "free_gigabytes", lambda: free)
     config, lines = DataConfig(data_dir=str(data_dir), cache_dir=""), []
     splits.open_split(config, sources.open_source(config), "test", "test_split", log=lines.append)
-    assert lines == [f"test of shapes: 1000 images of 32 x 32, 0.0031 GB, {path}"]
+    classes = "10 classes (disk, ring, triangle, square, star, ...)"
+    assert lines == [f"test of shapes: 1000 images of 32 x 32 in {classes}, 0.0031 GB, {path}"]
 
 
 def test_free_memory_counts_the_page_cache():
