@@ -204,7 +204,7 @@ def test_a_class_that_train_does_not_have_is_named(tmp_path):
 @pytest.mark.parametrize(("row", "words"), [
     ("images/099.png,cat,train", "no such file"), ("images/001.png,,train", "has no label"), (",cat,train", "has no image"),
     ("images/001.png", "has no label"), ("images/001.png,cat,", "has no split"), ("images/001.png,cat,a b", "split 'a b'"),
-    ("../../../../etc/none.png,cat,train", "no such file"), ("images,cat,train", "no such file"),
+    ("../../../../etc/none.png,cat,train", "no such file"), ("images,cat,train", "images, which is a folder"),
 ])
 def test_a_bad_row_is_named_by_its_line(tmp_path, row, words):
     """Without the line number, nobody finds the row in a table of a million."""
@@ -229,8 +229,12 @@ def test_a_number_out_of_range_in_a_table(tmp_path, label):
 
 
 @pytest.mark.parametrize(("content", "words"), [
-    (b"file,label\n1.png,cat\n", "no column image"), (b"", "no column image"), (b"image,label\n", "no row"),
-    (b"image,label\n\xff\xfe,cat\n", "UTF-8"), (b'image,label\n"' + b"a" * 200_000 + b"\n", "cannot be read"),
+    (b"file,label\n1.png,cat\n", "no column image"), (b"", "is empty; the first line must"),
+    (b"image,label\n", "no row, only a header"),
+    (b"image,label\n\xff\xfe,cat\n", "line 2: contains the byte 0xff and is not UTF-8"),
+    (b'image,label\n"' + b"a" * 200_000 + b"\n", "line 2: opens a quotation mark that is not closed"),
+    (b'image,label\n"' + b"a\n" * 700_000, "line 2: opens a quotation mark that is not closed within 1048576 characters"),
+    (b"image,label\n" + b"a" * 2_000_000 + b"\n", "line 2: has more than 1048576 characters"),
 ])
 def test_a_table_that_is_none(tmp_path, content, words):
     """Otherwise a column with another name would result in an empty data set or a KeyError."""
