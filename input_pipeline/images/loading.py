@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from input_pipeline.common.batches import CORES, without_autotune
 from input_pipeline.common.errors import UnusableError, one_line_of
+from input_pipeline.config import CLASS_NAMES
 from input_pipeline.images import decoding, headers
 
 _BATCH = 256
@@ -164,7 +165,9 @@ def _why_not(source, record, image_size):
     if label < 0:
         return f"is without a label ({label})"
     if label >= len(source.class_names):
-        return f"has the label {label}, out of range of {len(source.class_names)} classes"
+        classes = len(source.class_names)
+        hint = f": labels count from 0, and a first line for label 0 in {CLASS_NAMES} serves labels that count from 1"
+        return f"has the label {label}, out of range of {classes} classes{hint if label == classes else ''}"
     if reason := why_undecodable(example["image"].numpy(), lambda image: _fitted(image, image_size)):
         return reason
     height, width, _ = decoding.decode(example["image"]).shape

@@ -166,8 +166,8 @@ def _check_splits(table, rows):
     if WITHOUT_SPLITS in first:
         trained = {row.label for row in rows if row.split == WITHOUT_SPLITS}
         if untrained := sorted({row.label for row in rows} - trained):
-            shown = ", ".join(untrained[:5]) + (", ..." if len(untrained) > 5 else "")
-            print(one_line(f"{table}: no row of {WITHOUT_SPLITS} has the class {shown}"), file=sys.stderr)
+            shown = ("class " if len(untrained) == 1 else "classes ") + ", ".join(untrained[:5] + ["..."] * (len(untrained) > 5))
+            print(one_line(f"{table}: no row of {WITHOUT_SPLITS} has the {shown}"), file=sys.stderr)
 
 
 def _records(table, file):
@@ -211,7 +211,7 @@ def _quoted_field(table, number, line, position, lines):
     parts, size, opened = [], 0, number
     while (end := _QUOTED.match(line, position).end()) == len(line):
         parts.append(line[position:])
-        size += len(line)
+        size += len(line) + 1
         number, line = next(lines, (number, None))
         if line is None or size > _LONGEST_LINE:
             within = "" if line is None else f" within {_LONGEST_LINE} characters"

@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline.common.batches import free_gigabytes
-from input_pipeline.common.errors import UnusableError
+from input_pipeline.common.errors import UnusableError, one_line
 from input_pipeline.sources.base import file_state
-from input_pipeline.sources.labels import numbered_classes
+from input_pipeline.sources.labels import check_labels, numbered_classes
 from input_pipeline.sources.listed import Listed, ListedSource
 
 _LONGEST_HEADER = 2**16
@@ -24,28 +24,61 @@ def open_source(config, path, bad):
 
     The examples are in the order of the arrays. An array `class_names` of texts, if there is one, names the classes. Otherwise
     they are named 0, 1, ... up to the first number that is not in y_train. Reads the labels, but only the headers of the images.
-    Raises UnusableError if it is damaged or pickled, an array is missing or has another form, or a label is out of range.
+    Raises UnusableError if it is damaged or pickled, an array is missing, empty or has another form, or a label is out of range.
     """
     arrays = _Arrays(path)
-    splits = [name[2:] for name in arrays.headers if name.startswith("x_")]
-    if missing := [f"y_{split}" for split in splits if f"y_{split}" not in arrays.headers] or ["x_train"] * (not splits):
-        raise UnusableError(f"{path}: has no array {missing[0]}, but {', '.join(arrays.headers) or 'none'}; {WANTED}")
+    splits = _splits(arrays)
     labels = {split: _labels(arrays, split) for split in splits}
-    if "class_names" in arrays.headers and arrays.headers["class_names"][1].kind == "U":
-        names = tuple(arrays.load("class_names").ravel().tolist())
+    empty = "is empty, 0 images; save the images again, or leave the array out"
+    faults = {split: f"{path}: the array x_{split} {empty}" for split in splits if not labels[split]}
+    if len(faults) == len(splits):
+        raise UnusableError(faults.get("train") or faults[splits[0]])
+    if names := _names(arrays):
+        remedy = f"correct class_names, whose {len(names)} names are those of the labels from 0"
     else:
-        names = numbered_classes(labels.get("train", labels[splits[0]]))
+        names = numbered_classes(labels.get("train") or next(filter(None, labels.values())))
+        remedy = "save an array class_names of texts, whose first is the name of label 0"
+    faults |= check_labels(path, labels, len(names), remedy)
     examples = {split: [] for split in splits}
     for split in splits:
         for row, label in enumerate(labels[split]):
             if 0 <= label < len(names):
                 examples[split].append(Listed(label, f"x_{split} {row}".encode(), f"{path} row {row} of x_{split}"))
-            else:
+            elif split not in faults:
                 bad.add(f"{path} row {row} of y_{split}", f"has the label {label}, out of range",
                         f"there are {len(names)} classes, counted from 0; correct the label")
-    sizes, state = {arrays.headers[f"x_{split}"][0][1:3] for split in splits}, file_state(path)
+    sizes, state = {arrays.headers[f"x_{split}"][0][1:3] for split in splits if labels[split]}, file_state(path)
     shape = (*sizes.pop(), 3) if len(sizes) == 1 else None
-    return ListedSource(config.dataset, names, shape, examples, arrays.read, path, lambda _: state, bad=bad)
+    return ListedSource(config.dataset, names, shape, examples, arrays.read, path, lambda _: state, bad=bad, faults=faults)
+
+
+def _splits(arrays):
+    """The names after x_. Raises UnusableError if there is none, or if an array has no counterpart in x_ or y_."""
+    splits = [name[2:] for name in arrays.headers if name.startswith("x_")]
+    missing = [f"y_{split}" for split in splits if f"y_{split}" not in arrays.headers]
+    missing += [f"x_{name[2:]}" for name in arrays.headers if name.startswith("y_") and f"x_{name[2:]}" not in arrays.headers]
+    if missing or not splits:
+        others = one_line(", ".join(arrays.headers)) or "none"
+        raise UnusableError(f"{arrays.file}: has no array {(missing or ['x_train'])[0]}, but {others}; {WANTED}")
+    return splits
+
+
+def _names(arrays):
+    """The array class_names as a tuple of texts; empty if there is none."""
+    if "class_names" not in arrays.headers:
+        return ()
+    shape, dtype = arrays.headers["class_names"]
+    if dtype.kind not in "US" or math.prod(shape) == 0:
+        remedy = "save it as an array of texts, one for each class, or leave it out"
+        raise UnusableError(f"{arrays.file}: the array class_names is {dtype} {list(shape)}; {remedy}")
+    try:
+        names = [name if dtype.kind == "U" else name.decode() for name in arrays.load("class_names").ravel().tolist()]
+    except UnicodeDecodeError as error:
+        remedy = "save the array as one of texts"
+        raise UnusableError(f"{arrays.file}: a name in class_names is not UTF-8 ({error}); {remedy}") from None
+    if empty := [number for number, name in enumerate(names) if not name.strip()]:
+        raise UnusableError(f"{arrays.file}: name {empty[0]} in class_names is empty; give each class a name")
+    return tuple(names)
 
 
 class _Arrays:
@@ -119,6 +152,8 @@ def _labels(arrays, split):
     if dtype != np.uint8 or len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3, 4)):
         text = f"{arrays.file}: the array x_{split} is {dtype} {list(shape)}; images must be uint8 [n, height, width] or "
         raise UnusableError(text + "[n, height, width, 1, 3 or 4], 0 to 255")
+    if shape[0] and not shape[1] * shape[2]:
+        raise UnusableError(f"{arrays.file}: the images of the array x_{split} have no pixel, {list(shape)}; save them again")
     count, (shape, dtype) = shape[0], arrays.headers[f"y_{split}"]
     if shape not in ((count,), (count, 1)) or dtype.kind not in "iu":
         text = f"{arrays.file}: y_{split} is {dtype} {list(shape)}, for {count} images"

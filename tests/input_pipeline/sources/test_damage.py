@@ -68,6 +68,9 @@ def test_where_all_records_are_damaged_one_line_says_so(records):
 def test_a_damaged_length_ends_the_file_and_is_told(records):
     """The checksum of the length is damaged but the length is right, so counting the records does not find it."""
     flip(records, [10], byte=8)
+    with pytest.raises(UnusableError, match="record 10: is damaged in its length, and the classes that follow"):
+        open_(records.parent, 3)  # otherwise only the classes before it would be counted
+    (records.parent / "class_names.txt").write_text("a\nb\nc\n")
     source = open_(records.parent, 3)
     with pytest.raises(UnusableError, match="record 10: is damaged in its length"):
         source.skip_damaged("train")
