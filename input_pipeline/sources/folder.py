@@ -161,7 +161,7 @@ def _fault(folders, labels, decides):
     """Why a split cannot be used; empty if it can. Its folders are usually one."""
     if not _class_folders(folders):
         count = sum(len(folder.content.images) for folder in folders)
-        reason = f"{folders[0].path} contains {count} images, but no class folders"
+        reason = f"{folders[0].path} contains {_number(count, 'image')}, but no class folders"
         return f"{reason}; sort them into {folders[0].path}/<class>/, or give another split"
     for part in _class_folders(folders):
         if _nfc(part) not in labels:
@@ -198,16 +198,20 @@ def _notes_on_files(root, splits, others):
     """Lines about images beside class folders, files in `others`, other formats, and links that are not followed."""
     beside = [root, *(folder for folders in splits.values() for folder in folders if folder is not root and folder.class_folders)]
     if strays := [f"{folder.path}/{name}" for folder in beside for name in folder.content.images]:
-        yield f"skipped {len(strays)} images beside class folders, the first is {strays[0]}"
+        yield f"skipped {_number(len(strays), 'image')} beside class folders, the first is {strays[0]}"
     if others:
         convert = sorted(TO_CONVERT & set(others))
         remedy = f"; convert {', '.join(convert)} to PNG or JPEG" if convert else ""
-        yield f"skipped {sum(others.values())} files in other formats: {_by_ending(others)}{remedy}"
+        yield f"skipped {_number(sum(others.values()), 'file')} in other formats: {_by_ending(others)}{remedy}"
     if loops := [f"{folder.path}/{name}" for folder in root.walk() for name in folder.content.loops]:
-        yield f"skipped {len(loops)} links to folders that contain them, the first is {loops[0]}"
+        yield f"skipped {_number(len(loops), 'link')} to a folder that contains the link, the first is {loops[0]}"
 
 
 def _by_ending(others):
     """Counts of files such as "2 .heic, 1 .txt", the most frequent ending first."""
     ranked = sorted(others.items(), key=lambda item: (-item[1], item[0]))
     return first_of(f"{count} {ending or 'without ending'}" for ending, count in ranked)
+
+
+def _number(count, noun):
+    return f"{count} {noun}{'s' * (count != 1)}"
