@@ -180,6 +180,8 @@ def _evaluate(config, workdir):
     refuse_other_experiment(config, checkpoint, FIXED_FOR_USE)
     strategy = create_strategy(config)
     source = open_source(config.data)
+    for note in source.notes:
+        print(note)
     if class_names != source.class_names:
         remedy = f"has {len(source.class_names)} classes that are not those of the checkpoint ({len(class_names)}: "
         remedy += f"{', '.join(class_names[:3])}, ...); give the data set that the run was trained on"

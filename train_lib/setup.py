@@ -138,6 +138,8 @@ def open_run(config, workdir, checkpoint, store, log=print, workers=None):
 def _open_data(config, workdir, checkpoint, workers, log):
     """Opens the source, the training split and the validation split (None without one) of a DataConfig."""
     source = workers.chief_first(lambda: open_source(config))  # the chief prepares the data if need be
+    for note in source.notes:
+        log(note)
     validation_split = None
     try:
         for flag in ("train_split", "validation_split", "test_split"):
