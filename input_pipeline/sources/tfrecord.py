@@ -1,6 +1,5 @@
 """--dataset=tfrecord:PATTERN, files of serialized tf.train.Examples, and the function that writes them."""
 
-import contextlib
 import functools
 import io
 import itertools
@@ -31,6 +30,7 @@ _SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)(.*)", re.DOTALL)
 LARGEST_RECORD = 2**29  # bytes
 _CHECKED = 16  # how many records of each file are checked for their features and the size of the image
 _MOST_SHOWN = 12  # features in a message
+_REMEDY = "write the files with input_pipeline.sources.tfrecord.write_tfrecords"
 
 
 def open_source(config, pattern, bad):
@@ -53,8 +53,8 @@ def open_source(config, pattern, bad):
     every = [file for part in files.values() for file in part]
     image, label = _layout(every)
     parse = functools.partial(_parse, image=image, label=label)
-    images = (content for path, count in every for _, features in _features_in(path, count)
-              for content in features[image].bytes_list.value[:1])
+    images = (content for path, count in every for _, record, damage in read_records(path, 0, min(count, _CHECKED))
+              if not damage and (features := _features_of(record)) for content in features[image].bytes_list.value[:1])
     shape = headers.common_shape(functools.partial(io.BytesIO, content) for content in images)
     names = _listed_names(every)
     if not names:
@@ -182,7 +182,7 @@ def _parse(record, image, label):
 def _layout(files):
     """Which of LAYOUTS the files have. Raises UnusableError if the records at the beginning of a file have none, or another.
 
-    Records that cannot be read, or have no feature at all, say nothing about the file; decoding will report them.
+    Damaged records, and those without any feature, say nothing about the file; decoding will report them.
     """
     known = {}
     for path, count in files:
@@ -190,9 +190,12 @@ def _layout(files):
         if layout := next((layout for each in first for layout in LAYOUTS if _fits(each, layout)), None):
             known.setdefault(layout, path)
             continue
-        for number, features in _features_in(path, count):
-            if features:
-                raise UnusableError(f"{path} record {number}: {_what_is_wrong(features)}")
+        intact = [(number, record) for number, record, damage in read_records(path, 0, min(count, _CHECKED)) if not damage]
+        parsed = [(number, features) for number, record in intact if (features := _features_of(record)) is not None]
+        if wrong := next((pair for pair in parsed if pair[1]), None):
+            raise UnusableError(f"{path} record {wrong[0]}: {_what_is_wrong(wrong[1])}")
+        if intact and not parsed:
+            raise UnusableError(f"{path} record {intact[0][0]}: is no tf.train.Example, nor are those that follow; {_REMEDY}")
     if len(known) > 1:
         (one, path), (other, second) = known.items()
         raise UnusableError(f"{second}: has the feature {other[0]}, and {path} has {one[0]}; write all files in one way")
@@ -214,28 +217,35 @@ def _fits(features, layout):
 
 def _what_is_wrong(features):
     """Why the features of a record are not those of an image and a label, and what is needed."""
-    remedy = "write the files with input_pipeline.sources.tfrecord.write_tfrecords"
     for layout in LAYOUTS:
         if all(name in features for name in layout):
             name, wanted = layout[0], "one encoded image (bytes)"
             if _kind(features, name) == "bytes":
                 name, wanted = layout[1], "the number of one class (one int64), counted from 0"
             found = _kind(features, name)
-            return f"has the feature {name} as {_IN_WORDS.get(found, found)}, where {wanted} is needed; {remedy}"
+            return f"has the feature {name} as {_IN_WORDS.get(found, found)}, where {wanted} is needed; {_REMEDY}"
     every = [f"{name} ({_kind(features, name)})" for name in sorted(features)]
     shown = ", ".join(every[:_MOST_SHOWN]) + (f" and {len(every) - _MOST_SHOWN} more" if len(every) > _MOST_SHOWN else "")
     wanted = " or ".join(f"{image} (bytes, one encoded image) and {label} (int64)" for image, label in LAYOUTS)
-    return f"has the features {shown}; needed are {wanted}: {remedy}"
+    return f"has the features {shown}; needed are {wanted}: {_REMEDY}"
 
 
 def _first_features(path, count):
-    """Yields the features of the first records of a file. Faster than `_features_in`, and does not look at checksums."""
+    """Yields the features of the first records of a file. Faster than `read_records`, and does not look at checksums."""
     with open(path, "rb") as file:
         for _ in range(min(count, _CHECKED)):
             length = int.from_bytes(file.read(12)[:8], "little")
-            with contextlib.suppress(Exception):
-                yield tf.train.Example.FromString(file.read(length)).features.feature
+            if features := _features_of(file.read(length)):
+                yield features
             file.seek(4, os.SEEK_CUR)
+
+
+def _features_of(record):
+    """{name: feature} of a serialized tf.train.Example; None if it is none."""
+    try:
+        return tf.train.Example.FromString(record).features.feature
+    except Exception:  # the protobuf package has several implementations, which raise different errors
+        return None
 
 
 def _listed_names(files):
@@ -296,14 +306,5 @@ def _labels_in(path, count, label):
             wrong = "is damaged in its length, and the classes that follow cannot be counted; prepare or copy this file again"
             raise UnusableError(f"{path} record {number - 1}: {wrong}")
         before = damage
-        with contextlib.suppress(Exception):
-            if not damage:
-                yield from tf.train.Example.FromString(record).features.feature[label].int64_list.value[:1]
-
-
-def _features_in(path, count):
-    """Yields (number, features) of the first records of a file, except damaged ones, which decoding will report."""
-    for number, record, damage in read_records(path, 0, min(count, _CHECKED)):
-        with contextlib.suppress(Exception):
-            if not damage:
-                yield number, tf.train.Example.FromString(record).features.feature
+        if not damage and (features := _features_of(record)):
+            yield from features[label].int64_list.value[:1]

@@ -258,7 +258,8 @@ def npz_cases():
         "float images": ({"x_train": whole.astype(np.float32)}, "uint8"), "flat images": ({"x_train": whole[:, 0, 0]}, "uint8"),
         "two channels": ({"x_train": whole[..., :2]}, "uint8"), "fewer labels": ({"y_train": np.arange(29)}, "29"),
         "one hot": ({"y_train": np.eye(30)}, "whole numbers"), "float labels": ({"y_test": np.zeros(30)}, "whole numbers"),
-        "negative label": ({"y_train": np.array([0, 1, 2] * 9 + [0, 1, -1])}, "row 29 of y_train: has the label -1, out of"),
+        "negative label": ({"y_train": np.array([0, 1, 2] * 9 + [0, 1, -1])},
+                           "row 29 of y_train: has the label -1, out of range"),
         "label beyond": ({"y_test": np.array([0, 1, 2] * 9 + [0, 1, 3])}, "row 29 of y_test: has the label 3, out of range"),
         "label with a gap": ({"y_train": np.array([0, 1, 2] * 9 + [0, 1, 2**40])}, "row 29 of y_train"),
     }
