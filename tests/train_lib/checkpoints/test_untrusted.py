@@ -319,9 +319,12 @@ def npy(descr="'|u1'", shape="(30, 8, 8, 3)", data=bytes(30 * 8 * 8 * 3), versio
     return b"\x93NUMPY" + version + struct.pack("<H" if version == b"\x01\x00" else "<I", size) + text + data
 
 
+LABELS = bytes((0, 1)) * 15
+
+
 def npz(path, images, labels, compression=zipfile.ZIP_STORED):
     with zipfile.ZipFile(path, "w", compression) as file:
-        arrays = {"x_train": images, "y_train": labels, "x_test": npy(), "y_test": npy(shape="(30,)", data=bytes(30))}
+        arrays = {"x_train": images, "y_train": labels, "x_test": npy(), "y_test": npy(shape="(30,)", data=LABELS)}
         for name, content in arrays.items():
             file.writestr(f"{name}.npy", content)
 
@@ -332,7 +335,8 @@ LIES = st.fixed_dictionaries({}, optional={
     "shape": st.sampled_from(("(30, 8, 8, 3)", "(10**12, 8, 8, 3)", "(1000000000000, 8, 8, 3)", "(-30, -8, 8, 3)", "(30,)", "()",
                               "(0, 8, 8, 3)", "(True,)", "30", "(30, 0, 0, 3)", "(4294967296, 4294967296, 4294967296)",
                               "(" * 3000)),
-    "data": st.sampled_from((b"", bytes(30), bytes(10_000))), "version": st.sampled_from((b"\x02\x00", b"\x03\x00", b"\x09\x00")),
+    "data": st.sampled_from((b"", bytes(30), LABELS, bytes(10_000))),
+    "version": st.sampled_from((b"\x02\x00", b"\x03\x00", b"\x09\x00")),
     "length": st.sampled_from((0, 1, 9000, 65535))})
 
 
@@ -340,14 +344,14 @@ LIES = st.fixed_dictionaries({}, optional={
 def test_npz_files(examples, folder):
     """Headers that claim terabytes, a bomb of zeros, a file with any byte changed. Nothing is unpickled."""
     path = folder / "data.npz"
-    npz(path, npy(), npy(shape="(30,)", data=bytes(30)))
+    npz(path, npy(), npy(shape="(30,)", data=LABELS))
     good = path.read_bytes()
     source = sources.open_source(DataConfig(dataset=f"npz:{path}"))
     assert source.split_sizes() == {"train": 30, "test": 30}
 
     def check(args):
         images, labels, compression, mutations = args
-        npz(path, npy(**images), npy(**{"shape": "(30,)", "data": bytes(30)} | labels), compression)
+        npz(path, npy(**images), npy(**{"shape": "(30,)", "data": LABELS} | labels), compression)
         if mutations:
             path.write_bytes(mutated(good if not images and not labels else path.read_bytes(), mutations))
         with warnings.catch_warnings(), harmless():

@@ -97,11 +97,12 @@ def test_the_parts_of_a_stream_do_what_their_names_say(stream):
 @pytest.mark.parametrize("augmentations", ["crop,flip", "random_resized_crop"])
 def test_the_windows_of_a_stream_are_those_of_training(tmp_path, augmentations):
     """If it decoded smaller windows than training cuts, it would be no upper bound."""
-    (tmp_path / "cat").mkdir()
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
     rows, columns = np.mgrid[0:40, 0:52]
     image = np.stack([rows * 6, columns * 4, rows + columns], axis=-1).astype(np.uint8)
     for index in range(6):
-        (tmp_path / "cat" / f"{index}.jpg").write_bytes(encoded(image, "JPEG", quality=100, subsampling=0))
+        (tmp_path / ("cat", "dog")[index % 2] / f"{index}.jpg").write_bytes(encoded(image, "JPEG", quality=100, subsampling=0))
     config = DataConfig(dataset=f"folder:{tmp_path}", input="stream", train_split="train", augment=augmentations, image_size=28)
     split = open_split(config, open_source(config), "train", "train_split", log=lambda line: None)
     pixels, _ = next(iter(compared.part_of_stream("decode_crop", split, 6, 5, config.augmentations, epochs=1)))
