@@ -3,9 +3,10 @@
 Functions that accept [..., height, width, 3] also accept a batch of images of one size.
 """
 
+import numpy as np
 import tensorflow as tf
 
-from input_pipeline.images import headers
+from input_pipeline.images import headers, orientation
 
 
 def require(condition, reason, tensor):
@@ -15,27 +16,57 @@ def require(condition, reason, tensor):
         return tf.identity(tensor)
 
 
+def rarely(function):
+    """Decorates a branch that is seldom taken, so that it costs nothing where it is not taken.
+
+    TensorFlow merges both branches into the graph, and visits each operation of the one that is not taken. With the attribute,
+    the branch stays one operation.
+    """
+    return tf.function(function, experimental_attributes={"_noinline": True})
+
+
 def decode(encoded):
-    """PNG, JPEG, WebP, BMP or the first frame of a GIF: bytes -> uint8 [height, width, 3].
+    """PNG, JPEG, WebP, BMP or the first frame of a GIF: bytes -> uint8 [height, width, 3], turned upright as its EXIF says.
 
     Grey becomes three equal channels, and a palette its colours. Of 16 bits the upper 8 are kept. Alpha is dropped without
     blending: the colours stay as stored. Raises InvalidArgumentError if the image is damaged, of another format, or has more
     than `headers.MAX_PIXELS` by its header.
     """
-    def check(encoded):
-        return headers.check(encoded if isinstance(encoded, bytes) else encoded.item())  # outside a graph it is an array
+    def inspect(encoded):
+        reason, turn = headers.inspect(encoded if isinstance(encoded, bytes) else encoded.item())  # outside a graph: an array
+        return reason, np.int32(turn)
 
-    reason = tf.ensure_shape(tf.numpy_function(check, [encoded], tf.string, stateful=False), [])
+    reason, turn = tf.numpy_function(inspect, [encoded], [tf.string, tf.int32], stateful=False)
     # Check before decoding, because a decoder allocates memory for all pixels that the header claims.
-    return decode_unchecked(require(tf.equal(reason, ""), ["an image", reason], encoded))
+    encoded = require(tf.equal(tf.ensure_shape(reason, []), ""), ["an image", reason], encoded)
+    turn = tf.ensure_shape(turn, [])
+
+    @rarely
+    def otherwise():
+        return _upright(_stored(encoded), tf.abs(turn))
+
+    # Nearly all images are upright and no WebP, and one operation decodes them.
+    return tf.ensure_shape(tf.cond(tf.equal(turn, 1), lambda: _decode_image(encoded), otherwise), [None, None, 3])
 
 
 def decode_unchecked(encoded):
     """`decode` in TensorFlow's operations only, for saved graphs. Trusts the size in a header, takes a BMP's palette for grey."""
+    return tf.ensure_shape(_upright(_stored(encoded), orientation.read(encoded)), [None, None, 3])
+
+
+def _upright(image, turn):
+    return tf.cond(tf.equal(turn, 1), lambda: image, lambda: orientation.upright(image, turn))
+
+
+def _stored(encoded):
+    """The image as the file stores it: it may lie on its side."""
     webp = _webp_of_four(encoded)
-    image = tf.cond(tf.not_equal(webp, ""), lambda: tf.io.decode_image(webp, channels=4, expand_animations=False)[..., :3],
-                    lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False))
-    return tf.ensure_shape(image, [None, None, 3])
+    return tf.cond(tf.not_equal(webp, ""), lambda: tf.io.decode_image(webp, channels=4, expand_animations=False)[..., :3],
+                   lambda: _decode_image(encoded))
+
+
+def _decode_image(encoded):
+    return tf.io.decode_image(encoded, channels=3, expand_animations=False)
 
 
 def _webp_of_four(encoded):
@@ -104,7 +135,7 @@ def random_window(seed, size, margin):
 
 
 def decode_window(encoded, window_of, size, mirrored):
-    """Decodes a window of an image and scales it: bytes -> uint8 [size, size, 3]. For a JPEG, decodes only the window.
+    """Decodes a window of the upright image and scales it: bytes -> uint8 [size, size, 3]. For a JPEG, decodes only the window.
 
     `window_of` and `mirrored` are those of `random_window`; mirrored=None: never. Raises InvalidArgumentError as `decode` does,
     but does not notice damage outside of a JPEG's window.
@@ -114,9 +145,21 @@ def decode_window(encoded, window_of, size, mirrored):
         # The decoder keeps all of a progressive JPEG in memory, even to decode a part of it.
         fits = tf.reduce_prod(tf.cast(shape[:2], tf.int64)) <= headers.MAX_PIXELS
         limit = f"the limit is {headers.MAX_PIXELS} pixels"
-        shape = require(fits, ["an image", "is huge: height, width and channels are", shape, limit], shape)
-        return tf.image.decode_and_crop_jpeg(encoded, window_of(shape[0], shape[1]), channels=3)
+        height, width, _ = tf.unstack(require(fits, ["an image", "is huge: height, width and channels are", shape, limit], shape))
 
+        def of_upright():
+            return tf.image.decode_and_crop_jpeg(encoded, window_of(height, width), channels=3)
+
+        @rarely
+        def with_exif():
+            turn = orientation.read(encoded)
+            size = tf.where(turn > 4, [width, height], [height, width])
+            window = orientation.stored_window(window_of(size[0], size[1]), size[0], size[1], turn)
+            return orientation.upright(tf.image.decode_and_crop_jpeg(encoded, window, channels=3), turn)
+
+        return tf.cond(orientation.may_be_in_jpeg(encoded), with_exif, of_upright)
+
+    @rarely
     def of_other():
         image = decode(encoded)
         top, left, rows, columns = tf.unstack(window_of(*tf.unstack(tf.shape(image)[:2])))

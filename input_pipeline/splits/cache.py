@@ -26,7 +26,8 @@ import numpy as np
 
 from input_pipeline.common.small_files import parse_json
 
-VERSION = 1  # of the format and of the decoding; raise it whenever the same source would give other bytes
+# Of the format and of the decoding; raise it whenever the same source would give other bytes. 2: photos are turned upright.
+VERSION = 2
 HEADER_BYTES = 4096
 BLOCK_BYTES, MOST_BLOCKS = 2**20, 256
 ABANDONED_SECONDS = 3600  # if nothing was written to an unfinished file for so long, its process died

@@ -1,6 +1,7 @@
 """Prediction of image files: the same answers as evaluation, for files of any name, even if some of them are bad."""
 
 import csv
+import io
 import json
 import os
 import pathlib
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from drivers import make_config, mirrored, run_mode, save_run
-from PIL import Image
+from PIL import Image, ImageOps
 from source_files import encoded
 
 import alexnet
@@ -158,6 +159,23 @@ def test_any_kind_and_name_of_file(small_run, tmp_path, capfd):
         (line,) = (line for line in skipped if printable(os.path.join(os.fsencode(tmp_path), name)) in line)
         assert reason in line
     assert "\x1b" not in shown.out and "22 of 29 images" in shown.out and "größe 日本.png" in shown.out
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_sideways_photos_are_turned_upright(small_run, tmp_path, kind):
+    """Each orientation gets the prediction of the image that Pillow turns upright."""
+    workdir, _ = small_run
+    for turn in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        photo = encoded(STAR, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+        pixels = tf.io.decode_image(photo, channels=3, expand_animations=False).numpy()  # as stored
+        upright = encoded(ImageOps.exif_transpose(Image.open(io.BytesIO(encoded(pixels, exif=exif)))))
+        write(tmp_path, {f"{turn}-photo.png": photo, f"{turn}-upright.png": upright})
+    assert run_mode(predict, f"--workdir={workdir}", f"--inputs={tmp_path}") == 0
+    rows = [{row[f"class_{rank}"]: float(row[f"probability_{rank}"]) for rank in range(1, 6)} for row in rows_of(workdir)]
+    assert len(rows) == 16 and len({str(row) for row in rows[1::2]}) == 8  # the network distinguishes the turns
+    assert rows[::2] == rows[1::2]
 
 
 def test_a_bad_file_at_either_end_and_a_whole_bad_batch(tmp_path):
