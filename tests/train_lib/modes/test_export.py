@@ -1,6 +1,8 @@
 """An export computes the predictions of its checkpoint, also in other processes. If it does not, it is not kept."""
 
 import csv
+import io
+import itertools
 import json
 import os
 import pathlib
@@ -13,7 +15,7 @@ import pytest
 import tensorflow as tf
 from drivers import make_config, mirrored, run_mode, save_run
 from helpers import ROOT
-from PIL import Image
+from PIL import Image, ImageOps
 from source_files import encoded
 
 from input_pipeline.common.errors import SettingError, UnusableError
@@ -82,6 +84,56 @@ def test_files_of_any_size_and_kind_in_one_request(exported):
     np.testing.assert_allclose(answer.sum(axis=1), 1, atol=1e-6)
 
 
+def test_sideways_photos_get_the_answer_of_upright_ones(exported):
+    """TensorFlow's operations alone must find the EXIF."""
+    folder, _, _ = exported
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    served = tf.saved_model.load(folder / "saved_model").signatures["encoded"]
+    files, upright = [encoded(image)], [encoded(image)]
+    for kind in ("PNG", "WEBP", "JPEG"):
+        for turn in range(1, 9):
+            exif = Image.Exif()
+            exif[0x0112] = turn
+            files.append(encoded(image, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {})))
+            pixels = tf.io.decode_image(files[-1], channels=3, expand_animations=False).numpy()  # as stored
+            upright.append(encoded(ImageOps.exif_transpose(Image.open(io.BytesIO(encoded(pixels, exif=exif))))))
+    answer, expected = (served(encoded=tf.constant(part))["probabilities"].numpy() for part in (files, upright))
+    np.testing.assert_allclose(answer, expected, atol=1e-6)
+    assert np.abs(expected[2:9] - expected[0]).max(axis=1).min() > 1e-3  # the network distinguishes the turns
+
+
+@pytest.mark.parametrize("order", ["b", "bb", "gb", "bg", "bbgbgbbbgg", "g" * 40 + "b"])
+def test_a_file_that_cannot_be_decoded_has_a_row_of_zeros(exported, order):
+    """All other rows are those of a request without it."""
+    folder, _, images = exported
+    served = tf.saved_model.load(folder / "saved_model").signatures["encoded"]
+    good = [path.read_bytes() for path in sorted(images.rglob("*.png"))[: order.count("g")]]
+    long = encoded(np.zeros((1, 400_000, 3), np.uint8))  # cannot be scaled
+    bad = itertools.cycle([b"", b"no image", encoded(np.zeros((9, 9, 3), np.uint8))[:50], long])
+    rest = iter(good)
+    answer = served(encoded=tf.constant([next(rest) if kind == "g" else next(bad) for kind in order]))
+    is_good = np.array([kind == "g" for kind in order])
+    assert answer["probabilities"].shape == (len(order), 10) and answer["top_classes"].shape == (len(order), 5)
+    assert not answer["probabilities"].numpy()[~is_good].any() and not answer["top_probabilities"].numpy()[~is_good].any()
+    assert (answer["top_classes"].numpy()[~is_good] == b"").all()
+    if good:
+        for name, expected in served(encoded=tf.constant(good)).items():
+            if expected.dtype == tf.string:
+                assert (answer[name].numpy()[is_good] == expected.numpy()).all() and (expected.numpy() != b"").all()
+            else:
+                np.testing.assert_allclose(answer[name].numpy()[is_good], expected, atol=1e-6)
+
+
+def test_an_empty_request_has_an_empty_answer(exported):
+    folder, _, _ = exported
+    served = tf.saved_model.load(folder / "saved_model").signatures
+    answers = [served["encoded"](encoded=tf.constant([], tf.string))]
+    answers += [served["serving_default"](images=tf.zeros(shape, tf.uint8)) for shape in ((0, 40, 60, 3), (0, 0, 0, 3))]
+    for answer in answers:
+        assert {name: (value.dtype, tuple(value.shape)) for name, value in answer.items()} == {
+            "probabilities": (tf.float32, (0, 10)), "top_classes": (tf.string, (0, 5)), "top_probabilities": (tf.float32, (0, 5))}
+
+
 def test_the_keras_file_opens(exported):
     """Keras loads it if alexnet.layers is imported. It turns pixels of the network's size into probabilities."""
     folder, workdir, images = exported
@@ -134,7 +186,12 @@ def spoil_signature(monkeypatch):
 
 def spoil_files(monkeypatch):
     view_of = export_room.Served._view_of
-    monkeypatch.setattr(export_room.Served, "_view_of", lambda self, encoded: view_of(self, encoded)[::-1])
+
+    def upside_down(self, row, encoded):
+        row, view = view_of(self, row, encoded)
+        return row, view[::-1]
+
+    monkeypatch.setattr(export_room.Served, "_view_of", upside_down)
 
 
 def spoil_names(monkeypatch):

@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from input_pipeline.common.batches import without_autotune
 from input_pipeline.common.errors import UnusableError, one_line_of
 from input_pipeline.images import decoding
 from train_lib.cli.failures import explained
@@ -24,6 +25,7 @@ from train_lib.evaluate import make_eval_step
 from train_lib.modes.classifier import Classifier
 
 CHILD = pathlib.Path(__file__).with_name("child.py")
+DECODED_AT_A_TIME = 16  # files of a request, on as many cores as the serving machine has
 # For probabilities that one machine computes twice. The saved graph may be fused, and so rounded, in another way.
 TOLERANCE = {"float32": 1e-5, "float64": 1e-5, "bfloat16": 0.02, "float16": 0.005}
 
@@ -92,7 +94,7 @@ class Served(tf.Module):
     """The two functions of the SavedModel. Both return the same answer for the same images.
 
     The answer is {"probabilities": float32 [n, classes], "top_classes": string [n, 5], "top_probabilities": float32 [n, 5]}, with
-    the best class first; fewer than 5 if there are fewer classes.
+    the best class first; fewer than 5 if there are fewer classes. n may be 0.
     """
 
     def __init__(self, classifier):
@@ -103,16 +105,32 @@ class Served(tf.Module):
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, "images")])
     def classify_images(self, images):
         """uint8 [n, height, width, 3] of any size -> the answer."""
-        return self._answer(self._classifier.view(images))
+        count = tf.shape(images)[0]
+        # A convolution fails for an empty batch, so a black image takes its place, and the answer for it is cut off.
+        views = tf.cond(count > 0, lambda: self._classifier.view(images), lambda: tf.expand_dims(self._blank(), 0))
+        return {name: values[:count] for name, values in self._answer(views).items()}
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "encoded")])
     def classify_encoded(self, encoded):
-        """The bytes of image files, string [n], of any sizes and formats -> the answer."""
-        shape = tf.TensorSpec([*self._classifier.size, 3], tf.uint8)
-        return self._answer(tf.map_fn(self._view_of, encoded, fn_output_signature=shape))
+        """The bytes of image files, string [n], of any sizes and formats -> the answer.
 
-    def _view_of(self, encoded):
-        return self._classifier.view(decoding.decode_unchecked(encoded))
+        In the rows of files that cannot be decoded, probabilities are 0 and names are empty.
+        """
+        count = tf.size(encoded, tf.int64)
+        views = tf.data.Dataset.from_tensor_slices(encoded).enumerate().map(self._view_of, DECODED_AT_A_TIME).ignore_errors()
+        # A black image at the end, as row `count`, so that there is at least one. It is classified only if there is no other.
+        views = views.concatenate(tf.data.Dataset.from_tensors((count, self._blank()))).batch(count + 1)
+        rows, views = without_autotune(views).get_single_element()
+        classified = tf.maximum(tf.size(rows) - 1, 1)
+        places = tf.scatter_nd(rows[:classified, tf.newaxis], 1 + tf.range(classified), [count + 1])[:count]
+        return {name: tf.gather(tf.concat([tf.zeros_like(values[:1]), values], axis=0), places)  # row 0 for those without a place
+                for name, values in self._answer(views[:classified]).items()}
+
+    def _view_of(self, row, encoded):
+        return row, self._classifier.view(decoding.decode_unchecked(encoded))
+
+    def _blank(self):
+        return tf.zeros([*self._classifier.size, 3], tf.uint8)
 
     def _answer(self, views):
         logits = self._classifier.eval_step({"image": views})
