@@ -9,12 +9,12 @@ import unicodedata
 from typing import NamedTuple
 
 from input_pipeline.common.errors import UnusableError, one_line
+from input_pipeline.config import IMAGE_FILES
 from input_pipeline.sources.base import WITHOUT_SPLITS
 from input_pipeline.sources.labels import check_labels, numbered_classes
 from input_pipeline.sources.listed import Listed, image_files
 
 COLUMNS = ("image", "label", "split")
-_ENDINGS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif")
 _LONGEST_LINE = 2**20  # characters, also of a field of several lines
 _WANTED = "the first line must name the columns image,label[,split]"
 _SEPARATORS = {";": "semicolons", "\t": "tabs"}
@@ -288,7 +288,7 @@ class _Files:
             return f"names {path}, which is a folder", "give a path of an image file, or remove the row"
         image = image.replace("\\", "/")
         stems = dict.fromkeys((image, os.path.splitext(image)[0]))
-        endings = ["", *_ENDINGS, *(ending.upper() for ending in _ENDINGS)]
+        endings = ["", *IMAGE_FILES, *(ending.upper() for ending in IMAGE_FILES)]
         there = [stem + ending for stem in stems for ending in endings if self.find(stem + ending)]
         alike = self._alike(os.path.join(self.folder, os.path.expanduser(image)), _any_capitals)
         if not there and alike:

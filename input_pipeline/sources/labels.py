@@ -30,7 +30,7 @@ def check_labels(place, labels, num_classes, remedy):
     counts = {split: collections.Counter(part) for split, part in labels.items()}
     outside = {split: sum(count for label, count in part.items() if not 0 <= label < num_classes)
                for split, part in counts.items()}
-    if not any(outside.values()) or (num_classes >= 2 and sum(outside.values()) < num_classes):
+    if not any(outside.values()) or sum(outside.values()) < num_classes:
         return {}
     if outside.get(WITHOUT_SPLITS, 1):  # without a split `train`, nobody knows which split is trained on
         raise UnusableError(f"{place}: {_wrong_labels(set().union(*counts.values()), remedy)}")
