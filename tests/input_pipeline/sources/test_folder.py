@@ -88,6 +88,10 @@ LAYOUTS = {
     "hidden names": ((*FLAT, ".cache/a/1.png", "train/.thumbs/1.png", "train/cat/.t/1.png", "train/cat/._1.png", "train/.3.png"),
                      {"train": {"cat": 1, "dog": 1}}),
     "macOS": (("cat/1.png", "dog/1.png", "__MACOSX/cat/1.png", "cat/__MACOSX/1.png"), {"train": {"cat": 1, "dog": 1}}),
+    "splits without a common class": ((*FLAT, "test/owl/1.png", "docs/figures/1.png"), {"train": {"cat": 1, "dog": 1}}),
+    "Train decides about the classes": (("Train/cat/1.png", "Train/dog/1.png", "test/owl/1.png"), {"Train": {"cat": 1, "dog": 1}}),
+    "classes of classes": (("animals/cat/wild/1.png", "animals/dog/wild/1.png", "vehicles/car/old/1.png"),
+                           {"train": {"animals": 2, "vehicles": 1}}),
     "training": (("training/cat/1.png", "training/dog/1.png", "testing/dog/2.png"),
                  {"training": {"cat": 1, "dog": 1}, "testing": {"dog": 1}}),
 }
