@@ -62,7 +62,7 @@ class Folder:
 
     def walk(self):
         """This folder and all below it. Follows links, but yields each real folder only once."""
-        seen, waiting = set(self.around), [self]
+        seen, waiting = set(), [self]
         while waiting:
             folder = waiting.pop()
             if folder.identity not in seen:
