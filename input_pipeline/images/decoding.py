@@ -22,7 +22,7 @@ def rarely(function):
     TensorFlow merges both branches into the graph, and visits each operation of the one that is not taken. With the attribute,
     the branch stays one operation.
     """
-    return tf.function(function, experimental_attributes={"_noinline": True})
+    return tf.function(function, autograph=False, experimental_attributes={"_noinline": True})
 
 
 def decode(encoded):
@@ -43,7 +43,8 @@ def decode(encoded):
 
     @rarely
     def otherwise():
-        return _upright(_stored(encoded), tf.abs(turn))
+        image = _stored(encoded)
+        return tf.cond(tf.equal(turn, -1), lambda: image, lambda: orientation.upright(image, tf.abs(turn)))
 
     # Nearly all images are upright and no WebP, and one operation decodes them.
     return tf.ensure_shape(tf.cond(tf.equal(turn, 1), lambda: _decode_image(encoded), otherwise), [None, None, 3])
@@ -51,11 +52,12 @@ def decode(encoded):
 
 def decode_unchecked(encoded):
     """`decode` in TensorFlow's operations only, for saved graphs. Trusts the size in a header, takes a BMP's palette for grey."""
-    return tf.ensure_shape(_upright(_stored(encoded), orientation.read(encoded)), [None, None, 3])
+    @rarely
+    def with_exif():
+        return orientation.upright(_stored(encoded), orientation.read(encoded))
 
-
-def _upright(image, turn):
-    return tf.cond(tf.equal(turn, 1), lambda: image, lambda: orientation.upright(image, turn))
+    image = tf.cond(orientation.may_be_in(encoded), with_exif, lambda: _stored(encoded))
+    return tf.ensure_shape(image, [None, None, 3])
 
 
 def _stored(encoded):
@@ -152,7 +154,7 @@ def decode_window(encoded, window_of, size, mirrored):
 
         @rarely
         def with_exif():
-            turn = orientation.read(encoded)
+            turn = orientation.read_jpeg(encoded)
             size = tf.where(turn > 4, [width, height], [height, width])
             window = orientation.stored_window(window_of(size[0], size[1]), size[0], size[1], turn)
             return orientation.upright(tf.image.decode_and_crop_jpeg(encoded, window, channels=3), turn)
