@@ -3,6 +3,7 @@
 import collections
 import os
 import pathlib
+import re
 import unicodedata
 
 from input_pipeline.common.errors import SettingError, UnusableError
@@ -100,16 +101,17 @@ def _has_named_splits(root):
     return bool(named) and (len(named) > 1 or not others or bool(_class_names(named) & _class_names(others)))
 
 
-def _has_equal_folders(root):
-    """Whether the folders in `root` are splits of any name: several have the same class folders, none has images beside them."""
-    return bool(_names_of_several(root.content.folders)) and not any(folder.content.images for folder in root.content.folders)
+def _asked_splits(config):
+    """The names of the splits that the flags ask for, except names that are those of splits anyway."""
+    texts = "+".join((config.train_split, config.validation_split, config.test_split))
+    return {name for name in re.sub(r"\[[^]]*\]", "", texts).split("+") if name.lower() not in SPLIT_NAMES}
 
 
 def _find_splits(config, root):
     """The folders of each split, {name: [Folder]}; {"train": [root]} if the folders in `root` are classes.
 
-    They are splits by `_has_named_splits` or `_has_equal_folders`, or if there is only one folder and it has class folders.
-    Raises SettingError if there is no image, or a folder has splits itself; UnusableError if the splits have no classes.
+    They are splits by `_has_named_splits`, or if the flags ask for a split with the name of one that has class folders. Raises
+    SettingError if there is no image, or PATH is above the folder that is meant; UnusableError if the splits have no classes.
     """
     folders = root.class_folders  # here, they may be those of splits
     if not folders:
@@ -117,19 +119,19 @@ def _find_splits(config, root):
         reason = f"has no {', '.join(IMAGE_FILES)} in <split>/<class>/ or <class>/{direct}"
         raise SettingError("dataset", config.dataset, f"{reason}; give the folder above the splits or classes")
     divided = [folder for folder in folders if folder.class_folders]
-    by_name, alone = _has_named_splits(root), len(folders) == 1
-    for folder in divided if not by_name or len(divided) == 1 else ():
-        if _has_named_splits(folder) or (alone and not by_name and _has_equal_folders(folder)):
-            reason = f"{folder.path} contains splits itself: {first_of(sorted(_class_names([folder])))}"
+    are_splits = _has_named_splits(root) or bool(_asked_splits(config) & set(map(_nfc, divided)))
+    for folder in divided if not are_splits or len(divided) == 1 else ():
+        if _has_named_splits(folder) or (len(folders) == 1 and not are_splits and not folder.content.images):
+            reason = f"{folder.path} contains the splits or classes itself: {first_of(sorted(_class_names([folder])))}"
             raise SettingError("dataset", config.dataset, f"{reason}; give folder:{folder.path}, or {_BY_CLASS}")
-    if not by_name and all(map(_is_split, folders)):
+    if not are_splits and all(map(_is_split, folders)):
         names = first_of(folder.name for folder in folders)
         raise UnusableError(f"{root.path}: contains images in {names}, but no class folders there; {_BY_CLASS}")
-    if not (by_name or _has_equal_folders(root) or (alone and divided)):
-        return {WITHOUT_SPLITS: [root]}
-    if all(map(_is_split, _class_folders(divided))):
+    if (are_splits or len(divided) == len(folders)) and all(map(_is_split, _class_folders(divided))):
         names = first_of(sorted(_class_names(divided)))
         raise UnusableError(f"{divided[0].path}: contains {names}, which are splits, where classes are expected; {_BY_CLASS}")
+    if not are_splits:
+        return {WITHOUT_SPLITS: [root]}
     splits = {}
     for folder in folders:
         splits.setdefault(_nfc(folder), []).append(folder)
@@ -191,7 +193,8 @@ def _notes_on_layout(root, splits):
     for folder in filter(_is_split, root.class_folders):
         yield f"{folder.path} is read as a class, not as a split"
     if names := _names_of_several(root.class_folders):
-        yield f"the folders in {root.path} are read as classes, with the images in their subfolders ({first_of(names)})"
+        yield (f"the folders in {root.path} are read as classes, with the images in their subfolders ({first_of(names)}); "
+               f"--train_split={root.class_folders[0].name} would read them as splits")
 
 
 def _notes_on_files(root, splits, others):

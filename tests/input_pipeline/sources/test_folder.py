@@ -29,8 +29,8 @@ def plant(root, *files):
     return root
 
 
-def open_(root, limit=0):
-    return sources.open_source(DataConfig(dataset=f"folder:{root}", max_bad_examples=limit))
+def open_(root, limit=0, **flags):
+    return sources.open_source(DataConfig(dataset=f"folder:{root}", max_bad_examples=limit, **flags))
 
 
 def read(source, root):
@@ -45,9 +45,9 @@ def read(source, root):
     return found
 
 
-def reads(root, limit=0):
+def reads(root, limit=0, **flags):
     """What is read of a tree, {split: {class: how many files}}, and the notes in one text."""
-    source = open_(root, limit)
+    source = open_(root, limit, **flags)
     counts = {split: {name: len(files) for name, files in part.items()} for split, part in read(source, root).items()}
     return counts, "\n".join(source.notes)
 
@@ -72,9 +72,8 @@ LAYOUTS = {
     "a flat test folder": ((*FLAT, "test/1.png"), {"train": {"cat": 1, "dog": 1}}),
     "a flat folder of any name": ((*FLAT, "test/cat/1.png", "unlabeled/1.png"),
                                   {"train": {"cat": 1, "dog": 1}, "test": {"cat": 1}}),
-    "splits of any name": (("fold1/cat/1.png", "fold1/dog/1.png", "fold2/cat/1.png", "fold2/dog/1.png"),
-                           {"fold1": {"cat": 1, "dog": 1}, "fold2": {"cat": 1, "dog": 1}}),
-    "one split of any name": (("photos/cat/1.png", "photos/dog/1.png"), {"photos": {"cat": 1, "dog": 1}}),
+    "the same folders in all classes": (("cat/wild/1.png", "cat/tame/1.png", "dog/wild/1.png", "dog/tame/1.png"),
+                                        {"train": {"cat": 2, "dog": 2}}),
     "a split and other folders with pictures": ((*FLAT, "test/cat/1.png", "docs/figures/1.png"),
                                                 {"train": {"cat": 1, "dog": 1}, "test": {"cat": 1}}),
     "a split of any name beside train": ((*FLAT, "extra/dog/1.png"), {"train": {"cat": 1, "dog": 1}, "extra": {"dog": 1}}),
@@ -103,6 +102,20 @@ def test_what_a_tree_means(tmp_path, name):
     """A wrong guess trains a classifier of other classes than the user's, and no error says so."""
     files, expected = LAYOUTS[name]
     assert reads(plant(tmp_path, *files))[0] == expected
+
+
+@pytest.mark.parametrize("flags", [{"train_split": "fold1[:50%]"}, {"test_split": "fold2"}, {"validation_split": "train+fold1"}])
+def test_splits_of_any_name_are_those_that_a_flag_names(tmp_path, flags):
+    """Without a flag, nothing tells folds with the same classes from classes with the same subfolders."""
+    plant(tmp_path, "fold1/cat/1.png", "fold1/dog/1.png", "fold2/cat/1.png", "fold2/dog/1.png")
+    assert reads(tmp_path, **flags)[0] == {"fold1": {"cat": 1, "dog": 1}, "fold2": {"cat": 1, "dog": 1}}
+    counts, notes = reads(tmp_path)
+    assert counts == {"train": {"fold1": 2, "fold2": 2}} and "read as classes" in notes
+
+
+def test_a_single_split_of_another_name(tmp_path):
+    plant(tmp_path, "photos/cat/1.png", "photos/dog/1.png")
+    assert reads(tmp_path, train_split="photos")[0] == {"photos": {"cat": 1, "dog": 1}}
 
 
 def test_every_ending_that_is_decoded_is_read_in_any_case(tmp_path):
@@ -140,7 +153,8 @@ def test_images_beside_class_folders_are_counted(tmp_path, files, count, first):
 @pytest.mark.parametrize(("files", "note"), [
     (("train/1.png", "bus/1.png"), "{0}/train is read as a class, not as a split"),
     (("cats/wild/1.png", "cats/2.png", "dogs/wild/1.png"),
-     "the folders in {0} are read as classes, with the images in their subfolders (wild)"),
+     "the folders in {0} are read as classes, with the images in their subfolders (wild); --train_split=cats would read them as "
+     "splits"),
     ((*FLAT, "test/cat/1.png"), "test has no image of 1 of 2 classes: dog"),
     (("a/cat/1.png", "a/dog/1.png", "b/dog/2.png", "b/owl/1.png"),
      "a has no image of 1 of 3 classes: owl\nb has no image of 1 of 3 classes: cat"),
@@ -148,7 +162,7 @@ def test_images_beside_class_folders_are_counted(tmp_path, files, count, first):
      "sort them into {0}/bus/<class>/, or give another split"),
 ])
 def test_a_line_says_what_may_be_meant_otherwise(tmp_path, files, note):
-    assert reads(plant(tmp_path, *files))[1] == note.format(tmp_path)
+    assert reads(plant(tmp_path, *files), train_split="a")[1] == note.format(tmp_path)
 
 
 @pytest.mark.parametrize(("more", "fault"), [
@@ -179,6 +193,7 @@ ERRORS = {
                                   "give folder:{0}/photos,"),
     "a wrapper called like a split": (("training/train/cat/1.png", "training/test/cat/1.png"), SettingError,
                                       "give folder:{0}/training,"),
+    "a wrapper of classes": (("photos/cat/1.png", "photos/dog/1.png"), SettingError, "give folder:{0}/photos,"),
     "a wrapper of folds": (("data/fold1/cat/1.png", "data/fold2/cat/1.png"), SettingError, "give folder:{0}/data,"),
     "only flat splits": (("train/1.png", "test/1.png"), UnusableError,
                          "{0}: contains images in test, train, but no class folders"),
@@ -203,7 +218,7 @@ ERRORS = {
 def test_a_tree_that_cannot_be_read_is_told_with_the_remedy(tmp_path, name):
     """None of these is a bad example, and none may be skipped."""
     files, error, words = ERRORS[name]
-    message = message_of(error, open_, plant(tmp_path, *files), limit=99)
+    message = message_of(error, open_, plant(tmp_path, *files), limit=99, train_split="a")
     assert words.format(tmp_path) in message and "max_bad_examples" not in message
 
 
@@ -287,7 +302,7 @@ def test_order_and_fingerprint_are_those_of_earlier_versions(tmp_path, monkeypat
     write_folder(tmp_path / "set", splits=splits)
     (tmp_path / "a").mkdir()
     monkeypatch.chdir(tmp_path)
-    source = open_(f"{start}set")
+    source = open_(f"{start}set", train_split=splits[0] or "train")
     for split in splits:
         names = [f"{split}/{CLASSES[index % 3]}/{index:03}.png".lstrip("/") for index in range(30)]
         names.sort(key=lambda name: hashlib.sha256(name.encode()).digest())

@@ -78,33 +78,28 @@ def has_split_layout(folder, root):
     return any(names_of(named[0], root) & names_of(other, root) for other in rest)
 
 
-def has_folds(folder, root):
-    children = subfolders(folder, root)
-    shared = any(names_of(a, root) & names_of(b, root) for a in children for b in children if a is not b)
-    return shared and not any(images(child) for child in children)
-
-
-def layout(root):
-    """{split: its folder}, {None: root} if the folders are classes, or a word of the error."""
+def layout(root, asked):
+    """{split: its folder}, {None: root} if the folders are classes, or a word of the error; `asked` is the split of the flag."""
     children = classes_of(root, root)
     if not children:
         return "give the folder above"
     divided = [child for child in children if classes_of(child, root)]
-    split_layout = has_split_layout(root, root)
+    split_layout = has_split_layout(root, root) or any(nfc(child) == asked and asked not in SPLITS for child in divided)
     if len(divided) == 1 or not split_layout:
         for child in divided:
-            if has_split_layout(child, root) or (len(children) == 1 and not split_layout and has_folds(child, root)):
+            if has_split_layout(child, root) or (len(children) == 1 and not split_layout and not images(child)):
                 return f"give folder:{child}"
     if all(child.name.lower() in SPLITS for child in children) and not divided:
         return "no class folders there"
-    if not split_layout and not has_folds(root, root) and not (len(children) == 1 and divided):
-        return {None: root}
-    if all(part.name.lower() in SPLITS for child in divided for part in classes_of(child, root)):
+    parts = [part for child in divided for part in classes_of(child, root)]
+    if (split_layout or divided == children) and all(part.name.lower() in SPLITS for part in parts):
         return "where classes are expected"
+    if not split_layout:
+        return {None: root}
     return {nfc(child): child for child in children}
 
 
-def expected(root):
+def expected(root, asked):
     """(classes, {split: {class: real images}}, unusable splits, counts) of a tree, or a word of the error that it must give."""
     others = collections.Counter()
     for folder in tree(root, root):
@@ -115,7 +110,7 @@ def expected(root):
                 others[path.suffix.lower()] += 1
             elif not path.is_dir() and not path.name.lower().endswith(ENDINGS):
                 others[path.suffix.lower()] += 1
-    splits = layout(root)
+    splits = layout(root, asked)
     if isinstance(splits, str):
         return splits
     trains = [name for wanted in (*SPLITS[:2], None) for name in sorted(splits, key=str, reverse=True)
@@ -203,16 +198,16 @@ def noted(pattern, notes):
 
 
 @settings(max_examples=400, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-@given(plans())
-def test_what_is_read_is_what_the_rules_say_and_a_line_tells_of_the_rest(plan):
+@given(plans(), st.sampled_from(("train", "fold1", "photos", "café")))
+def test_what_is_read_is_what_the_rules_say_and_a_line_tells_of_the_rest(plan, asked):
     """Of any tree, the classes and the images per class and split; what is not among them is in a note, a list or an error."""
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder).resolve() / "set"
         root.mkdir()
         build(root, plan)
-        rules = expected(root)
+        rules = expected(root, asked)
         try:
-            source = sources.open_source(DataConfig(dataset=f"folder:{root}", max_bad_examples=999))
+            source = sources.open_source(DataConfig(dataset=f"folder:{root}", train_split=asked, max_bad_examples=999))
         except ExpectedError as error:
             assert isinstance(rules, str) and rules in str(error), (rules, error)
             assert "max_bad_examples" not in str(error) and "\n" not in str(error)
