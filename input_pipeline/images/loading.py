@@ -12,6 +12,8 @@ from input_pipeline.config import CLASS_NAMES
 from input_pipeline.images import decoding, headers
 
 _BATCH = 256
+# TensorFlow puts the bytes of a record that it cannot parse into its message, and Python cannot read them as text.
+READ_ERRORS = (tf.errors.OpError, UnicodeDecodeError)
 
 
 @dataclasses.dataclass
@@ -60,7 +62,7 @@ def decode_split(source, split, num_examples, image_size, decode_threads=0):
             rows = slice(len(decoded), len(decoded) + len(label))
             images[rows], labels[rows] = image, label
             decoded.update(numbers.numpy().tolist())
-    except tf.errors.OpError as error:
+    except READ_ERRORS as error:
         _explain(source, split, image_size, decoded)
         source.skip_damaged(split)
         where, reason = f"{source.name}: {split} cannot be read after {len(decoded)} examples", one_line_of(error)
@@ -159,8 +161,9 @@ def _why_not(source, record, image_size):
     """Why a record cannot be used; empty if it can."""
     try:
         example = source.parse(record)
-    except tf.errors.OpError as error:
-        return f"cannot be read ({one_line_of(error)})"
+    except READ_ERRORS as error:
+        reason = "it is no tf.train.Example" if isinstance(error, UnicodeDecodeError) else one_line_of(error)
+        return f"cannot be read ({reason})"
     label = int(example["label"])
     if label < 0:
         return f"is without a label ({label})"

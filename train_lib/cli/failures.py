@@ -35,6 +35,10 @@ def explained(config, workers=None):
     except tf.errors.ResourceExhaustedError:
         remedy = "the device's memory is not enough; give a smaller batch, more devices, or a larger --accumulate_steps"
         raise SettingError("global_batch_size", config.optimization.global_batch_size, remedy) from None
+    except UnicodeDecodeError:  # TensorFlow puts the bytes of a record that it cannot parse into its message
+        if is_alone and config.general.mode in ("train", "evaluate", "benchmark"):
+            _name_bad_example(config, name_bad_example)
+        raise
     except tf.errors.OpError as error:
         if unusable := _UNUSABLE.search(error.message):
             raise UnusableError(unusable[1]) from None

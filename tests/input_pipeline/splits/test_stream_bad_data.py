@@ -178,3 +178,23 @@ def test_a_broken_checksum_of_a_stream_is_named(tmp_path):
     with pytest.raises(UnusableError) as error, explained(config_lib.from_values(values)):
         raise tf.errors.DataLossError(None, None, "corrupted record at 123")
     assert str(error.value).startswith(f"{places[2]}: is damaged")
+
+
+def test_a_record_that_is_no_example_is_named_in_memory_and_in_a_stream(tmp_path):
+    """TensorFlow's message contains the record, and if that is no text, Python raises an error of its own."""
+    path, = write_tfrecords(tmp_path, [(encoded(picture(index)), index % 3) for index in range(20)], CLASSES)
+    records = [*tf.data.TFRecordDataset(str(path)).as_numpy_iterator()]
+    records[17] = b"\xff\xfe\x00\x81\xc3"
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in records:
+            writer.write(record)
+    values = {"dataset": f"tfrecord:{path}", "image_size": 8, "train_split": "train", "validation_split": "", "test_split": ""}
+    for kind in ("memory", "stream"):
+        config = config_lib.from_values(values | {"input": kind, "cache_dir": ""})
+        with pytest.raises(UnusableError) as caught, explained(config):
+            source = sources.open_source(config.data)
+            take(splits.open_split(config.data, source, "train", "train_split", lambda line: None).evaluation_batches(4), 5)
+        assert str(caught.value).startswith(f"{path} record 17: cannot be read (it is no tf.train.Example)"), kind
+    source, split = open_stream(values["dataset"], limit=1)
+    assert joined(take(split.evaluation_batches(4), 5), "weight").sum() == 19
+    assert list(source.bad.found) == [f"{path} record 17"]
