@@ -109,10 +109,13 @@ def check(encoded):
 def inspect(encoded):
     """`check` and `read_orientation` of encoded bytes: (why they must not be decoded, orientation).
 
-    The orientation of a WebP file that may have alpha or an animation is negative: TensorFlow decodes these in another way.
+    The orientation of a WebP file that may have alpha or an animation is negative, and that of an upright JPEG with EXIF is 0:
+    these are decoded in another way.
     """
     reason = check(encoded)
     orientation = 1 if reason else read_orientation(io.BytesIO(encoded))
+    if orientation == 1 and encoded[:2] == b"\xff\xd8" and EXIF in encoded[:EXIF_WITHIN]:
+        return reason, 0
     return reason, -orientation if encoded[:4] == b"RIFF" and encoded[12:16] != b"VP8 " else orientation
 
 
