@@ -36,9 +36,12 @@ def explained(config, workers=None):
         remedy = "the device's memory is not enough; give a smaller batch, more devices, or a larger --accumulate_steps"
         raise SettingError("global_batch_size", config.optimization.global_batch_size, remedy) from None
     except UnicodeDecodeError:  # TensorFlow puts the bytes of a record that it cannot parse into its message
-        if is_alone and config.general.mode in ("train", "evaluate", "benchmark"):
+        if config.general.mode not in ("train", "evaluate", "benchmark"):
+            raise
+        if is_alone:
             _name_bad_example(config, name_bad_example)
-        raise
+        remedy = "a record of the stream is no tf.train.Example; --max_bad_examples=N skips and lists such ones"
+        raise UnusableError(f"--dataset={config.data.dataset}: {remedy}") from None
     except tf.errors.OpError as error:
         if unusable := _UNUSABLE.search(error.message):
             raise UnusableError(unusable[1]) from None

@@ -1,5 +1,7 @@
 """Bad examples in a stream are skipped up to the limit, and all others keep their places. One more ends the run."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -195,6 +197,9 @@ def test_a_record_that_is_no_example_is_named_in_memory_and_in_a_stream(tmp_path
             source = sources.open_source(config.data)
             take(splits.open_split(config.data, source, "train", "train_split", lambda line: None).evaluation_batches(4), 5)
         assert str(caught.value).startswith(f"{path} record 17: cannot be read (it is no tf.train.Example)"), kind
+    others_wait = SimpleNamespace(is_alone=False)  # so nothing is searched
+    with pytest.raises(UnusableError, match="a record of the stream is no tf.train.Example"), explained(config, others_wait):
+        take(splits.open_split(config.data, source, "train", "train_split", lambda line: None).evaluation_batches(4), 5)
     source, split = open_stream(values["dataset"], limit=1)
     assert joined(take(split.evaluation_batches(4), 5), "weight").sum() == 19
     assert list(source.bad.found) == [f"{path} record 17"]
