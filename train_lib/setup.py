@@ -88,7 +88,7 @@ class Run:
             try:
                 if log:
                     log.flush()
-                self.store.save(self.state.step, tensors, self.describe(), is_best)
+                self.store.save(self.state.step, tensors, self.describe(), is_best, self.state.uncut_best_step())
             except UnusableFile as error:
                 return f"{error.path}: {error.reason}"
             except (OSError, tf.errors.OpError) as error:
@@ -128,7 +128,7 @@ def open_run(config, workdir, checkpoint, store, log=print, workers=None):
         pixels = PixelScaling.from_tensors(checkpoint.tensors("pixels/"), checkpoint.folder)
     state = create_state(config, strategy, len(source.class_names), train_split.image_shape, pixels)
     if checkpoint is not None:
-        resume.restore(state, checkpoint, plan, config)
+        resume.restore(state, checkpoint, plan, config, log)
         resume.repair_pointers(state, store, plan, config, workers, log)
     elif config.network.init_from:
         initialize(state, config.network.init_from, log)

@@ -37,6 +37,9 @@ class TrainState:
     totals: TrainTotals = dataclasses.field(default_factory=TrainTotals)  # of the train record that is being collected
     skipped_in_a_row: int = 0  # updates skipped since the last finite one
     evaluation_owed: bool = False  # whether the evaluation after `step` is still to be done
+    # The entries of `progress` as a longer run has them at this step. Not empty where this run records or evaluates only because
+    # it ends: so a run in pieces counts like an uncut one.
+    uncut: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.batch_statistics is None:
@@ -47,6 +50,7 @@ class TrainState:
         self.totals.add(report.metrics, report.finite, METRICS)
         self.step += report.num_steps
         self.skipped_in_a_row = report.skipped_in_a_row
+        self.uncut = {}
 
     def record_values(self):
         """The metrics of the train record that is being collected."""
@@ -56,6 +60,20 @@ class TrainState:
         """Begins the next train record."""
         self.totals = TrainTotals()
 
+    def keep_uncut(self, name):
+        """Keeps an entry of `progress`, before it counts a record or evaluation that a longer run does not have here."""
+        self.uncut.setdefault(name, self.progress()[name])
+
+    def uncut_best_step(self):
+        """The step of the best checkpoint of a longer run, None if there is none. It must be kept."""
+        return self.uncut.get("judgement", {}).get("best_step")
+
+    def last_records(self, goes_on):
+        """{kind: the last step that has a record}, for a run that `goes_on` beyond this step, or ends here."""
+        uncut = self.uncut if goes_on else {}
+        no_evaluation = self.evaluation_owed or "judgement" in uncut
+        return {"train": self.step - ("totals" in uncut), "validation": self.step - no_evaluation}
+
     def progress(self):
         """Everything that is not a tensor, as JSON. The names are part of the format of a checkpoint."""
         return {
@@ -64,6 +82,7 @@ class TrainState:
             "totals": dataclasses.asdict(self.totals),
             "skipped_in_a_row": self.skipped_in_a_row,
             "evaluation_owed": self.evaluation_owed,
+            "uncut": self.uncut,
         }
 
     def set_progress(self, values):
@@ -72,7 +91,7 @@ class TrainState:
         self.validation = ValidationTracker.from_json(values["judgement"])
         self.totals = TrainTotals(**values["totals"])
         self.skipped_in_a_row = values["skipped_in_a_row"]
-        self.evaluation_owed = values.get("evaluation_owed", False)
+        self.evaluation_owed, self.uncut = values.get("evaluation_owed", False), values.get("uncut", {})
 
     def weights(self):
         """{name: variable} of the network: kernels, biases, moving statistics, states of random generators."""

@@ -80,7 +80,7 @@ class Trainer:
         self.train_loop = make_train_loop(run.strategy, run.state, run.config)
         self.eval_step = make_eval_step(run.strategy, run.state)
         self.validation = self.make_evaluator(run.validation_split) if run.validation_split else None
-        self.log = RunLog(run.workdir, run.state.step, say, run.state.evaluation_owed)
+        self.log = RunLog(run.workdir, run.state.step, say, run.state.last_records(run.state.step < run.plan.last_step))
         self.hooks = standard_hooks(run, clock) if hooks is None else hooks
         self.stopwatch = Stopwatch(clock)
         self.stopping = False  # whether any worker was asked to stop, as all of them know it
@@ -176,6 +176,8 @@ class Trainer:
             values["loss_scale"] = float(self.state.loss_scale.value.numpy())
         self.add_record("train", step, values)
         self.log.add_timing(step, self.stopwatch.lap())
+        if not self.plan.log.is_due(step):
+            self.state.keep_uncut("totals")
         self.state.start_record()
 
     def add_record(self, kind, step, values):
@@ -196,6 +198,8 @@ class Trainer:
             values = evaluate_weights(self.validation, self.state, self.stop_asked)
             if values is None:
                 return False
+            if not self.plan.evaluate.is_due(step):
+                self.state.keep_uncut("judgement")
             is_best = tracker.observe(values, step, self.config)
             self.add_record("validation", step, values)
         else:

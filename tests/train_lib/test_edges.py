@@ -111,7 +111,7 @@ def test_an_evaluation_that_is_owed_has_no_record_yet(tmp_path):
     lines = [{"kind": kind, "step": step, "epoch": 0.1 * step} for step in (2, 4) for kind in ("train", "validation")]
     for owed, kept in ((False, lines), (True, lines[:3])):
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        assert RunLog(Workdir(tmp_path), 4, evaluation_owed=owed).metrics.read() == kept
+        assert RunLog(Workdir(tmp_path), 4, last={"train": 4, "validation": 4 - owed}).metrics.read() == kept
 
 
 def test_a_run_at_its_end_without_its_best_evaluates_once_more(finished, tmp_path, data_dir, monkeypatch):

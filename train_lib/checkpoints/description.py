@@ -45,10 +45,13 @@ def _is_progress(progress, step):
     fresh, read = TrainState(None, None, None), TrainState(None, None, None)
     try:
         read.set_progress(progress)
-        has_form = _has_form(read.progress(), fresh.progress()) and read.step == step and 0 <= read.skipped_in_a_row < 2**31
-        tracker = read.validation
-        has_best = tracker.best_step is None or (is_of(tracker.best_step, int) and tracker.best_step >= 0)
-        return has_form and has_best and 0 <= tracker.plateau_drops <= PLATEAU_MAX_DROPS
+        counters = {name: fresh.progress()[name] for name in ("judgement", "totals")}
+        form = fresh.progress() | {"uncut": {name: counters[name] for name in read.uncut}}
+        if not (_has_form(read.progress(), form) and read.step == step and 0 <= read.skipped_in_a_row < 2**31):
+            return False
+        trackers = [values["judgement"] for values in (progress, progress | read.uncut)]
+        has_best = all(one["best_step"] is None or one["best_step"] >= 0 for one in trackers)
+        return has_best and all(0 <= one["plateau_drops"] <= PLATEAU_MAX_DROPS for one in trackers)
     except (KeyError, TypeError, AttributeError, ValueError):
         return False
 

@@ -107,7 +107,7 @@ def refuse_other_data(config, checkpoint, data):
             raise SettingError(flag, asked[flag], remedy)
 
 
-def restore(state, checkpoint, plan, config):
+def restore(state, checkpoint, plan, config, log):
     """Gives a new TrainState the tensors and counters of a checkpoint.
 
     Some of them start again:
@@ -115,7 +115,8 @@ def restore(state, checkpoint, plan, config):
     - momentum begins at rest, if the run had none so far;
     - a run that diverged goes on after the batch that ended it, with its count of skipped updates at 0;
     - with another --early_stopping_monitor, the best value, patience and plateau begin anew: a loss cannot beat an accuracy;
-    - patience begins anew if the run is asked to train longer: an early stop is then no reason to end at once.
+    - the counters go back to what an uncut run has at this step, if the run recorded or evaluated here only because it ended;
+    - patience begins anew if early stopping had ended the run and it is asked to train longer; `log` gets a line about it.
     """
     tensors, stored = checkpoint.tensors(), checkpoint.description["config"]
     for name in state.averaged_weights():
@@ -126,11 +127,16 @@ def restore(state, checkpoint, plan, config):
         tensors = {name: np.zeros(slot.shape, slot.dtype) for name, slot in slots.items()} | tensors
     assign({**state.weights(), **state.slots(), **state.averaged_weights()}, tensors, checkpoint.folder)
     state.set_progress(checkpoint.description["progress"])
+    if state.step < plan.last_step:
+        state.set_progress(state.progress() | state.uncut)
+        state.evaluation_owed = state.evaluation_owed and plan.evaluation_due(state.step)
+    patience, waited = stored.get("early_stopping_patience", 0), state.validation.stopping.waited
     if state.skipped_in_a_row > config.optimization.max_nonfinite_steps:
         state.skipped_in_a_row = 0
     if stored.get("early_stopping_monitor") != config.cadence.early_stopping_monitor:
         state.validation = ValidationTracker(plateau_drops=state.validation.plateau_drops)
-    if plan.last_step > checkpoint.description["last_step"]:
+    if 0 < patience <= waited and plan.last_step > checkpoint.description["last_step"]:
+        log(f"early stopping had ended the run after {waited} evaluations without improvement; its patience starts again")
         state.validation.stopping.waited = 0
 
 

@@ -77,11 +77,11 @@ class CheckpointStore:
             else:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
-    def save(self, step, tensors, description, is_best):
+    def save(self, step, tensors, description, is_best, also_keep=None):
         """Writes a checkpoint, points `latest` (and `best`, if it is the best) to it, and removes those that need not be kept.
 
-        `tensors` is {name: array}, `description` the JSON object for progress.json. Raises OSError or tf.errors.OpError if the
-        file system refuses; nothing half-written is left then.
+        `tensors` is {name: array}, `description` the JSON object for progress.json, `also_keep` a step or None. Raises OSError or
+        tf.errors.OpError if the file system refuses; nothing half-written is left then.
         """
         folder = self.folder / f"step-{step:08d}"
         temporary = beside(folder, "tmp")
@@ -100,9 +100,10 @@ class CheckpointStore:
                 self._point(pointer, folder.name)
         finally:
             self.remove_leftovers()
-        names = [f"step-{step:08d}" for step in self.steps()]
-        kept = {*names[-self._keep :], self._pointed("best"), self._pointed("latest")}  # with keep=0, [-0:] is all of them
-        for name in names:
+        names = {step: f"step-{step:08d}" for step in self.steps()}
+        newest = list(names.values())[-self._keep :]  # with keep=0, [-0:] is all of them
+        kept = {*newest, self._pointed("best"), self._pointed("latest"), names.get(also_keep)}
+        for name in names.values():
             if name not in kept:
                 remove_checkpoint(self.folder / name)
 

@@ -20,13 +20,13 @@ class RunLog:
     """Writes the records of one run. On a worker other than the chief it writes nothing.
 
     The run starts or resumes at `step`: later records and result.json are removed, and TensorBoard's files are rewritten from the
-    rest. With `evaluation_owed`, the run still has to evaluate at this step, and the record of that evaluation is removed too, in
-    case a killed process has written it already. Raises UnusableError if the existing records cannot be read or replaced.
+    rest. `last`, {kind of record: the last step to keep}, removes more, such as that of an evaluation that the run still has to
+    do. Raises UnusableError if the existing records cannot be read or replaced.
 
     A full disk does not end the run: `log` gets one line, and a record that cannot be written is written with the next one.
     """
 
-    def __init__(self, workdir, step, log=print, evaluation_owed=False):
+    def __init__(self, workdir, step, log=print, last=None):
         self._is_ours, self._log, self._reported = workdir.is_ours, log, {}
         if not self._is_ours:
             self.metrics = self.timing = JsonLines(os.devnull)
@@ -36,7 +36,7 @@ class RunLog:
         self.metrics.read(), self.timing.read()  # so that a damaged file is an error before anything is replaced
         workdir.remove_result()
         # Test records have no entry here, because they belong to the end of a run, and this run goes on.
-        last = {"train": step, "validation": step - evaluation_owed}
+        last = last or {"train": step, "validation": step}
         self.metrics.keep(lambda record: record["step"] <= last.get(record["kind"], -1))
         self.timing.keep(lambda record: record["step"] <= step)
         self._tensorboard, self._writers = workdir.path / "tensorboard", None
