@@ -9,6 +9,7 @@
     resnet.py         a residual network for 32x32 images
     layers.py         local response normalization, grouped convolutions, dropout with reproducible masks, seeds of layers
     applications.py   the classification networks of keras.applications
+    settings.py       Keras's global settings, which a user may have changed
 
 "The paper" in a docstring means Krizhevsky, Sutskever, Hinton: ImageNet Classification with Deep Convolutional Neural
 Networks, NIPS 2012.
@@ -25,7 +26,8 @@ POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixe
 def build(name, num_classes, image_shape, *, options=None, dropout_rate=None, precision="float32", seed=0):
     """Builds one network. Its initial weights are a pure function of the arguments.
 
-    The global dtype policy and the global random states stay as they are.
+    So they do not depend on Keras's global settings or on a keras.json. Those settings and the global random states stay as they
+    are.
 
     Args:
       name: one of `names.ALL`.
@@ -42,7 +44,8 @@ def build(name, num_classes, image_shape, *, options=None, dropout_rate=None, pr
       [batch, num_classes]. The logits are float64 if `precision` is "float64", else float32.
 
     Raises:
-      ValueError: an argument is out of range, or the image is too small for the network. The message is one line.
+      ValueError: an argument is out of range, the image is too small for the network, or Keras does not run on TensorFlow. The
+        message is one line.
     """
     options = names.parse_options(name, options)
     if num_classes < 1:
@@ -54,14 +57,17 @@ def build(name, num_classes, image_shape, *, options=None, dropout_rate=None, pr
         raise ValueError(f"precision {precision!r}: give one of {', '.join(POLICIES)}")
     if dropout_rate is not None and not 0 <= dropout_rate < 1:
         raise ValueError(f"dropout_rate {dropout_rate}: give a number that is at least 0 and below 1")
-    if name in names.APPLICATIONS:
-        if dropout_rate is not None:
-            raise ValueError(f"dropout_rate {dropout_rate} has no effect on {name}, which has its own; leave it out")
-        from alexnet import applications
+    if name in names.APPLICATIONS and dropout_rate is not None:
+        raise ValueError(f"dropout_rate {dropout_rate} has no effect on {name}, which has its own; leave it out")
+    from alexnet.settings import keras_settings
 
-        return applications.build(name, num_classes, image_shape, POLICIES[precision], seed)
-    if name in names.RESNETS:
-        from alexnet import resnet as networks
-    else:
-        from alexnet import alexnet as networks
-    return networks.build(name, num_classes, image_shape, options, dropout_rate, POLICIES[precision], seed)
+    with keras_settings():
+        if name in names.APPLICATIONS:
+            from alexnet import applications
+
+            return applications.build(name, num_classes, image_shape, POLICIES[precision], seed)
+        if name in names.RESNETS:
+            from alexnet import resnet as networks
+        else:
+            from alexnet import alexnet as networks
+        return networks.build(name, num_classes, image_shape, options, dropout_rate, POLICIES[precision], seed)

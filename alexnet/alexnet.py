@@ -14,7 +14,6 @@ Departures from the paper:
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable
 
 import keras
@@ -166,6 +165,7 @@ def alexnet_mini(num_classes, *, policy, seed, lrn, overlapping_pooling, dense_u
     ]
 
 
+LARGEST_MINIMUM = 256  # pixels; a network that takes no image of up to this size has another problem than the size
 _NETWORKS = {"alexnet": alexnet, "alexnet_tower": alexnet_tower, "alexnet_mini": alexnet_mini}
 
 
@@ -175,9 +175,10 @@ def build(name, num_classes, image_shape, options, dropout_rate, policy, seed):
     network = _NETWORKS[name.removesuffix("_sequential")]
     layers = network(num_classes, policy=policy, seed=seed, **options, **dropout)
     height, width, _ = image_shape
-    if not _fits(layers, height, width):
-        smallest = next(size for size in itertools.count(1) if _fits(layers, size, size))
-        raise ValueError(f"{name} cannot take images of {height}x{width}: it needs at least {smallest}x{smallest} pixels")
+    if problem := _misfit(layers, height, width):
+        fitting = (size for size in range(1, LARGEST_MINIMUM) if not _misfit(layers, size, size))
+        remedy = next((f"it needs at least {size}x{size} pixels" for size in fitting), problem)
+        raise ValueError(f"{name} cannot take images of {height}x{width}: {remedy}")
     images = keras.Input(image_shape, dtype=keras.dtype_policies.get(policy).variable_dtype, name="images")
     if name.endswith("_sequential"):
         return keras.Sequential([images, *layers], name=name)
@@ -185,12 +186,12 @@ def build(name, num_classes, image_shape, options, dropout_rate, policy, seed):
     return keras.Model(images, logits, name=name)
 
 
-def _fits(layers, height, width):
-    """Whether an image of this size leaves at least one pixel for the dense layers."""
+def _misfit(layers, height, width):
+    """Why an image of this size leaves no pixel for the dense layers; empty if it leaves some."""
     shape = (None, height, width, 3)
     try:
         for layer in layers:
             shape = layer.compute_output_shape(shape)
-    except ValueError:
-        return False
-    return True
+    except ValueError as error:
+        return str(error).splitlines()[0]
+    return ""

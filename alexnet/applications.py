@@ -16,6 +16,7 @@ import random
 import keras
 
 from alexnet.layers import Dropout
+from alexnet.settings import keras_settings
 
 
 def build(name, num_classes, image_shape, policy, seed):
@@ -24,10 +25,8 @@ def build(name, num_classes, image_shape, policy, seed):
     dtype = keras.dtype_policies.get(policy).variable_dtype
     has_preprocessing = "include_preprocessing" in inspect.signature(constructor).parameters
     # The constructors take neither a dtype policy nor a seed, so set those of the process, and restore them at the end.
-    with contextlib.ExitStack() as at_the_end:
-        at_the_end.callback(keras.config.set_dtype_policy, keras.config.dtype_policy())
+    with keras_settings(dtype_policy=policy), contextlib.ExitStack() as at_the_end:
         at_the_end.callback(random.setstate, random.getstate())
-        keras.config.set_dtype_policy(policy)
         random.seed(seed)  # Keras draws the seeds of initializers from `random`
         try:
             model = constructor(

@@ -35,6 +35,48 @@ def test_initial_weights_depend_on_the_seed_alone(name):
     assert len(starts) == 8, "two layers draw the same numbers"
 
 
+FOREIGN = {"floatx": "float64", "epsilon": 0.1, "image_data_format": "channels_first", "dtype_policy": "mixed_bfloat16"}
+
+
+def keras_settings():
+    values = {name: getattr(keras.config, name)() for name in FOREIGN}
+    return values | {"dtype_policy": values["dtype_policy"].name}
+
+
+@pytest.fixture
+def foreign_settings():
+    """Keras with the settings of somebody else's keras.json or notebook."""
+    before = keras_settings()
+    for name, value in FOREIGN.items():
+        getattr(keras.config, f"set_{name}")(value)
+    yield
+    for name, value in before.items():
+        getattr(keras.config, f"set_{name}")(value)
+
+
+BUILDS = [("alexnet", "dense_units=4", 64), ("alexnet_mini_sequential", "dense_units=4,lrn=true", 16), ("resnet20", None, 8),
+          pytest.param("MobileNetV2", None, 32, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("name", "options", "size"), BUILDS)
+def test_keras_settings_of_others_change_nothing_and_stay(name, options, size, request):
+    expected = build(name, options, (size, size, 3))
+    request.getfixturevalue("foreign_settings")
+    model = build(name, options, (size, size, 3))
+    assert keras_settings() == FOREIGN
+    assert [layer.dtype_policy.name for layer in model.layers] == [layer.dtype_policy.name for layer in expected.layers]
+    for found, wanted in zip(model.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_array_equal(found, wanted, strict=True)
+    x = tf.constant(images(2, size, size, 3))
+    np.testing.assert_array_equal(model(x), expected(x), strict=True)
+
+
+def test_settings_of_others_come_back_after_an_error(foreign_settings):
+    with pytest.raises(ValueError, match="at least 16x16"):
+        build("alexnet_mini", image_shape=(4, 4, 3))
+    assert keras_settings() == FOREIGN
+
+
 @pytest.mark.parametrize(
     ("precision", "compute", "weights", "logits"),
     [
@@ -84,6 +126,21 @@ def test_smallest_image(name, options, smallest):
         f"{name} cannot take images of {smallest - 1}x500: it needs at least {smallest}x{smallest} pixels"
     )
     assert str(caught.value) == message
+
+
+def test_the_search_for_the_smallest_image_ends(monkeypatch):
+    def fail(self, input_shape):
+        raise ValueError("no size would do\nfor this layer")
+
+    monkeypatch.setattr(keras.layers.MaxPooling2D, "compute_output_shape", fail)
+    with pytest.raises(ValueError, match="^alexnet_tower cannot take images of 32x32: no size would do$"):
+        build()
+
+
+def test_another_backend_is_named(monkeypatch):
+    monkeypatch.setattr(keras.config, "backend", lambda: "jax")
+    with pytest.raises(ValueError, match="^Keras runs on jax; set the environment variable KERAS_BACKEND=tensorflow"):
+        build()
 
 
 @pytest.mark.parametrize("shape", [(40, 56, 1), (17, 33, 4)])
