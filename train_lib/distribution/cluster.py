@@ -8,6 +8,13 @@ from train_lib.config import check_shares
 
 TASK_TYPES = ("chief", "worker")
 EXAMPLE = '{"cluster": {"worker": ["a.example:2222", "b.example:2222"]}, "task": {"type": "worker", "index": 0}}'
+OLDER_NAMES = {"master": "chief"}
+OTHER_TASKS = {  # what TensorFlow knows besides, and why nobody needs it here
+    "ps": "there are no parameter servers here, because the workers average their gradients among themselves; leave `ps` out of "
+          "`cluster`, and do not start those tasks",
+    "evaluator": "the workers evaluate themselves; leave `evaluator` out of `cluster`, and do not start that task",
+}
+NO_SUCH_TASKS = f"only {' and '.join(TASK_TYPES)} tasks train, remove the others"
 LONGEST_VALUE = 300  # characters of TF_CONFIG in an error
 
 
@@ -50,7 +57,7 @@ def split_address(address):
 
 
 def read_cluster(environ):
-    """The Cluster that TF_CONFIG describes in `environ`, a dict; None if it is not set or describes one task alone.
+    """The Cluster that TF_CONFIG describes in `environ`, a dict; None if it is not set or describes at most one task.
 
     Raises ClusterError if the value is not what TensorFlow documents, or names tasks that do not train.
     """
@@ -61,35 +68,58 @@ def read_cluster(environ):
         content = parse_json(value)
     except ValueError as error:
         raise ClusterError(value, f"is not JSON ({error}); give {EXAMPLE}") from None
-    cluster, task = (content.get(key) if isinstance(content, dict) else None for key in ("cluster", "task"))
-    if not isinstance(cluster, dict) or not cluster or not isinstance(task, dict):
+    if not isinstance(content, dict | None):
         raise ClusterError(value, f"needs a `cluster` and a `task`; give {EXAMPLE}")
-    _check_addresses(value, cluster)
+    content = content or {}
+    addresses = _addresses(value, content.get("cluster") or {})
+    tasks = tuple((kind, index, address) for kind in TASK_TYPES for index, address in enumerate(addresses.get(kind, ())))
+    if len(tasks) <= 1:  # launchers set TF_CONFIG for one machine too, with or without a `task`
+        return None
+    _check_addresses(value, addresses)
+    return Cluster(tasks, _rank(value, content.get("task"), addresses, tasks))
+
+
+def _addresses(value, cluster):
+    """{task type: [address, ...]}, without types that have none. Raises ClusterError if it names tasks of another type."""
+    if not isinstance(cluster, dict):
+        raise ClusterError(value, f"`cluster` must map task types to lists of addresses; give {EXAMPLE}")
+    merged = {}
+    for kind, addresses in cluster.items():
+        if not isinstance(addresses, list):
+            raise ClusterError(value, f"`cluster` needs a list of addresses under {kind!r}; give {EXAMPLE}")
+        kind = OLDER_NAMES.get(kind, kind)
+        if addresses and kind not in TASK_TYPES:
+            raise ClusterError(value, f"names {kind!r} tasks; {OTHER_TASKS.get(kind, NO_SUCH_TASKS)}")
+        if addresses:
+            merged[kind] = merged.get(kind, []) + addresses
+    return merged
+
+
+def _rank(value, task, addresses, tasks):
+    """The rank of the task that this process is."""
+    if not isinstance(task, dict):
+        raise ClusterError(value, f"needs a `task`; give {EXAMPLE}")
     kind, index = task.get("type"), task.get("index")
-    if isinstance(index, str) and index.isdecimal():  # as some schedulers write it
+    if isinstance(index, str) and index.isdecimal():  # as some launchers write it
         index = int(index)
-    if kind not in list(cluster):  # a list, because `kind` may be of any type
-        raise ClusterError(value, f"`task` has the type {kind!r}; give one that `cluster` names: {' or '.join(cluster)}")
-    if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(cluster[kind]):
-        raise ClusterError(value, f"`task` has the index {index!r}; give one from 0 to {len(cluster[kind]) - 1}")
-    own = (kind, index, cluster[kind][index])
-    tasks = tuple((kind, index, address) for kind in TASK_TYPES for index, address in enumerate(cluster.get(kind, ())))
-    return Cluster(tasks, tasks.index(own)) if len(tasks) > 1 else None
+    kind = OLDER_NAMES.get(kind, kind) if isinstance(kind, str) else kind
+    if kind not in list(addresses):  # a list, because `kind` may be of any type
+        named = OTHER_TASKS.get(kind) if isinstance(kind, str) else None
+        remedy = named or f"give one that `cluster` names: {' or '.join(addresses)}"
+        raise ClusterError(value, f"`task` has the type {kind!r}; {remedy}")
+    if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(addresses[kind]):
+        raise ClusterError(value, f"`task` has the index {index!r}; give one from 0 to {len(addresses[kind]) - 1}")
+    return tasks.index((kind, index, addresses[kind][index]))
 
 
 def _check_addresses(value, cluster):
-    """Raises ClusterError unless `cluster` has one or more workers, at most one chief, and a valid address for each."""
-    for kind, addresses in cluster.items():
-        if kind not in TASK_TYPES:
-            raise ClusterError(value, f"names {kind!r} tasks; only {' and '.join(TASK_TYPES)} tasks train, remove the others")
-        if not isinstance(addresses, list) or not addresses:
-            raise ClusterError(value, f"`cluster` needs a list of addresses under {kind!r}; give {EXAMPLE}")
-        for address in addresses:
-            if not _is_address(address):
-                raise ClusterError(value, f"{address!r} is no address; give host:port with a port from 1 to 65535")
-    if len(cluster.get("chief", [])) > 1:
-        raise ClusterError(value, "names more than one chief; leave one, and make the others workers")
+    """Raises ClusterError unless there is at most one chief, and a valid address for each worker that no other has."""
     everything = [address for addresses in cluster.values() for address in addresses]
+    for address in everything:
+        if not _is_address(address):
+            raise ClusterError(value, f"{address!r} is no address; give host:port with a port from 1 to 65535")
+    if len(cluster.get("chief", [])) > 1:
+        raise ClusterError(value, "names more than one chief (`master` is its older name); leave one, make the others workers")
     for address in everything:
         if everything.count(address) > 1:
             raise ClusterError(value, f"names {address} more than once; give every worker an address of its own")

@@ -20,11 +20,46 @@ def tf_config(cluster, kind="worker", index=0):
     return {"TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}})}
 
 
+def task(kind, index=0):
+    return {"type": kind, "index": index}
+
+
 @pytest.mark.parametrize(
-    "environ", [{}, {"TF_CONFIG": " "}, tf_config({"worker": ["a:1"]}), tf_config({"chief": ["a:1"]}, "chief")])
-def test_one_machine_needs_no_cluster(environ):
-    """Schedulers set TF_CONFIG for a single worker too. It must neither start a server nor need a --workdir."""
+    "content",
+    [
+        {}, None, {"cluster": {}}, {"cluster": None}, {"task": task("worker")}, {"cluster": {}, "task": task("worker")},
+        {"cluster": {"worker": [], "ps": []}, "task": task("worker")},
+        {"cluster": {"worker": ["a:1"]}, "task": task("worker")}, {"cluster": {"chief": ["a:1"]}, "task": task("chief")},
+        {"cluster": {"master": ["a:1"]}, "task": task("master")}, {"cluster": {"worker": ["a:1"]}},
+        {"cluster": {"chief": ["a:1"], "worker": [], "ps": [], "evaluator": []}, "task": task("chief", "0")},
+        {"cluster": {"worker": ["a:1"]}, "task": task("worker", 3)}, {"cluster": {"worker": ["a:1"]}, "task": None},
+    ],
+)
+def test_launchers_set_it_for_one_machine_too(content):
+    """Schedulers set TF_CONFIG for a single task, in many forms. It must neither start a server nor need a --workdir."""
+    assert read_cluster({"TF_CONFIG": json.dumps(content)}) is None
+
+
+@pytest.mark.parametrize("environ", [{}, {"TF_CONFIG": ""}, {"TF_CONFIG": " \n"}])
+def test_without_a_value_a_machine_is_alone(environ):
+    """An empty variable is one that a script has cleared."""
     assert read_cluster(environ) is None
+
+
+def test_types_without_tasks_do_not_count():
+    """Launchers list all types that they know; the empty ones must change neither ranks nor what TensorFlow is told."""
+    cluster = read_cluster(tf_config({"ps": [], "chief": [], "worker": TWO, "evaluator": []}, index=1))
+    assert cluster.spec() == {"worker": TWO} and cluster.rank == 1
+
+
+def test_a_master_is_a_chief():
+    """TensorFlow 1 called it so, and some launchers still do; TensorFlow 2 does not know a `master`."""
+    for kind in ("master", "chief"):
+        for name in ("master", "chief"):
+            cluster = read_cluster(tf_config({"worker": ["w:1"], name: ["c:2"]}, kind))
+            assert cluster == read_cluster(tf_config({"worker": ["w:1"], "chief": ["c:2"]}, "chief")) and cluster.rank == 0
+    cluster = read_cluster(tf_config({"worker": ["w:1"], "master": ["c:2"]}, "worker"))
+    assert cluster.spec() == {"chief": ["c:2"], "worker": ["w:1"]} and cluster.rank == 1
 
 
 def test_ranks_are_those_of_tensorflow():
@@ -62,20 +97,25 @@ def test_addresses_are_split_at_the_last_colon(address, parts):
     [
         ("worker", ["worker", "not JSON"]),
         ("[1]", ["`cluster`", "`task`"]),
-        ("{}", ["`cluster`", "`task`"]),
-        ('{"cluster": {"worker": ["a:1", "b:2"]}}', ["`task`"]),
-        ('{"task": {"type": "worker", "index": 0}}', ["`cluster`"]),
+        ('{"cluster": {"worker": ["a:1", "b:2"]}}', ["needs a `task`"]),
+        ('{"cluster": ["a:1", "b:2"]}', ["`cluster` must map"]),
         (tf_config({"worker": TWO}, index=2), ["index 2", "0 to 1"]),
         (tf_config({"worker": TWO}, index=-1), ["index -1", "0 to 1"]),
         (tf_config({"worker": TWO}, index=True), ["index True", "0 to 1"]),
         (tf_config({"worker": TWO}, index=None), ["index None", "0 to 1"]),
         (tf_config({"worker": TWO}, "chief"), ["'chief'", "worker"]),
         (tf_config({"worker": TWO}, ["worker"]), ["type ['worker']"]),
-        (tf_config({"worker": TWO, "ps": ["c:3"]}), ["'ps'", "chief and worker", "remove"]),
-        (tf_config({"worker": TWO, "evaluator": ["c:3"]}), ["'evaluator'", "remove"]),
+        (tf_config({"worker": TWO}, "ps"), ["type 'ps'", "no parameter servers", "do not start"]),
+        (tf_config({"worker": TWO, "ps": []}, "ps"), ["type 'ps'", "no parameter servers", "do not start"]),
+        (tf_config({"worker": TWO}, "evaluator"), ["type 'evaluator'", "evaluate themselves", "do not start"]),
+        (tf_config({"worker": TWO, "ps": ["c:3"]}), ["'ps' tasks", "leave `ps` out of `cluster`", "do not start"]),
+        (tf_config({"ps": ["c:3"]}, "ps"), ["'ps' tasks", "leave `ps` out of `cluster`"]),
+        (tf_config({"chief": ["a:1"], "evaluator": ["c:3"]}), ["'evaluator' tasks", "leave `evaluator` out", "do not start"]),
+        (tf_config({"worker": TWO, "boss": ["c:3"]}), ["'boss' tasks", "chief and worker", "remove"]),
+        (tf_config({"worker": TWO, "chief": ["c:3"], "master": ["d:4"]}), ["more than one chief", "older name"]),
         (tf_config({"worker": TWO, "chief": ["c:3", "d:4"]}), ["more than one chief"]),
         (tf_config({"worker": "a:1"}), ["list of addresses", "'worker'"]),
-        (tf_config({"worker": []}), ["list of addresses", "'worker'"]),
+        (tf_config({"worker": TWO, "chief": None}), ["list of addresses", "'chief'"]),
         (tf_config({"worker": ["a:1", "a:1"]}), ["a:1 more than once"]),
         (tf_config({"worker": ["a:1", "b:2"], "chief": ["b:2"]}), ["b:2 more than once"]),
         *((tf_config({"worker": ["a:1", bad]}), [repr(bad), "host:port"])
