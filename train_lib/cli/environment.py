@@ -4,6 +4,8 @@ import contextlib
 import os
 import platform
 
+from train_lib.cli.foreign_settings import recorded
+
 _set_here = set()
 
 
@@ -41,7 +43,10 @@ class Unfailing:
 
 
 def describe_machine():
-    """{"tensorflow", "keras", "python", "cpu", "cores", "gpus", "onednn"} of this process; onednn is TF_ENABLE_ONEDNN_OPTS."""
+    """{"tensorflow", "keras", "python", "cpu", "cores", "gpus", "onednn", "settings"} of this process.
+
+    "onednn" is TF_ENABLE_ONEDNN_OPTS, "settings" are variables that the user has set and that may change results.
+    """
     import keras
     import tensorflow as tf
 
@@ -55,6 +60,7 @@ def describe_machine():
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "gpus": [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus],
         "onednn": f"{onednn} (set by this project)" if "TF_ENABLE_ONEDNN_OPTS" in _set_here else onednn,
+        "settings": recorded(_set_here),
     }
 
 
