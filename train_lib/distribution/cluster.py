@@ -1,10 +1,12 @@
-"""Which machines train together: TF_CONFIG, which is checked before TensorFlow is imported."""
+"""Which machines train together: those of TF_CONFIG, or the tasks of `srun`. Checked before TensorFlow is imported."""
 
 import dataclasses
+import json
 
 from input_pipeline.common.errors import ExpectedError, SettingError
 from input_pipeline.common.small_files import parse_json
 from train_lib.config import check_shares
+from train_lib.distribution.slurm import Step, read_step
 
 TASK_TYPES = ("chief", "worker")
 EXAMPLE = '{"cluster": {"worker": ["a.example:2222", "b.example:2222"]}, "task": {"type": "worker", "index": 0}}'
@@ -19,26 +21,44 @@ LONGEST_VALUE = 300  # characters of TF_CONFIG in an error
 
 
 class ClusterError(ExpectedError):
-    """TF_CONFIG has a value that cannot work."""
+    """TF_CONFIG, or another environment variable, has a value that cannot work."""
 
     exit_code = 2
 
-    def __init__(self, value, remedy):
+    def __init__(self, value, remedy, name="TF_CONFIG"):
         shown = value if len(value) <= LONGEST_VALUE else value[:LONGEST_VALUE] + "..."
-        super().__init__(f"TF_CONFIG={shown}: {remedy}")
+        super().__init__(f"{name}={shown}: {remedy}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
     """Several workers that train as one."""
 
-    tasks: tuple  # (type, index, address) of each worker, in the order of their ranks; the first, the chief, writes the workdir
+    # (type, index, address) of each worker, in the order of their ranks; the first, the chief, writes the workdir. The addresses
+    # of SLURM's tasks are not known until they have met; until then there is a host or None.
+    tasks: tuple
     rank: int  # which of them this process is
+    step: Step | None = None  # if SLURM has started them
 
     @property
     def addresses(self):
         """host:port of every worker, in the order of their ranks."""
         return tuple(address for _, _, address in self.tasks)
+
+    @property
+    def identity(self):
+        """What all workers of a cluster have in common and no other cluster has, as JSON can hold it."""
+        return self.step.name if self.step else list(self.addresses)
+
+    @property
+    def several(self):
+        """Why this process is not alone, in words."""
+        return f"SLURM started {len(self.tasks)} tasks" if self.step else f"TF_CONFIG names {len(self.tasks)} workers"
+
+    @property
+    def again(self):
+        """What to do after a worker was lost, in words."""
+        return "start the same srun again" if self.step else "start the same command on all workers"
 
     def spec(self):
         """{task type: [address, ...]}, as TensorFlow takes it."""
@@ -47,7 +67,24 @@ class Cluster:
     def name(self, rank):
         """What errors call a worker."""
         kind, index, address = self.tasks[rank]
-        return f"{kind} {index} ({address})"
+        return f"{'task' if self.step else kind} {index}{f' ({address})' if address else ''}"
+
+    def error(self, remedy):
+        """A ClusterError about the variables of this process."""
+        name, value = ("SLURM_PROCID", str(self.rank)) if self.step else ("TF_CONFIG", json.dumps(self.spec()))
+        return ClusterError(value, remedy, name)
+
+    def candidates(self, rank):
+        """The addresses at which this worker itself, or the chief, may listen, in the order to try."""
+        if self.step is None:
+            return (self.addresses[rank],)
+        hosts = (self.step.node,) if rank == self.rank else self.step.hosts
+        return tuple(f"{host}:{port}" for port in self.step.ports(rank) for host in hosts)
+
+    def at(self, addresses):
+        """This cluster with the addresses at which the workers have met."""
+        return dataclasses.replace(self, tasks=tuple(
+            (kind, index, address) for (kind, index, _), address in zip(self.tasks, addresses, strict=True)))
 
 
 def split_address(address):
@@ -57,13 +94,14 @@ def split_address(address):
 
 
 def read_cluster(environ):
-    """The Cluster that TF_CONFIG describes in `environ`, a dict; None if it is not set or describes at most one task.
+    """The Cluster that TF_CONFIG, or without it SLURM, describes in `environ`, a dict; None if this machine trains alone.
 
     Raises ClusterError if the value is not what TensorFlow documents, or names tasks that do not train.
     """
     value = environ.get("TF_CONFIG", "").strip()
     if not value:
-        return None
+        step = read_step(environ)
+        return _cluster_of(step) if step else None
     try:
         content = parse_json(value)
     except ValueError as error:
@@ -77,6 +115,12 @@ def read_cluster(environ):
         return None
     _check_addresses(value, addresses)
     return Cluster(tasks, _rank(value, content.get("task"), addresses, tasks))
+
+
+def _cluster_of(step):
+    """The Cluster of SLURM's tasks. TensorFlow calls all of them workers."""
+    host = step.hosts[0] if len(step.hosts) == 1 else None
+    return Cluster(tuple(("worker", rank, None if rank else host) for rank in range(step.size)), step.rank, step)
 
 
 def _addresses(value, cluster):
@@ -133,7 +177,7 @@ def _is_address(address):
 
 def check_settings(config, cluster):
     """Raises SettingError if a setting cannot work on several workers. `create_strategy` checks what depends on the devices."""
-    several, one_out = f"TF_CONFIG names {len(cluster.tasks)} workers", "leave one of them out"
+    several, one_out = cluster.several, "start one task, or leave it out" if cluster.step else "leave one of them out"
     if config.general.workdir is None:
         raise SettingError("workdir", None, f"{several}; give all of them one folder that they all see")
     if config.general.debug:

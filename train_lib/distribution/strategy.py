@@ -22,6 +22,8 @@ def create_strategy(config, workers=None):
     if config.general.deterministic:
         tf.config.experimental.enable_op_determinism()
     gpus = [] if config.device.virtual_devices > 1 else tf.config.list_physical_devices("GPU")
+    if workers and workers.cluster and workers.cluster.step:
+        gpus = _shared_out(gpus, config.device.devices, workers)
     available = len(gpus) or config.device.virtual_devices
     wanted = config.device.devices or (1 if config.general.debug else available)
     if wanted > available:
@@ -49,6 +51,17 @@ def create_strategy(config, workers=None):
     if gpus:
         return tf.distribute.MirroredStrategy([f"/gpu:{index}" for index in range(wanted)])
     return mirror_on_cpu(wanted)
+
+
+def _shared_out(gpus, wanted, workers):
+    """This task's share of the GPUs that several tasks of SLURM on one node see."""
+    step = workers.cluster.step
+    sharers = [rank for rank, seen in enumerate(workers.gather(step.gpus)) if seen == step.gpus]
+    share, position = len(gpus) // len(sharers), sharers.index(step.rank)
+    if gpus and not share:
+        remedy = "start fewer tasks per node, or give each task its own by srun --gpus-per-task=1"
+        raise SettingError("devices", wanted, f"{len(sharers)} tasks on {step.node} share {len(gpus)} GPUs; {remedy}")
+    return gpus[position * share : (position + 1) * share]
 
 
 def mirror_on_cpu(num_replicas):

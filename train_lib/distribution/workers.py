@@ -24,7 +24,6 @@ GRACE_SECONDS = 3.0
 APPEAR_SECONDS = 10.0
 PROBE = ".workers"
 OF_THIS_MACHINE = ("data_dir", "workdir")  # machines may mount one file system at different places
-AGAIN = "start the same command on all workers"
 
 
 class OneWorker:
@@ -79,7 +78,7 @@ class Workers(OneWorker):
 
     def explain(self, error, what="a reduction over the workers failed"):
         time.sleep(SILENCE_SECONDS + GRACE_SECONDS)  # by then, a listening thread finds the lost worker and ends this process
-        raise LostWorkerError(f"{what} ({one_line_of(error)}); {AGAIN}")
+        raise LostWorkerError(f"{what} ({one_line_of(error)}); {self.cluster.again}")
 
     def leave(self):
         """Waits until every worker is done. From then on, a worker may go."""
@@ -90,7 +89,7 @@ class Workers(OneWorker):
         self._ending.acquire()
         interrupted = isinstance(error, KeyboardInterrupt)
         how = "was interrupted" if interrupted else f"ended with exit code {getattr(error, 'exit_code', 1)}; see its own error"
-        self._tell_all("failed", f"{self.cluster.name(self.cluster.rank)} {how}, then {AGAIN}")
+        self._tell_all("failed", f"{self.cluster.name(self.cluster.rank)} {how}, then {self.cluster.again}")
 
     def _exchange(self, kind, value, combine):
         """Sends `value` to the chief, which combines the values of all, in the order of ranks, and sends the result to all."""
@@ -133,7 +132,7 @@ class Workers(OneWorker):
             what = f"was not heard of for {SILENCE_SECONDS:g} s: it hangs, or its machine or the network is down"
         except (OSError, ValueError) as error:
             what = f"cannot be reached any more ({one_line_of(error)})"
-        self._end(f"{name} {what}; {AGAIN} to go on from the newest checkpoint")
+        self._end(f"{name} {what}; {self.cluster.again} to go on from the newest checkpoint")
 
     def _end(self, line):
         with self._ending:  # only once: the first line names the cause, later ones its effects
@@ -151,7 +150,7 @@ def join(cluster):
     if cluster is None:
         yield OneWorker()
         return
-    workers = Workers(cluster, rendezvous.connect(cluster))
+    workers = Workers(*rendezvous.connect(cluster))
     try:
         yield workers
     except BaseException as error:
@@ -172,8 +171,8 @@ def check_common_ground(workers, config, workdir):
     for rank, values in enumerate(others, 1):
         for name in ours:
             if values[name] != of_chief[name]:
-                remedy = f"the chief was given {of_chief[name]}, {workers.cluster.name(rank)} {values[name]}; {AGAIN}"
-                raise SettingError(name, ours[name], remedy)
+                given = f"the chief was given {of_chief[name]}, {workers.cluster.name(rank)} {values[name]}"
+                raise SettingError(name, ours[name], f"{given}; {workers.cluster.again}")
     probe, token = workdir.path / PROBE, workers.from_chief(lambda: secrets.token_hex(8))
     workers.from_chief(lambda: probe.write_text(token))
     blind = [workers.cluster.name(rank) for rank, sees in enumerate(workers.gather(_sees(probe, token))) if not sees]

@@ -54,7 +54,7 @@ def together(*functions):
 def test_all_workers_get_the_same_answers():
     """With values in another order, or a sum that differs in the last bit, workers would decide differently."""
     def work(cluster):
-        workers = Workers(cluster, connect(cluster, wait_seconds=20))
+        workers = Workers(*connect(cluster, wait_seconds=20))
         order = []
         answers = (
             workers.gather([cluster.rank, None, float("inf")]), workers.sum([0.1 * 3**cluster.rank, cluster.rank]),
@@ -93,7 +93,7 @@ def test_strangers_are_turned_away():
     """A port scanner must not take a worker's place, and a worker of another cluster must not join."""
     addresses = free_addresses(2)
     chief, worker = clusters(addresses)
-    meeting = threading.Thread(target=lambda: links.update(connect(chief, wait_seconds=20)))
+    meeting = threading.Thread(target=lambda: links.update(connect(chief, wait_seconds=20)[1]))
     links = {}
     meeting.start()
     host, port = addresses[0].split(":")
@@ -108,9 +108,9 @@ def test_strangers_are_turned_away():
         except ConnectionRefusedError:
             time.sleep(0.05)
     other = clusters([addresses[0], "elsewhere:1"])[1]
-    (refused,) = together(lambda: _find_chief(Cluster(other.tasks, 1), 5))
+    (refused,) = together(lambda: _find_chief(Cluster(other.tasks, 1), other.addresses[1], 5))
     assert isinstance(refused, ClusterError) and "same `cluster`" in str(refused)
-    assert 0 in connect(worker, wait_seconds=20)
+    assert 0 in connect(worker, wait_seconds=20)[1]
     meeting.join(20)
     assert list(links) == [1]
 
@@ -131,9 +131,9 @@ def test_a_second_process_with_the_same_task_is_refused_while_the_first_waits(mo
     for call in calls:
         call.start()
     assert is_there.wait(20)
-    (refused,) = together(lambda: _find_chief(worker, 10))
+    (refused,) = together(lambda: _find_chief(worker, worker.addresses[1], 10))
     assert isinstance(refused, ClusterError) and "another process is worker 1 " in str(refused)
-    assert 0 in connect(last, wait_seconds=20)
+    assert 0 in connect(last, wait_seconds=20)[1]
     for call in calls:
         call.join(20)
         assert not call.is_alive()
