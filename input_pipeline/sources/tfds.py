@@ -1,14 +1,17 @@
 """Data sets of TFDS by name: the embedded one and every image-classification set of the catalogue."""
 
 import contextlib
+import dataclasses
 import difflib
 import fcntl
 import functools
+import io
 import os
 import pathlib
 import re
 import socket
 import sys
+import tempfile
 import urllib.parse
 import urllib.request
 
@@ -27,10 +30,12 @@ def open_source(config, _, bad):
 
     Raises SettingError if it does not exist or is not for image classification, UnusableError if it cannot be downloaded.
     """
-    builder = _find_builder(config)
-    _check_features(builder, config)
-    builder = _prepare(builder, config)
-    _check_features(builder, config)  # again, because the prepared data may differ from what the builder announces
+    try:
+        builder = _prepared_builder(config)
+    except UnusableError as error:
+        if config.dataset != "shapes" or config.data_dir is not None:
+            raise
+        builder = _prepare_elsewhere(config, error)
     if builder.info.file_format and builder.info.file_format.value != "tfrecord":
         remedy = "is prepared in another format than TFRecord; prepare it again, as TFDS does by default"
         raise UnusableError(f"--dataset={config.dataset}: {builder.data_path} {remedy}")
@@ -41,6 +46,14 @@ def open_source(config, _, bad):
     parse = functools.partial(features.deserialize_example, decoders={"image": tfds.decode.SkipDecoding()})
     files = {name: [(part.filename, part.take) for part in info.file_instructions] for name, info in builder.info.splits.items()}
     return RecordFiles(config.dataset, tuple(builder.info.features["label"].names), shape, files, parse, bad=bad)
+
+
+def _prepared_builder(config):
+    builder = _find_builder(config)
+    _check_features(builder, config)
+    builder = _prepare(builder, config)
+    _check_features(builder, config)  # again, because the prepared data may differ from what the builder announces
+    return builder
 
 
 def _check_features(builder, config):
@@ -60,7 +73,8 @@ def _find_builder(config):
             return shapes.Shapes(data_dir=directory)
         return tfds.builder(config.dataset, data_dir=directory, try_gcs=False)
     except OSError as error:
-        raise UnusableError(f"--data_dir={config.data_dir}: {one_line_of(error)}; give a folder that can be read") from None
+        folder = directory or tfds.core.constants.DATA_DIR
+        raise UnusableError(f"--data_dir={folder}: {one_line_of(error)}; give a folder that can be read") from None
     except Exception as error:  # TFDS passes on whatever its parsers, importers and readers raise
         known = ["shapes", *tfds.list_builders()]
         name = re.split("[:/]", config.dataset)[0].lower()
@@ -78,6 +92,8 @@ def _prepare(builder, config):
     folder = pathlib.Path(builder.data_dir_root)
     manual = folder / "downloads" / "manual"
     try:
+        if str(folder).startswith("~"):
+            raise UnusableError(f"--data_dir: not given, and there is no home folder for {folder}; give a folder")
         folder.mkdir(parents=True, exist_ok=True)
         with _only_process(folder / f".{builder.name}.lock"):
             builder = _find_builder(config)  # another process may have prepared the data in the meantime
@@ -87,19 +103,37 @@ def _prepare(builder, config):
                 if not sys.stderr.isatty():
                     tfds.disable_progress_bar()
                 download = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
-                with contextlib.redirect_stdout(sys.stderr):
+                # What TFDS prints is worth showing only if it downloads.
+                with contextlib.redirect_stdout(sys.stderr if builder.url_infos else io.StringIO()):
                     builder.download_and_prepare(download_config=download)
             return builder
     except ExpectedError:
         raise
     except Exception as error:  # TFDS passes on whatever its downloads, readers and file systems raise
-        remedy = f"put the prepared folder {builder.info.full_name} into {folder}, or give the folder that holds it by --data_dir"
+        remedy = f"put the prepared folder {builder.info.full_name} into {folder}, or give by --data_dir a folder that holds it "
+        remedy += "or can be written"
         archives = sorted({info.filename for info in (builder.url_infos or {}).values() if info.filename})
         if archives or builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
             named = " and ".join(archives) if 0 < len(archives) <= 3 else "the archives that TFDS wants"
             remedy += f", or put {named} into {manual}"
         reason = f"{type(error).__name__}: {one_line_of(error)}"
         raise UnusableError(f"--dataset={config.dataset}: cannot be prepared in {folder} ({reason}); {remedy}") from None
+
+
+def _prepare_elsewhere(config, error):
+    """The builder of the embedded data set in a folder for temporary files, because the default folder cannot be used.
+
+    Its data are the same in any folder. Raises `error`, which says why the default folder cannot be used, if this fails too.
+    """
+    try:
+        folder = pathlib.Path(tempfile.gettempdir(), f"alexnet-{os.getuid()}")
+        folder.mkdir(0o700, exist_ok=True)
+        if folder.lstat().st_uid != os.getuid():  # somebody else could have put other data there
+            raise error
+        print(f"{tfds.core.constants.DATA_DIR} cannot be used; the embedded data set is in {folder}", file=sys.stderr)
+        return _prepared_builder(dataclasses.replace(config, data_dir=str(folder)))
+    except (OSError, ExpectedError):
+        raise error from None
 
 
 def _check_network(builder, downloads):

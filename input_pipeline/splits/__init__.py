@@ -45,7 +45,7 @@ def open_split(config, source, split, flag, log=print):
     what = f"{split} of {source.name}: {num_examples} images of {size[0]} x {size[1]} in {classes}"
     what = f"{what}, {_gigabytes(num_examples, size):.2g} GB"
     if config.input != "stream":
-        held = _decoded(config, source, split, (num_examples, *size, 3), what, log)
+        held = _decoded(config, source, split, flag, (num_examples, *size, 3), what, log)
         return DeviceSplit(held.images, held.labels) if config.input == "device" else held
     log(f"{what}, as a stream")
     if size[0] != size[1]:
@@ -58,7 +58,7 @@ def open_split(config, source, split, flag, log=print):
     return StreamingSplit(source, split, num_examples, size[0], margin, config.decode_threads)
 
 
-def _decoded(config, source, split, shape, what, log):
+def _decoded(config, source, split, flag, shape, what, log):
     """A ResidentSplit from the cache, or decoded and stored in the cache unless examples were skipped."""
     kept = cache.CachedSplit(cache.folder_of(config.cache_dir), source.name, split, shape, source.fingerprint(split))
     where = "on the device" if config.input == "device" else "in memory"
@@ -71,7 +71,8 @@ def _decoded(config, source, split, shape, what, log):
         raise SettingError("input", config.input, remedy)
     held = resident.load(source, split, shape[0], shape[1:3], config.decode_threads)
     if held.num_examples == shape[0]:
-        kept.store(held.images, held.labels, log)
+        # A cache that cannot be written is worth one line, not one for each split.
+        kept.store(held.images, held.labels, log if flag == "train_split" else lambda line: None)
     return held
 
 

@@ -34,10 +34,11 @@ ABANDONED_SECONDS = 3600  # if nothing was written to an unfinished file for so 
 
 
 def folder_of(cache_dir):
-    """The folder of --cache_dir, a Path; None if it is empty, which means no cache."""
+    """The folder of --cache_dir, a Path; None, which means no cache, if it is empty or in a home folder that does not exist."""
     if cache_dir is None:
         cache_dir = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "alexnet")
-    return pathlib.Path(os.path.expanduser(cache_dir)) if cache_dir else None
+    folder = os.path.expanduser(cache_dir)
+    return pathlib.Path(folder) if folder and not folder.startswith("~") else None
 
 
 class CachedSplit:
@@ -63,7 +64,7 @@ class CachedSplit:
         try:
             with open(self.path, "rb") as file:
                 return self._open(file)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
             return None
         except (OSError, ValueError) as error:
             reason = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else error

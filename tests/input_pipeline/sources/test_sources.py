@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from typing import ClassVar
 
@@ -125,7 +126,7 @@ def test_preparing_what_is_drawn_here_needs_no_network(tmp_path, no_network, cap
 
 
 @pytest.mark.parametrize(("name", "put"), [
-    ("cifar10", "put the prepared folder cifar10/3.0.2 into {0}, or give the folder that holds it by --data_dir, "
+    ("cifar10", "put the prepared folder cifar10/3.0.2 into {0}, or give by --data_dir a folder that holds it or can be written, "
                 "or put cifar-10-binary.tar.gz into {0}/downloads/manual"),
     ("downloaded_in_test", "or put pixels.tar.gz into {0}/downloads/manual"),
 ])
@@ -157,6 +158,42 @@ def test_a_data_dir_that_cannot_be_made_is_told_in_one_line(tmp_path, name):
     message = _message(UnusableError, _open, name, tmp_path / "file" / "below")
     assert f"--dataset={name}" in message
     assert str(tmp_path / "file" / "below") in message
+
+
+@pytest.fixture
+def spare(tmp_path, monkeypatch):
+    """The folder for the embedded data set where the default folder, here below a file, cannot be used."""
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", "/dev/null/home/tensorflow_datasets")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path / f"alexnet-{os.getuid()}"
+
+
+def test_without_a_usable_home_the_embedded_data_lie_elsewhere(data_dir, spare, capsys):
+    spare.symlink_to(data_dir)
+    source = sources.open_source(DataConfig())
+    assert source.split_sizes() == {"train": 5000, "test": 1000}
+    line = f"/dev/null/home/tensorflow_datasets cannot be used; the embedded data set is in {spare}\n"
+    assert capsys.readouterr() == ("", line)
+
+
+def test_a_spare_folder_of_somebody_else_is_not_read(data_dir, spare, monkeypatch):
+    us = os.getuid() + 1
+    spare.with_name(f"alexnet-{us}").symlink_to(data_dir)
+    monkeypatch.setattr(os, "getuid", lambda: us)
+    message = _message(UnusableError, sources.open_source, DataConfig())
+    assert message.startswith("--dataset=shapes: cannot be prepared in /dev/null/home/tensorflow_datasets (NotADirectoryError")
+    assert "--data_dir" in message
+
+
+def test_other_data_need_a_home_or_a_data_dir(spare, monkeypatch, no_network):
+    message = _message(UnusableError, sources.open_source, DataConfig(dataset="patches_in_test"))
+    assert "/dev/null/home/tensorflow_datasets" in message
+    assert "give by --data_dir a folder that holds it or can be written" in message
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", "~/tensorflow_datasets")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    message = _message(UnusableError, sources.open_source, DataConfig(dataset="patches_in_test"))
+    assert message == "--data_dir: not given, and there is no home folder for ~/tensorflow_datasets; give a folder"
+    assert not os.path.exists("~")
 
 
 @pytest.mark.parametrize(("name", "hint"), [

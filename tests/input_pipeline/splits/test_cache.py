@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pathlib
+import pwd
 import shutil
 import subprocess
 import sys
@@ -184,6 +185,9 @@ def test_the_folder(monkeypatch):
     assert str(cache.folder_of(None)) == "/scratch/alexnet"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert str(cache.folder_of(None)) == "/home/me/.cache/alexnet"
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # raises KeyError, as for a user of a container without an entry
+    assert cache.folder_of(None) is None
 
 
 def test_what_dead_processes_left_goes_and_what_others_write_stays(stored):
@@ -234,11 +238,11 @@ def opened(data_dir, tmp_path):
     """Opens a split with a cache of its own; returns (split, lines, whether it was decoded)."""
     source = sources.open_source(DataConfig(data_dir=str(data_dir)))
 
-    def open_split(monkeypatch, **values):
+    def open_split(monkeypatch, flag="train_split", **values):
         lines, decoded, load = [], [], resident.load
         monkeypatch.setattr(resident, "load", lambda *arguments: decoded.append(1) or load(*arguments))
         config = DataConfig(data_dir=str(data_dir), cache_dir=str(tmp_path / "cache"), **values)
-        split = splits.open_split(config, source, "test[:300]", "test_split", log=lines.append)
+        split = splits.open_split(config, source, "test[:300]", flag, log=lines.append)
         monkeypatch.undo()
         return split, lines, bool(decoded)
 
@@ -279,4 +283,7 @@ def test_a_cache_in_the_way_is_no_error(opened, monkeypatch, tmp_path):
     split, lines, decoded = opened(monkeypatch)
     assert decoded
     assert split.num_examples == 300
-    assert any("--cache_dir" in line for line in lines)
+    assert [line.startswith(f"--cache_dir={tmp_path / 'cache'}: ") for line in lines] == [False, True]
+    _, lines, decoded = opened(monkeypatch, "validation_split")  # which need not say it again
+    assert decoded
+    assert len(lines) == 1
