@@ -96,7 +96,8 @@ def _listen(cluster):
     On a worker other than the chief this only proves that TensorFlow can have the port.
     """
     both_versions = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
-    for address in cluster.candidates(cluster.rank):
+    addresses = cluster.candidates(cluster.rank)
+    for address in addresses:
         port = split_address(address)[1]
         try:
             if cluster.step:
@@ -104,10 +105,11 @@ def _listen(cluster):
             return address, socket.create_server(("", port), **both_versions)
         except OSError as error:
             reason = error.strerror
-    variable = "SLURM" if cluster.step else "TF_CONFIG"
-    what = f"{variable}: port {port} of this machine, for {cluster.name(cluster.rank)}, cannot be used"
+    ports, name = ", ".join(str(split_address(address)[1]) for address in addresses), cluster.name(cluster.rank)
+    if cluster.step:
+        raise UnusableError(f"SLURM: ports {ports} of this machine, for {name}, cannot be used ({reason}); {cluster.again}")
     remedy = "end the process that has it, perhaps a worker of an earlier run, or name another"
-    raise UnusableError(f"{what} ({reason}); {remedy}")
+    raise UnusableError(f"TF_CONFIG: port {ports} of this machine, for {name}, cannot be used ({reason}); {remedy}")
 
 
 _reserved = []

@@ -196,7 +196,7 @@ def test_no_free_port():
     """The line must name what to free."""
     chief = clusters(2, job=66)[0]
     held = [socket.create_server(("", port)) for port in chief.step.ports(0)]
-    with pytest.raises(UnusableError, match=r"SLURM: .*task 0 \(127.0.0.1\).*in use"):
+    with pytest.raises(UnusableError, match=r"SLURM: ports 2\d{4}, .* task 0 \(127.0.0.1\).*in use.*srun again"):
         meet(chief, 1)
     for listener in held:
         listener.close()
