@@ -27,6 +27,7 @@ def overrule():
     """Overrules, for this process and its children, what other libraries would obey. Call it before they are imported."""
     os.environ["MPLBACKEND"] = "agg"  # cells of a notebook pass on a backend that only exists there
     os.environ.pop("TF_FUNCTION_JIT_COMPILE_DEFAULT", None)  # --xla decides
+    os.environ.pop("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", None)  # a remedy for old versions; today's lack what it names
     if any(option.startswith("error") for option in sys.warnoptions):  # PYTHONWARNINGS: libraries warn during their imports
         warnings.simplefilter("ignore")
         os.environ.pop("PYTHONWARNINGS", None)

@@ -18,7 +18,7 @@ FOREIGN = {
     "TF_USE_LEGACY_KERAS": "1", "TF_FUNCTION_JIT_COMPILE_DEFAULT": "1", "TF_ENABLE_AUTO_MIXED_PRECISION_GRAPH_REWRITE": "1",
     "TF_NUM_INTRAOP_THREADS": "many", "TF_NUM_INTEROP_THREADS": "many", "XLA_FLAGS": "--no_such_flag=1",
     "CUDA_VISIBLE_DEVICES": "rubbish", "MPLBACKEND": "module://matplotlib_inline.backend_inline", "MPLCONFIGDIR": "/dev/null/mpl",
-    "PYTHONWARNINGS": "error", "TF_VAR_password": "secret",
+    "PYTHONWARNINGS": "error", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "cpp", "TF_VAR_password": "secret",
 }
 
 
@@ -134,10 +134,12 @@ def test_the_quickstart_needs_no_home(bad_home, tmp_path):
     assert once.returncode == 0
     name = "checkpoints/step-00000003/ckpt.data-00000-of-00001"
     assert (workdir / name).read_bytes() == (tmp_path / "once" / name).read_bytes()
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith("~")]
+    if bad_home != "/dev/null/home":
+        return  # the other modes once is enough
     for mode in ("evaluate", "export", "report"):
         done = run_main(f"--mode={mode}", "--split=test[:50]", f"--workdir={workdir}", cwd=tmp_path, env=environment)
         assert done.returncode == 0
         assert [line for line in done.stderr.splitlines() if line not in lines] == []
     done = run_main("--mode=predict", f"--workdir={workdir}", f"--inputs={workdir}/pictures", cwd=tmp_path, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
-    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith("~")]
