@@ -129,13 +129,14 @@ def _addresses(value, cluster):
         raise ClusterError(value, f"`cluster` must map task types to lists of addresses; give {EXAMPLE}")
     merged = {}
     for kind, addresses in cluster.items():
+        kind = OLDER_NAMES.get(kind, kind)
+        if not addresses:  # launchers list all types that they know
+            continue
         if not isinstance(addresses, list):
             raise ClusterError(value, f"`cluster` needs a list of addresses under {kind!r}; give {EXAMPLE}")
-        kind = OLDER_NAMES.get(kind, kind)
-        if addresses and kind not in TASK_TYPES:
+        if kind not in TASK_TYPES:
             raise ClusterError(value, f"names {kind!r} tasks; {OTHER_TASKS.get(kind, NO_SUCH_TASKS)}")
-        if addresses:
-            merged[kind] = merged.get(kind, []) + addresses
+        merged[kind] = merged.get(kind, []) + addresses
     return merged
 
 

@@ -28,7 +28,7 @@ def task(kind, index=0):
     "content",
     [
         {}, None, {"cluster": {}}, {"cluster": None}, {"task": task("worker")}, {"cluster": {}, "task": task("worker")},
-        {"cluster": {"worker": [], "ps": []}, "task": task("worker")},
+        {"cluster": {"worker": [], "ps": None}, "task": task("worker")},
         {"cluster": {"worker": ["a:1"]}, "task": task("worker")}, {"cluster": {"chief": ["a:1"]}, "task": task("chief")},
         {"cluster": {"master": ["a:1"]}, "task": task("master")}, {"cluster": {"worker": ["a:1"]}},
         {"cluster": {"chief": ["a:1"], "worker": [], "ps": [], "evaluator": []}, "task": task("chief", "0")},
@@ -115,7 +115,7 @@ def test_addresses_are_split_at_the_last_colon(address, parts):
         (tf_config({"worker": TWO, "chief": ["c:3"], "master": ["d:4"]}), ["more than one chief", "older name"]),
         (tf_config({"worker": TWO, "chief": ["c:3", "d:4"]}), ["more than one chief"]),
         (tf_config({"worker": "a:1"}), ["list of addresses", "'worker'"]),
-        (tf_config({"worker": TWO, "chief": None}), ["list of addresses", "'chief'"]),
+        (tf_config({"worker": TWO, "chief": "c:3"}), ["list of addresses", "'chief'"]),
         (tf_config({"worker": ["a:1", "a:1"]}), ["a:1 more than once"]),
         (tf_config({"worker": ["a:1", "b:2"], "chief": ["b:2"]}), ["b:2 more than once"]),
         *((tf_config({"worker": ["a:1", bad]}), [repr(bad), "host:port"])
