@@ -116,5 +116,6 @@ def prepare_environment(config, cluster):
 
 
 if __name__ == "__main__":
+    environment.open_closed_streams()
     stop_request.listen()
     app.run(main, flags_parser=parse_flags)

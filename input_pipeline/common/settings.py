@@ -60,7 +60,7 @@ def _check(field, value):
     right_type = isinstance(value, kind) or (kind is float and isinstance(value, int))
     if not right_type or (isinstance(value, bool) and kind is not bool):
         raise SettingError(field.name, value, f"give {describe_type(field)}")
-    if kind is str and not all(map(is_plain, value)):
+    if kind is str and not all(is_plain(c) or "\udc80" <= c <= "\udcff" for c in value):  # the latter: bytes that are not UTF-8
         raise SettingError(field.name, value, "give a text without control characters")
     if isinstance(value, float) and not math.isfinite(value):
         raise SettingError(field.name, value, f"give a finite number, {describe_range(field)}".rstrip(", "))

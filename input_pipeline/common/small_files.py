@@ -50,7 +50,7 @@ def replace_file(path, content):
     try:
         temporary.unlink(missing_ok=True)  # left by a killed process, or somebody's link to another file
         with open(temporary, "xb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

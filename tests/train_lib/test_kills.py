@@ -224,7 +224,7 @@ def stop_and_resume(lives, flags, uninterrupted, workdir, moments, is_under_way)
         assert code == 75 and "Traceback" not in error, error
         assert not (workdir / ".lock").exists()
     if is_under_way:
-        command = shlex.join(["python", "main.py", f"--flagfile={workdir / 'run.flags'}", f"--workdir={workdir}"])
+        command = f"{sys.executable} {ROOT / 'main.py'} --flagfile={workdir / 'run.flags'} --workdir={workdir}"
         result = json.loads((workdir / "result.json").read_text())
         assert result["status"] == "preempted"
         said, promised = error.splitlines()[-1], error.splitlines()[:-1]

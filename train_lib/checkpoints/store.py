@@ -179,7 +179,8 @@ def remove_checkpoint(folder):
 def _write_files(folder, step, tensors, description):
     names = sorted(tensors)
     arrays = [np.asarray(tensors[name]) for name in names]
-    tf.raw_ops.SaveV2(prefix=str(folder / "ckpt"), tensor_names=names, shape_and_slices=[""] * len(names), tensors=arrays)
+    prefix = os.fsencode(folder / "ckpt")
+    tf.raw_ops.SaveV2(prefix=prefix, tensor_names=names, shape_and_slices=[""] * len(names), tensors=arrays)
     (folder / PROGRESS).write_text(json.dumps(description, indent=1) + "\n")
     files = sorted(folder.iterdir())
     for path in files:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import sys
 
 from train_lib.cli.foreign_settings import recorded
 
@@ -21,11 +22,26 @@ def of_the_user():
     return {name: value for name, value in os.environ.items() if name not in _set_here}
 
 
+def open_closed_streams():
+    """Opens /dev/null in place of closed standard streams, before another file of this process gets their descriptors."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for descriptor, (name, mode) in enumerate({"stdin": "r", "stdout": "w", "stderr": "w"}.items()):
+        if getattr(sys, name) is None:  # Python found it closed
+            setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8"))
+
+
 class Unfailing:
-    """A text stream that ignores errors of writing: neither a full disk nor a reader that has gone ends a run."""
+    """A text stream that ignores errors of writing: neither a full disk nor a reader that has gone ends a run.
+
+    Characters that its encoding lacks are escaped: names of files and classes come from outside.
+    """
 
     def __init__(self, stream):
         self._stream = stream
+        if hasattr(stream, "reconfigure"):  # not if a notebook has replaced it
+            stream.reconfigure(errors="backslashreplace")
 
     def __getattr__(self, name):
         return getattr(self._stream, name)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import itertools
 import os
 import pathlib
 import textwrap
@@ -21,7 +20,7 @@ EMPTY_IS_A_VALUE = ("cache_dir",)  # optional settings whose empty text does not
 # {flag: the flags of a preset that were chosen for its value}. With another value, they go back to their defaults.
 CHOSEN_TOGETHER = {"model": ("model_options", "dropout_rate"), "optimizer": ("momentum", "nesterov")}
 ON_RESUME = {"refuse": "refused", "tell": "reported", "ignore": "ignored"}
-LIST_FLAGS = "python main.py --helpshort lists the flags"
+LIST_FLAGS = "--helpshort lists the flags"
 _DEFINERS = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
 
 
@@ -73,7 +72,7 @@ def parse(argv, flag_values):
 
 def _parse_flags(arguments, flag_values, place=""):
     """Returns {name: value} of our flags that the arguments contain; `place` names their file in errors."""
-    _check_flagfiles(arguments)
+    arguments = _expand_flagfiles(arguments)
     settings = {field.name: field for _, field in config_lib.leaves()}
     try:
         rest = flag_values(["main.py", *arguments])[1:]
@@ -95,19 +94,27 @@ def _parse_flags(arguments, flag_values, place=""):
     return {name: flag_values[name].value for name in settings if flag_values[name].present}
 
 
-def _check_flagfiles(arguments):
-    """Refuses a --flagfile that is not a regular text file, is too large, or names another one, before absl reads it."""
-    for argument, following in itertools.pairwise([*arguments, ""]):
+def _expand_flagfiles(arguments):
+    """Replaces each --flagfile by the flags in it. Not left to absl, which would decode them as the locale says.
+
+    Raises SettingError if it is not a regular text file, is too large, or names another one.
+    """
+    expanded, rest = [], iter(arguments)
+    for argument in rest:
         key, equals, path = argument.partition("=")
-        path = path if equals else following
-        if key not in ("--flagfile", "-flagfile") or not path:
+        if key not in ("--flagfile", "-flagfile"):
+            expanded.append(argument)
             continue
+        path = path if equals else next(rest, "")
         try:
-            lines = read_file(os.path.expanduser(path), LARGEST_FLAGFILE).decode().splitlines()
+            content = read_file(os.path.expanduser(path), LARGEST_FLAGFILE).decode(errors="surrogateescape")
         except (OSError, ValueError) as error:
             raise SettingError("flagfile", path, f"cannot be read ({error}); give the run.flags of a run") from None
-        if any(line.lstrip().startswith(("--flagfile", "-flagfile")) for line in lines):
+        lines = [line.strip() for line in content.split("\n")]
+        if any(line.startswith(("--flagfile", "-flagfile")) for line in lines):
             raise SettingError("flagfile", path, "names another flagfile; give both on the command line")
+        expanded += [line for line in lines if line and not line.startswith(("#", "//"))]
+    return expanded
 
 
 def _stored_values(workdir):

@@ -26,7 +26,7 @@ def list_images(inputs):
 
 def printable(path):
     """A file name, which may contain any bytes, as text on one line without control characters."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -1,4 +1,4 @@
-"""How a signal ends the process: the first SIGTERM or SIGINT asks it to stop, the second ends it at once."""
+"""How signals end the process: the first asks it to stop, and a second SIGTERM or SIGINT ends it at once."""
 
 import contextlib
 import os
@@ -6,7 +6,9 @@ import signal
 import socket
 import threading
 
-NUMBERS = (signal.SIGTERM, signal.SIGINT)
+ENDING = (signal.SIGTERM, signal.SIGINT)
+# Schedulers announce the end of a job with one of these, some of them repeatedly, and a closed terminal sends SIGHUP.
+ANNOUNCING = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopRequest:
@@ -25,14 +27,18 @@ class StopRequest:
         self._numbers = None
 
     def listen(self):
-        """Handles signals with this object from now on. Outside `raising`, a signal is only remembered."""
+        """Handles signals with this object from now on. Outside `raising`, a signal is only remembered.
+
+        The ANNOUNCING ones are left to whoever handles or ignores them already, such as `nohup`.
+        """
         if self._numbers is None:
             self._numbers, written = socket.socketpair()
             written.setblocking(False)
             signal.set_wakeup_fd(written.detach(), warn_on_full_buffer=False)
             threading.Thread(target=self._count, name="signals", daemon=True).start()
-        for number in NUMBERS:
-            signal.signal(number, self._handle)
+        for number in (*ENDING, *ANNOUNCING):
+            if number in ENDING or signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, self._handle)
 
     def raising(self):
         """Context manager in which a signal raises KeyboardInterrupt at once: the work there is not worth finishing."""
@@ -65,12 +71,12 @@ class StopRequest:
             self.raise_if_received()
 
     def _count(self):
-        """Runs on a thread of its own, and ends the process at the second signal."""
+        """Runs on a thread of its own, and ends the process at the second of the ENDING signals."""
         received = 0
         while True:
             number = self._numbers.recv(1)[0]
-            if number in NUMBERS and signal.getsignal(number) == self._handle:  # a debugger may have taken a signal over
-                received += 1
+            if signal.getsignal(number) == self._handle:  # a debugger may have taken a signal over
+                received += number in ENDING
                 if received > 1:
                     os._exit(130)
                 self._note(number)
@@ -78,7 +84,8 @@ class StopRequest:
     def _note(self, number):
         self.received = self.received or signal.Signals(number).name
         if self._noted.acquire(blocking=False) and self._promise:
-            _write_line(f"{self.received}: {self._promise}; once more to end at once")
+            hint = "; once more to end at once" if number in ENDING else ""
+            _write_line(f"{self.received}: {self._promise}{hint}")
 
 
 stop_request = StopRequest()  # one for the whole process; `main.py` calls `listen`

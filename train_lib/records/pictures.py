@@ -7,6 +7,7 @@ neither random state nor records, and a picture that cannot be written does not 
 import dataclasses
 import functools
 import json
+import os
 import re
 import shutil
 
@@ -107,7 +108,7 @@ class Pictures(Hook):
         self._folder.mkdir(exist_ok=True)
         tensorboard = self._run.workdir.path / "tensorboard" / FOLDER
         shutil.rmtree(tensorboard, ignore_errors=True)
-        writer = tf.summary.create_file_writer(str(tensorboard))
+        writer = tf.summary.create_file_writer(os.fsencode(tensorboard))
         last = self._first_step or -1  # a new run keeps none
         for path in sorted(self._folder.iterdir()):
             match, is_result = _NAME.fullmatch(path.name), path.name in evaluation_files.FILES

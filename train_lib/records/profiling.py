@@ -1,5 +1,7 @@
 """--profile_steps: a TensorBoard trace of some steps of a run."""
 
+import os
+
 import tensorflow as tf
 
 from input_pipeline.common.errors import one_line_of
@@ -14,7 +16,7 @@ class Profile(Hook):
     """
 
     def __init__(self, run, log=say):
-        self._folder, self._log = str(run.workdir.path / "tensorboard"), log
+        self._folder, self._log = run.workdir.path / "tensorboard", log
         steps = run.config.device.profile_range() if run.workers.is_chief else None
         first_step, last_step = run.state.step, run.plan.last_step
         self._start, self._stop = steps or (0, 0)
@@ -33,7 +35,7 @@ class Profile(Hook):
             return
         self._has_begun = True
         try:
-            tf.profiler.experimental.start(self._folder)
+            tf.profiler.experimental.start(os.fsencode(self._folder))
             self._is_on = True
         except tf.errors.OpError as error:
             self._log(f"no profile: {one_line_of(error)}; going on")

@@ -105,7 +105,7 @@ class RunLog:
                 self._close_events()
                 for kind in KINDS:  # anything else in the folder, such as a profile, is left alone
                     shutil.rmtree(self._tensorboard / kind, ignore_errors=True)
-                self._writers = {kind: tf.summary.create_file_writer(str(self._tensorboard / kind)) for kind in KINDS}
+                self._writers = {kind: tf.summary.create_file_writer(os.fsencode(self._tensorboard / kind)) for kind in KINDS}
                 for record in self.metrics.read():
                     self._draw(record["kind"], record)
                 for record in self.timing.read():

@@ -2,11 +2,11 @@
 
 import contextlib
 import os
-import shlex
 import sys
 
 from tqdm import tqdm
 
+from train_lib.cli.commands import main_command, python_command
 from train_lib.hooks import Hook
 
 SECONDS_BETWEEN_LINES = 15.0
@@ -98,8 +98,9 @@ def parameter_table(model):
 
 def closing_lines(path, result):
     """The lines that a run prints at its end, a list: the content of result.json, where everything is, and what to type next."""
-    command = shlex.join(["python", "main.py", f"--flagfile={path / 'run.flags'}", f"--workdir={path}"])
+    path = path.absolute()
     checkpoints = path / "checkpoints"
+    command = main_command(f"--flagfile={path / 'run.flags'}", f"--workdir={path}")
     if result["status"] == "diverged":
         return [f"error: {divergence_in_words(result['diverged'])}; {checkpoints} holds the last finite weights; to go on with "
                 f"the next batch: {command}; if it diverges again, give a lower --learning_rate, or --clip_global_norm"]
@@ -114,8 +115,8 @@ def closing_lines(path, result):
     return lines + [
         f"run              {path}",
         f"best checkpoint  {checkpoints / (checkpoints / 'best').read_text().strip()}",
-        f"TensorBoard      tensorboard --logdir={path / 'tensorboard'}",
-        f"next             python main.py --mode=evaluate --workdir={path}",
+        "TensorBoard      " + python_command("-m", "tensorboard.main", f"--logdir={path / 'tensorboard'}"),
+        "next             " + main_command("--mode=evaluate", f"--workdir={path}"),
     ]
 
 

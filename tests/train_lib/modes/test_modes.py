@@ -1,6 +1,9 @@
 """Each mode through main.py, as a user runs it, and the files that it writes."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -33,13 +36,21 @@ def assert_same_tensors(left, right):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, data_dir):
-    """A run of two epochs, through main.py in a new process."""
+    """A run of two epochs, through main.py in a new process: from another folder, in a terminal that knows only ASCII, with a
+    relative workdir whose name needs quotes."""
     from helpers import run_main
 
-    workdir = tmp_path_factory.mktemp("finished") / "run"
-    done = run_main(f"--workdir={workdir}", f"--data_dir={data_dir}", "--epochs=2", *SMALL)
+    folder, name = tmp_path_factory.mktemp("finished"), "it's a $run, très bon"
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = run_main(f"--workdir={name}", f"--data_dir={data_dir}", "--epochs=2", *SMALL, cwd=folder, env=ascii_only)
     assert done.returncode == 0, done.stderr
-    return workdir, done
+    return folder / name, done
+
+
+def run_printed(done, label, folder):
+    """Runs a command that a run has printed, in another folder."""
+    command = next(line.removeprefix(label) for line in done.stdout.splitlines() if line.startswith(label))
+    return subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, timeout=300)
 
 
 def test_train_writes_the_documented_files(finished):
@@ -66,8 +77,9 @@ def test_train_prints_the_results_and_the_next_commands(finished):
     workdir, done = finished
     assert "conv1" in done.stdout and "1,824" in done.stdout  # the parameter table
     assert done.stdout.count("epoch ") == 2
-    assert f"--mode=evaluate --workdir={workdir}" in done.stdout
-    assert f"tensorboard --logdir={workdir / 'tensorboard'}" in done.stdout
+    escaped = os.fsencode(workdir).decode("ascii", "surrogateescape").encode("ascii", "backslashreplace").decode()
+    assert f"run              {escaped}" in done.stdout
+    assert f"{sys.executable} -m tensorboard.main" in done.stdout
     assert "\r" not in done.stderr and "Traceback" not in done.stderr
 
 
@@ -93,7 +105,7 @@ def test_a_finished_run_started_again_changes_nothing(finished, main, data_dir):
     assert before == {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in workdir.rglob("*") if path.is_file()}
 
 
-def test_evaluate_agrees_with_training_and_keras(finished, main, data_dir):
+def test_evaluate_agrees_with_training_and_keras(finished, tmp_path, data_dir):
     """evaluation.json is compared with the run's own test record and with NumPy on the checkpoint's logits."""
     import alexnet
     from input_pipeline import sources
@@ -101,7 +113,7 @@ def test_evaluate_agrees_with_training_and_keras(finished, main, data_dir):
     from input_pipeline.splits import resident
 
     workdir, _ = finished
-    done = main("--mode=evaluate", f"--workdir={workdir}")  # the rest comes from the run's config.json
+    done = run_printed(finished[1], "next", tmp_path)  # --mode=evaluate; the rest comes from the run's config.json
     assert done.returncode == 0, done.stderr
     report = json.loads((workdir / "evaluation.json").read_text())
     test_record = records(workdir, "test")[0]

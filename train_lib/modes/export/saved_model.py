@@ -59,12 +59,18 @@ def export(config, workdir):
 
 @contextlib.contextmanager
 def _folder_by_rename(target):
-    """Inside, an empty folder exists. It becomes `target` at the end, or is removed after an error."""
+    """Inside, an empty folder exists. It becomes `target` at the end, or is removed after an error.
+
+    Yields a link to it, because TensorFlow cannot save a model below a name that is not UTF-8.
+    """
     temporary = target.with_name(f".{target.name}.exporting")
     try:
         shutil.rmtree(temporary, ignore_errors=True)  # left by an export that was killed
         temporary.mkdir(parents=True)
-        yield temporary
+        with tempfile.TemporaryDirectory() as place:
+            link = pathlib.Path(place) / target.name.encode(errors="replace").decode()
+            link.symlink_to(temporary.absolute())
+            yield link
         temporary.rename(target)  # fails if somebody has made a file or a folder with content there since the start
     except OSError as error:
         reason = error.strerror or error

@@ -8,7 +8,6 @@ import base64
 import bisect
 import contextlib
 import pathlib
-import shlex
 import time
 
 import jinja2
@@ -18,6 +17,7 @@ from input_pipeline.common.errors import UnusableError
 from input_pipeline.common.small_files import parse_json
 from train_lib import config as config_lib
 from train_lib.cli import flags as flags_lib
+from train_lib.cli.commands import main_command, quoted
 from train_lib.records import charts
 from train_lib.records.json_lines import METRICS_RECORD, TIMING_RECORD, JsonLines
 from train_lib.records.terminal import number, percent
@@ -41,7 +41,7 @@ def report(config, workdir):
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"number": number, "percent": percent}
     try:
-        page = environment.from_string(TEMPLATE.read_text()).render(contents(files))
+        page = environment.from_string(TEMPLATE.read_text("utf-8")).render(contents(files))
     except (TypeError, ValueError, LookupError, AttributeError, jinja2.UndefinedError) as error:  # somebody edited the files
         remedy = "look at the newest of them, or copy the folder without the edited files"
         raise UnusableError(f"{workdir.path}: a record or JSON file is not what a run writes ({error!r}); {remedy}") from None
@@ -236,11 +236,11 @@ def speed(files):
 def commands(files):
     """{name: command for a shell, or None}: "anywhere" and "with_folder" repeat the run, "evaluate" evaluates it again."""
     arguments = flags_lib.repeat_arguments(files.values)
-    flagfile = shlex.quote(f"--flagfile={files.path / 'run.flags'}")
+    path = files.path.absolute()
     return {
-        "anywhere": " \\\n  ".join(["python main.py", *map(shlex.quote, arguments)]) if arguments else None,
-        "with_folder": f"python main.py {flagfile} --workdir=NEW_FOLDER" if files.has_flagfile else None,
-        "evaluate": f"python main.py --mode=evaluate --workdir={shlex.quote(str(files.path))}",
+        "anywhere": " \\\n  ".join(["python main.py", *map(quoted, arguments)]) if arguments else None,
+        "with_folder": main_command(f"--flagfile={path / 'run.flags'}", "--workdir=NEW_FOLDER") if files.has_flagfile else None,
+        "evaluate": main_command("--mode=evaluate", f"--workdir={path}"),
     }
 
 
@@ -258,4 +258,6 @@ def settings(values):
 
 def _text(name, value):
     separator = " x " if name == "image_shape" else ", "
+    if isinstance(value, dict):
+        value = [f"{key}={text}" for key, text in value.items()]
     return (separator.join(map(str, value)) if isinstance(value, list) else str(value)) or "none"
