@@ -58,7 +58,8 @@ def write_run(folder):
          "data_wait_share": None if step == 2 else 0.25} for step in range(2, 21, 2)])
     write(folder, "config.json", values)
     write(folder, "result.json", {"status": "completed", "steps": 20, "epochs": 2.0, "best_step": 10, "seconds": 3725.0})
-    about = {"devices": "CPU:0", "parameters": 12345, "image_shape": [4, 4, 3], "cpu": HOSTILE, "gpus": []}
+    about = {"devices": "CPU:0", "parameters": 12345, "image_shape": [4, 4, 3], "cpu": HOSTILE, "gpus": [],
+             "settings": {"OMP_NUM_THREADS": "2", "XLA_FLAGS": "--x=1"}}
     write(folder, "environment.json", about)
     write(pictures, "evaluation.json", {
         "step": 10, "split": "test", "test_crops": 10, "examples": 12, "loss": 1.25, "accuracy": 0.75, "top_5_accuracy": 1.0,
@@ -151,6 +152,7 @@ def test_the_page_shows_the_values_of_the_files(workdir):
                   "12,345"):
         assert words in flat["header"], words
     assert "1 (best) 10 2.0000 25.00 % 2.5000 62.50 % 100.00 % 0.5" in flat["epochs"] and "2 20 1.0000" in flat["epochs"]
+    assert "settings OMP_NUM_THREADS=2, XLA_FLAGS=--x=1" in " ".join(flat.values())
     assert "10 views" in flat["classes"] and f"{HOSTILE} 50.00 % cat 100.00 % dog -" in flat["classes"]
     assert f"{HOSTILE} for cat (2), dog for cat (1)" in flat["classes"]
     assert f"cat 88 % {HOSTILE} 12 %" in flat["mistakes"]
