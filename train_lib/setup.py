@@ -18,6 +18,7 @@ from train_lib.checkpoints.store import CheckpointStore, find_initial
 from train_lib.cli import environment
 from train_lib.distribution.strategy import create_strategy, describe, distribute
 from train_lib.distribution.workers import OneWorker
+from train_lib.records.code import ENVIRONMENT, record_code
 from train_lib.records.workdir import BAD_EXAMPLES, Workdir
 from train_lib.state import PixelScaling, TrainState, assign, create_state, pixel_scaling, tensors_of
 
@@ -66,12 +67,13 @@ class Run:
         """Adds the examples that were skipped since the last call to bad_examples.txt."""
         self.workdir.write_bad_examples(self.source.bad.lines())
 
-    def write_down(self):
-        """Writes the configuration and the environment into the workdir."""
+    def write_down(self, log=print):
+        """Writes the configuration, the environment and the code into the workdir. `log` gets a line if the code is another."""
         self.workdir.write_config(self.config)
         about = {"devices": describe(self.strategy), "replicas": self.strategy.num_replicas_in_sync}
         about |= {"parameters": self.state.model.count_params(), "image_shape": list(self.train_split.image_shape)}
-        self.workdir.write_json("environment.json", about | environment.describe_machine())
+        about |= environment.describe_machine() | record_code(self.workdir, log)
+        self.workdir.write_json(ENVIRONMENT, about)
 
     def save(self, is_best, log=None):
         """Saves the state as a checkpoint. Returns None, or the reason why it failed; the same on every worker.
