@@ -100,7 +100,12 @@ def read_cluster(environ):
     """
     value = environ.get("TF_CONFIG", "").strip()
     if not value:
-        step = read_step(environ)
+        try:
+            step = read_step(environ)
+        except (KeyError, ValueError) as error:  # variables that a container or a script has passed on in part
+            size = environ["SLURM_STEP_NUM_TASKS"]
+            remedy = f"the other variables of srun are missing or damaged ({error}); pass on all of them, or none"
+            raise ClusterError(size, remedy, "SLURM_STEP_NUM_TASKS") from None
         return _cluster_of(step) if step else None
     try:
         content = parse_json(value)

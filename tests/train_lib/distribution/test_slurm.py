@@ -57,6 +57,13 @@ def test_only_tasks_of_one_srun_train_together(environ, several):
         assert cluster.rank == 1 and len(cluster.tasks) == 2
 
 
+@pytest.mark.parametrize("damage", [{"SLURM_STEP_ID": None}, {"SLURM_PROCID": "x"}, {"SLURM_STEP_NODELIST": "n[1-x]"}])
+def test_variables_that_came_through_in_part_are_one_line(damage):
+    environ = {name: value for name, value in (step(0) | damage).items() if value is not None}
+    with pytest.raises(ClusterError, match="^SLURM_STEP_NUM_TASKS=2: the other variables of srun are missing or damaged"):
+        read_cluster(environ)
+
+
 LISTS = ("n1", "n[1-3]", "n[1-3,7]", "n[1,3-4],m7,gpu-a[08-11]", "node[098-101,007]", "[1-2]", "a,b,a", "n[9-10]")
 
 
