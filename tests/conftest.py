@@ -7,7 +7,7 @@ import pytest
 from helpers import run_main
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ |= {"KERAS_BACKEND": "tensorflow", "KERAS_HOME": os.path.join(os.devnull, "keras")}  # so no keras.json is read
 # Decoded images go here, of main.py's processes too, not to the user's home; gone when this process ends.
 _cache = tempfile.TemporaryDirectory(prefix="alexnet-tests-")
 os.environ["XDG_CACHE_HOME"] = _cache.name
