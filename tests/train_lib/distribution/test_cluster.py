@@ -169,6 +169,13 @@ def test_tf_config_is_checked_before_tensorflow_is_imported(main):
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
 
 
+def test_one_task_needs_no_workdir(main, tmp_path):
+    """Through main.py, up to what is checked next: whether the data are there."""
+    value = json.dumps({"cluster": {"chief": ["a:1"], "worker": [], "ps": []}, "task": task("chief")})
+    done = main(f"--dataset=folder:{tmp_path / 'nowhere'}", cwd=tmp_path, env={"TF_CONFIG": value})
+    assert done.stderr.startswith("error: --dataset=folder:") and done.stderr.count("\n") == 1
+
+
 def test_other_modes_ignore_tf_config(main, tmp_path):
     """A shell that still has TF_CONFIG set must be able to evaluate on one machine."""
     done = main("--mode=evaluate", f"--workdir={tmp_path}", env={"TF_CONFIG": "nonsense", "PATH": os.environ["PATH"]})
