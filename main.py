@@ -24,8 +24,9 @@ from train_lib.records.workdir import open_workdir
 
 MODES = {"train": "train_lib.train:train", "evaluate": "train_lib.evaluate:evaluate",
          "predict": "train_lib.modes.predict:predict", "export": "train_lib.modes.export.saved_model:export",
-         "benchmark": "train_lib.modes.benchmark.measure:benchmark", "report": "train_lib.modes.report.page:report"}
-WITHOUT_TENSORFLOW = ("report",)  # modes
+         "benchmark": "train_lib.modes.benchmark.measure:benchmark", "report": "train_lib.modes.report.page:report",
+         "sweep": "train_lib.modes.sweep.run_all:sweep", "compare": "train_lib.modes.compare.page:make_comparison"}
+WITHOUT_TENSORFLOW = ("report", "sweep", "compare")  # modes
 
 train_flags.define(flags.FLAGS)
 

@@ -10,13 +10,13 @@ from input_pipeline.common.errors import SettingError
 from input_pipeline.common.settings import Settings, setting
 from input_pipeline.config import DataConfig
 
-MODES = ("train", "evaluate", "predict", "export", "benchmark", "report")
+MODES = ("train", "evaluate", "predict", "export", "benchmark", "report", "sweep", "compare")
 NEED_A_RUN = ("evaluate", "predict", "export", "report")
 # Settings of the process, not of the experiment. A later process never takes them from the config.json of a run.
 OF_THIS_PROCESS = ("mode", "workdir", "debug", "init_from", "devices", "virtual_devices", "split", "checkpoint", "profile_steps",
-                   "benchmark_rows", "inputs", "export_dir")
+                   "benchmark_rows", "inputs", "export_dir", "sweep", "parallel", "dry_run")
 TRAINING = ("train", "benchmark")  # the modes that train
-WITHOUT_SHARES = ("predict", "export", "report")  # modes that pad a batch or have none
+WITHOUT_SHARES = ("predict", "export", "report", "sweep", "compare")  # modes that pad a batch or have none
 MONITORS = ("validation_accuracy", "validation_loss")
 
 # {row of --mode=benchmark: what it measures}, in the order of the table.
@@ -182,7 +182,8 @@ class ModesConfig(Settings):
     split: str = setting("", "the examples to evaluate on, TFDS slicing syntax; empty: --test_split", on_resume="ignore")
     checkpoint: str = setting("best", "best, latest or a step", on_resume="ignore")
     inputs: str = setting(
-        "", "comma list of what to predict: image files, globs, or folders, which are searched recursively", on_resume="ignore")
+        "", "comma list of what to predict: image files, globs, or folders, which are searched recursively; or of what to "
+        "compare: workdirs, sweeps, or globs of them", on_resume="ignore")
     export_dir: str | None = setting(
         None, "the folder that --mode=export writes; it must not exist; not given: export/ in the workdir", on_resume="ignore")
     test_crops: int = setting(
@@ -190,6 +191,13 @@ class ModesConfig(Settings):
         "10: the four corners and the middle of a larger image, and their mirror images (AlexNet's test)")
     benchmark_rows: str = setting(
         "", f"comma list of what to measure: {', '.join(BENCHMARK_ROWS)}; empty: all", on_resume="ignore")
+    sweep: str = setting(
+        "", "settings and their values, such as learning_rate=0.02,0.04;seed=0:3 (a range excludes its end); --mode=sweep trains a "
+        "run for every combination, in a folder of its own below --workdir", on_resume="ignore")
+    parallel: int = setting(
+        0, "how many runs of a sweep train at once, each on one accelerator or on --devices of them; 0: as many as fit, one on a "
+        "CPU", low=0, on_resume="ignore")
+    dry_run: bool = setting(False, "validate everything, print one command per run, start nothing", on_resume="ignore")
 
     def __post_init__(self):
         super().__post_init__()
@@ -226,6 +234,12 @@ class ExperimentConfig(Settings):
             raise SettingError("workdir", None, f"--mode={self.general.mode} needs the folder of a run")
         if self.general.mode == "predict" and not self.modes.inputs:
             raise SettingError("inputs", "", "--mode=predict needs image files, folders or globs")
+        if self.general.mode == "compare" and not self.modes.inputs:
+            raise SettingError("inputs", "", "--mode=compare needs workdirs, sweeps or globs of them, such as 'runs/*'")
+        if self.modes.sweep and self.general.mode == "train":
+            raise SettingError("sweep", self.modes.sweep, "only --mode=sweep tries several values; add that, or leave this out")
+        if self.general.mode == "sweep" and not self.modes.sweep:
+            raise SettingError("sweep", "", "--mode=sweep needs settings and their values, such as learning_rate=0.02,0.04;seed=0:3")
         there = self.device.virtual_devices
         check_shares(self, min(self.device.devices or there, there))
         if self.general.debug and there > 1:

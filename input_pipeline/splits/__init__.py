@@ -1,5 +1,6 @@
 """Opens a split of a source: in memory if it fits, from the cache if it is there, else as a stream."""
 
+import contextlib
 import dataclasses
 import math
 
@@ -63,17 +64,18 @@ def _decoded(config, source, split, flag, shape, what, log):
     kept = cache.CachedSplit(cache.folder_of(config.cache_dir), source.name, split, shape, source.fingerprint(split))
     where = "on the device" if config.input == "device" else "in memory"
     found = kept.find(log)
-    log(f"{what}, {where}{', from cache' if found else ''}")
-    if found:
-        return resident.ResidentSplit(*found)
-    if (gigabytes := _gigabytes(shape[0], shape[1:3])) > (free := free_gigabytes()):
-        remedy = f"{split} takes {gigabytes:.3g} GB, {free:.3g} GB are free; give stream, or a smaller --image_size"
-        raise SettingError("input", config.input, remedy)
-    held = resident.load(source, split, shape[0], shape[1:3], config.decode_threads)
-    if held.num_examples == shape[0]:
-        # A cache that cannot be written is worth one line, not one for each split.
-        kept.store(held.images, held.labels, log if flag == "train_split" else lambda line: None)
-    return held
+    with contextlib.nullcontext(found) if found else kept.decoding(log) as found:
+        log(f"{what}, {where}{', from cache' if found else ''}")
+        if found:
+            return resident.ResidentSplit(*found)
+        if (gigabytes := _gigabytes(shape[0], shape[1:3])) > (free := free_gigabytes()):
+            remedy = f"{split} takes {gigabytes:.3g} GB, {free:.3g} GB are free; give stream, or a smaller --image_size"
+            raise SettingError("input", config.input, remedy)
+        held = resident.load(source, split, shape[0], shape[1:3], config.decode_threads)
+        if held.num_examples == shape[0]:
+            # A cache that cannot be written is worth one line, not one for each split.
+            kept.store(held.images, held.labels, log if flag == "train_split" else lambda line: None)
+        return held
 
 
 def _gigabytes(num_examples, size):

@@ -7,11 +7,13 @@ changed, it is decoded again and the file is replaced, so that a split never has
 To be used, a file must have exactly the expected header, the right length and the right checksum. Up to 256 MiB, the checksum
 covers all bytes; in a larger file the labels and 256 blocks of 1 MiB, from the first to the last at equal distances.
 
-A file gets its name by a rename after it is complete and on the disk, and is never changed afterwards. If two processes write at
-once, the later one wins, and the other file lives on as long as a process has it mapped.
+A file gets its name by a rename after it is complete and on the disk, and is never changed afterwards. If several processes need
+it at once, one decodes and the others wait. On a file system without locks all decode, the last one wins, and the other files live
+on as long as a process has them mapped.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import math
@@ -70,6 +72,26 @@ class CachedSplit:
             reason = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else error
             log(f"{self.path}: {reason}; decoding again")
             return None
+
+    @contextlib.contextmanager
+    def decoding(self, log):
+        """Context manager for one process that decodes the split and stores it, while others that need it wait here.
+
+        It gives what `find` returns after the waiting. If that is None, because examples were skipped, all go on at once.
+        """
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError, AttributeError):  # no folder, one that cannot be written, or no locks
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                path = self.path.with_suffix(".lock")
+                file = stack.enter_context(open(path, "wb"))
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    stack.callback(path.unlink, missing_ok=True)
+                except BlockingIOError:
+                    log(f"waiting for another process that decodes the same images ({path})")
+                    fcntl.flock(file, fcntl.LOCK_SH)
+                    fcntl.flock(file, fcntl.LOCK_UN)
+            yield self.find(lambda line: None)  # the first call has logged what is wrong
 
     def store(self, images, labels, log):
         """Writes the file. If that fails, logs one line that says why, and leaves nothing behind."""

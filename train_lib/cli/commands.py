@@ -10,15 +10,24 @@ MAIN = pathlib.Path(__file__).parents[2] / "main.py"
 
 def main_command(*arguments):
     """A command that starts main.py with these arguments, by the interpreter, its options and the script of this process."""
+    return " ".join(map(quoted, main_words(*arguments)))
+
+
+def main_words(*arguments):
+    """The words of `main_command`, a list, to start a process with."""
     script, options = MAIN, []
     if os.path.basename(sys.argv[0]) == MAIN.name and sys.argv[0] in sys.orig_argv:
         script, options = sys.argv[0], sys.orig_argv[1 : sys.orig_argv.index(sys.argv[0])]
-    return python_command(*options, pathlib.Path(script).absolute(), *arguments)
+    return _python_words(*options, pathlib.Path(script).absolute(), *arguments)
 
 
 def python_command(*arguments):
     """A command that starts the interpreter of this process with these arguments."""
-    return " ".join(quoted(str(word)) for word in (sys.executable or "python3", *arguments))
+    return " ".join(map(quoted, _python_words(*arguments)))
+
+
+def _python_words(*arguments):
+    return [sys.executable or "python3", *map(str, arguments)]
 
 
 def quoted(word):

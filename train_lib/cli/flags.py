@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import os
 import pathlib
 import textwrap
@@ -52,16 +53,24 @@ def define(flag_values):
 def parse(argv, flag_values):
     """Turns a command line, program name included, into an ExperimentConfig. `flag_values` comes from `define`.
 
-    The flags win over the preset, wherever they stand. A mode other than train works on an existing run, so there the run's
-    config.json wins over the preset too. Raises SettingError if a preset or flag does not exist or a value cannot work,
-    UnusableError if the config.json cannot be read, absl.flags.Error if an argument is not a flag.
+    Raises absl.flags.Error if an argument is not a flag, and what `configure` raises.
     """
-    given = _parse_flags(argv[1:], flag_values)
-    values = _preset_values(flag_values["preset"].value)
-    if flag_values["mode"].value != "train":
-        values |= _stored_values(flag_values["workdir"].value)
+    return configure(given_flags(argv[1:], flag_values))
+
+
+def configure(given):
+    """Makes an ExperimentConfig from the flags that are given, {name: value}.
+
+    They win over the preset. A mode other than train and sweep works on an existing run, so there the run's config.json wins over
+    the preset too. Raises SettingError if a preset does not exist or a value cannot work, UnusableError if the config.json cannot
+    be read.
+    """
+    defaults = _defaults() | given
+    values = dict(_preset_values(defaults["preset"]))
+    if defaults["mode"] not in ("train", "sweep"):
+        values |= _stored_values(defaults["workdir"])
     for name, companions in CHOSEN_TOGETHER.items():
-        chosen = values.get(name, flag_values[name].default)
+        chosen = values.get(name, _defaults()[name])
         if given.get(name, chosen) != chosen:
             values = {other: value for other, value in values.items() if other not in companions}
     config = config_lib.from_values(values | given)
@@ -70,8 +79,9 @@ def parse(argv, flag_values):
     return config
 
 
-def _parse_flags(arguments, flag_values, place=""):
+def given_flags(arguments, flag_values=None, place=""):
     """Returns {name: value} of our flags that the arguments contain; `place` names their file in errors."""
+    flag_values = define(flags.FlagValues()) if flag_values is None else flag_values
     arguments = _expand_flagfiles(arguments)
     settings = {field.name: field for _, field in config_lib.leaves()}
     try:
@@ -148,14 +158,20 @@ def _preset_values(name):
     """{name: value} of the flags in a preset."""
     if name not in preset_names():
         raise SettingError("preset", name, f"no such preset; give one of {', '.join(preset_names())}")
-    path = PRESETS / f"{name}.flags"
-    return _parse_flags([f"--flagfile={path}"], define(flags.FlagValues()), f" in {path}")
+    return _read_preset(PRESETS / f"{name}.flags")
+
+
+@functools.cache  # a sweep asks for each of its runs
+def _read_preset(path):
+    return given_flags([f"--flagfile={path}"], place=f" in {path}")
 
 
 def to_flagfile(config):
-    """The text of a flagfile that repeats this run: every setting except the workdir."""
+    """The text of a flagfile that repeats this run: every setting except the workdir, and a mode that is not the default."""
+    left_out = {name: _defaults()[name] for name in ("mode", "sweep", "parallel", "dry_run")}
     return "".join(f"--{name}={flag_text(value)}\n" for name, value in config_lib.to_values(config).items()
-                   if name != "workdir" and (value is not None or name not in EMPTY_IS_A_VALUE))
+                   if name != "workdir" and value != left_out.get(name, ...)
+                   and (value is not None or name not in EMPTY_IS_A_VALUE))
 
 
 def flag_text(value):
@@ -171,10 +187,9 @@ def repeat_arguments(values):
     Returns None if there are none, for example because a preset or a value belongs to another version. The arguments are tried:
     they are parsed again, and must produce the same values.
     """
-    known = {field.name: field.default for _, field in config_lib.leaves()}
-    if not values or not values.keys() <= known.keys():
+    if not values or not values.keys() <= _defaults().keys():
         return None
-    wanted = known | values
+    wanted = _defaults() | values
     try:
         arguments = [f"--preset={wanted['preset']}"]
         if _parsed(arguments)["model"] != wanted["model"]:
@@ -184,6 +199,10 @@ def repeat_arguments(values):
         return arguments if _parsed(arguments) == wanted else None
     except (ExpectedError, flags.Error):
         return None
+
+
+def _defaults():
+    return {field.name: field.default for _, field in config_lib.leaves()}
 
 
 def _parsed(arguments):

@@ -99,7 +99,7 @@ def open_workdir(config, is_chief=True):
     initial, has_checkpoint = config.network.init_from, any(workdir.checkpoints.glob("step-*"))
     if initial and not has_checkpoint and not os.path.exists(os.path.expanduser(initial)):
         raise SettingError("init_from", initial, "there is no such folder; give a run's workdir or a checkpoint folder")
-    if config.general.mode == "report":  # it reads whatever is there
+    if config.general.mode in ("report", "sweep", "compare"):  # a report reads what is there, the others check their runs
         return workdir
     if config.general.mode in config_lib.NEED_A_RUN and not has_checkpoint:
         raise UnusableError(f"--workdir={workdir.path}: holds no checkpoint; give the folder of a run that has saved one")
@@ -116,7 +116,8 @@ def open_workdir(config, is_chief=True):
 def _new_path(config):
     """A folder below runs/ that does not exist yet, named after mode, data, network and time."""
     data = re.sub(r"[^\w.-]+", "-", config.data.dataset)[-80:]  # a path may be longer than the name of a folder can be
-    name = f"{data}-{config.network.model}-{time.strftime('%Y%m%d-%H%M%S')}".lstrip("-.")
+    about = "" if config.general.mode == "compare" else f"{data}-{config.network.model}-"
+    name = f"{about}{time.strftime('%Y%m%d-%H%M%S')}".lstrip("-.")
     mode = "" if config.general.mode == "train" else f"{config.general.mode}-"
     paths = (pathlib.Path("runs") / f"{mode}{name}{f'-{number}' if number > 1 else ''}" for number in itertools.count(1))
     return next(path for path in paths if not path.exists())
