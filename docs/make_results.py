@@ -4,13 +4,11 @@
 
 Each run is a folder with the `metrics.jsonl` and `result.json` that training wrote. `experiments.json` states which runs belong
 together, and their command, commit and hardware. `tests/docs/test_results.py` makes the tables again and compares them with the
-page.
+page. Rows, means and intervals are those of `--mode=compare`.
 """
 
 import json
-import math
 import pathlib
-import statistics
 import sys
 
 DOCS = pathlib.Path(__file__).resolve().parent
@@ -18,14 +16,14 @@ sys.path.insert(0, str(DOCS.parent))  # not needed once the project is installed
 
 from pages import filled  # noqa: E402
 
+from train_lib.modes.compare import page as comparison  # noqa: E402
+from train_lib.modes.compare import rows  # noqa: E402
+from train_lib.modes.compare.runs import read_run  # noqa: E402
 from train_lib.records import charts  # noqa: E402
 
-# Student's t at 97.5 %, by degrees of freedom. A 95 % interval of the mean of n differences has n - 1 degrees of freedom.
-T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571}
 
-
-class Experiment:
-    """The runs of one command with different seeds.
+class Experiment(rows.Row):
+    """The runs of one command with different seeds, a row of a comparison.
 
     Args:
       name: its key in experiments.json.
@@ -34,23 +32,12 @@ class Experiment:
     """
 
     def __init__(self, name, about, folder):
+        super().__init__([read_run(folder / run, {"seed": int(run.rsplit("-", 1)[1])}) for run in about["runs"]])
         self.name, self.about = name, about
-        self.results = [json.loads((folder / run / "result.json").read_text()) for run in about["runs"]]
-        self.metrics = [read_lines(folder / run / "metrics.jsonl") for run in about["runs"]]
 
-    def values(self, name):
-        """The value `name` in the result.json of each run."""
-        return [result[name] for result in self.results]
-
-    def validation(self, run):
-        """(epochs, accuracies) of one run."""
-        records = [record for record in self.metrics[run] if record["kind"] == "validation"]
-        return [record["epoch"] for record in records], [record["accuracy"] for record in records]
-
-
-def read_lines(path):
-    """The records of a file with one JSON object per line."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    def spread(self, name):
+        """Mean and standard deviation of a figure as text, or only the value if there is just one run."""
+        return comparison.spread(self.summary(name), name)
 
 
 def read_experiments(folder=DOCS / "results"):
@@ -59,27 +46,21 @@ def read_experiments(folder=DOCS / "results"):
             for name, about in json.loads((folder / "experiments.json").read_text()).items()}
 
 
-def spread(values, factor=1.0, digits=2):
-    """Mean and standard deviation (n - 1) as text, or only the value if there is just one."""
-    mean = f"{factor * statistics.fmean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {factor * statistics.stdev(values):.{digits}f}"
-
-
 def accuracy_table(experiments):
     """One row for each experiment that was evaluated on the test split."""
     lines = ["| what | test accuracy, % | best validation accuracy, % | runs | seconds | images/s | commit, hardware | command |",
              "|---|---|---|---|---|---|---|---|"]
     for experiment in experiments.values():
         about = experiment.about
-        if None in experiment.values("test_accuracy"):
+        if not experiment.values("test_accuracy"):
             continue
         lines.append(" | ".join([
             f"| {about['title']}",
-            spread(experiment.values("test_accuracy"), 100),
-            spread(experiment.values("best_validation_accuracy"), 100),
-            str(len(experiment.results)),
-            spread(experiment.values("seconds"), digits=0),
-            spread(experiment.values("images_per_second"), digits=0),
+            experiment.spread("test_accuracy"),
+            experiment.spread("best_validation_accuracy"),
+            str(len(experiment.seeds)),
+            experiment.spread("seconds"),
+            experiment.spread("images_per_second"),
             f"`{about['commit']}`, {about['hardware']}",
             f"`{about['command']}` |"]))
     return "\n".join(lines)
@@ -92,9 +73,9 @@ def trials_table(experiments):
         if experiment.about.get("trial"):
             lines.append(" | ".join([
                 f"| {experiment.about['title']}",
-                spread(experiment.values("best_validation_accuracy"), 100),
-                str(len(experiment.results)),
-                spread(experiment.values("seconds"), digits=0),
+                experiment.spread("best_validation_accuracy"),
+                str(len(experiment.seeds)),
+                experiment.spread("seconds"),
                 f"`{experiment.about['commit']}`",
                 f"`{experiment.about['command']}` |"]))
     return "\n".join(lines)
@@ -105,27 +86,21 @@ def epochs_table(experiments, names, epochs=3):
     numbers = range(1, epochs + 1)
     lines = ["| what | seed | " + " | ".join(f"epoch {number}" for number in numbers) + " |", "|---" * (2 + epochs) + "|"]
     for name in names:
-        for run, folder in enumerate(experiments[name].about["runs"]):
-            _, accuracies = experiments[name].validation(run)
-            cells = " | ".join(f"{accuracy:.4f}" for accuracy in accuracies[:epochs])
-            lines.append(f"| {experiments[name].about['title']} | {folder.rsplit('-', 1)[1]} | {cells} |")
+        for run in experiments[name].runs:
+            cells = " | ".join(f"{accuracy:.4f}" for accuracy in run.validation[1][:epochs])
+            lines.append(f"| {experiments[name].about['title']} | {run.seed} | {cells} |")
     return "\n".join(lines)
-
-
-def difference(with_it, without_it):
-    """Mean of the paired differences, and half the width of its 95 % interval by Student's t."""
-    differences = [a - b for a, b in zip(with_it, without_it, strict=True)]
-    half = T_975[len(differences) - 1] * statistics.stdev(differences) / math.sqrt(len(differences))
-    return statistics.fmean(differences), half
 
 
 def difference_line(experiments, with_it, without_it):
     """A sentence about the difference in test error between two experiments."""
-    errors = [[1 - value for value in experiments[name].values("test_accuracy")] for name in (with_it, without_it)]
-    mean, half = difference(*errors)
-    return (f"Test error {spread(errors[0], 100)} % with, {spread(errors[1], 100)} % without: a difference of "
-            f"**{100 * mean:+.2f} points, 95 % interval {100 * (mean - half):+.2f} to {100 * (mean + half):+.2f}** "
-            f"({len(errors[0])} pairs of equal seed, Student's t).")
+    rows_of = experiments[with_it], experiments[without_it]
+    errors = [rows.summarize([1 - value for value in row.values("test_accuracy").values()]) for row in rows_of]
+    found = rows.difference(*reversed(rows_of), "test_accuracy")  # of the errors: that of the accuracies with the other sign
+    texts = [comparison.spread(error, "test_accuracy") for error in errors]
+    return (f"Test error {texts[0]} % with, {texts[1]} % without: a difference of "
+            f"**{100 * found.mean:+.2f} points, 95 % interval {comparison.interval(found, 'test_accuracy', '+')}** "
+            f"({found.n} pairs of equal seed, Student's t).")
 
 
 def parts(experiments):
@@ -138,24 +113,19 @@ def parts(experiments):
     }
 
 
-def mean_validation(experiment):
-    """(epochs, accuracies in %): validation accuracy, mean over the runs."""
-    epochs, _ = experiment.validation(0)
-    runs = [experiment.validation(run)[1] for run in range(len(experiment.metrics))]
-    return epochs, [100 * statistics.fmean(at_one_epoch) for at_one_epoch in zip(*runs, strict=True)]
-
-
 def one_run(experiment):
     """Lines with the training and validation accuracy of the first run."""
-    train = [record for record in experiment.metrics[0] if record["kind"] == "train"]
-    epochs, accuracies = experiment.validation(0)
+    path = DOCS / "results" / experiment.about["runs"][0] / "metrics.jsonl"
+    train = [record for record in map(json.loads, path.read_text().splitlines()) if record["kind"] == "train"]
+    epochs, accuracies = experiment.runs[0].validation
     return [("training", [record["epoch"] for record in train], [100 * record["accuracy"] for record in train]),
-            ("validation", epochs, [100 * accuracy for accuracy in accuracies])]
+            ("validation", epochs, 100 * accuracies)]
 
 
 def side_by_side(first, second, labels):
-    """Lines with the validation accuracy of two experiments."""
-    return [(label, *mean_validation(experiment)) for label, experiment in zip(labels, (first, second), strict=True)]
+    """Lines with the validation accuracy of two experiments, each the mean over its runs."""
+    curves = [experiment.curve("validation")[:2] for experiment in (first, second)]
+    return [(label, epochs, 100 * accuracies) for label, (epochs, accuracies) in zip(labels, curves, strict=True)]
 
 
 def pictures(experiments):
@@ -174,7 +144,7 @@ def main():
     page.write_text(filled(page, parts(experiments)))
     for name, series in pictures(experiments).items():
         (DOCS / "results" / name).write_bytes(charts.to_png(charts.curves(series, "accuracy, %")))
-    print(f"{page}: {len(experiments)} experiments, {sum(len(e.results) for e in experiments.values())} runs")
+    print(f"{page}: {len(experiments)} experiments, {sum(len(e.runs) for e in experiments.values())} runs")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """docs/results.md: every figure comes from the raw files beside it."""
 
-import math
+import json
 
 import make_results
 import numpy as np
 import pages
 import pytest
 from helpers import ROOT
+from scipy import stats
 
 PAGE = ROOT / "docs" / "results.md"
 
@@ -27,8 +28,8 @@ def test_the_page_shows_each_picture():
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_each_result_is_that_of_its_records(name):
     """And the test split was looked at once: whoever looks twice chooses."""
-    experiment = EXPERIMENTS[name]
-    for result, records in zip(experiment.results, experiment.metrics, strict=True):
+    for run in EXPERIMENTS[name].about["runs"]:
+        result, records = read(run)
         assert result["status"] in ("completed", "early_stopped")
         validation = {record["step"]: record["accuracy"] for record in records if record["kind"] == "validation"}
         assert len(validation) == sum(record["kind"] == "validation" for record in records)
@@ -37,15 +38,27 @@ def test_each_result_is_that_of_its_records(name):
         assert tests == ([] if result["test_accuracy"] is None else [result["test_accuracy"]])
 
 
-def test_spread_and_interval_by_hand():
-    """Three pairs: mean and n - 1 by NumPy; 4.303 is Student's t at 97.5 % with two degrees of freedom."""
-    with_it, without_it = [0.20, 0.23, 0.19], [0.21, 0.21, 0.23]
-    assert make_results.spread(with_it, 100) == f"{100 * np.mean(with_it):.2f} ± {100 * np.std(with_it, ddof=1):.2f}"
-    assert make_results.spread([0.5], 100) == "50.00"
-    mean, half = make_results.difference(with_it, without_it)
-    differences = np.subtract(with_it, without_it)
-    assert mean == pytest.approx(differences.mean())
-    assert half == pytest.approx(4.303 * differences.std(ddof=1) / math.sqrt(3))
+def read(run):
+    """(result.json, the records of metrics.jsonl) of a published run."""
+    folder = ROOT / "docs" / "results" / run
+    return json.loads((folder / "result.json").read_text()), list(map(json.loads, open(folder / "metrics.jsonl")))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_spread_is_that_of_numpy(name):
+    values = [read(run)[0]["best_validation_accuracy"] for run in EXPERIMENTS[name].about["runs"]]
+    spread = f" ± {100 * np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+    assert EXPERIMENTS[name].spread("best_validation_accuracy") == f"{100 * np.mean(values):.2f}{spread}"
+
+
+def test_the_interval_is_that_of_scipy():
+    """With and without response normalization: three pairs of equal seeds."""
+    errors = [[1 - read(run)[0]["test_accuracy"] for run in EXPERIMENTS[name].about["runs"]]
+              for name in ("lrn_with", "lrn_without")]
+    found = stats.ttest_rel(*errors).confidence_interval(0.95)
+    sentence = make_results.difference_line(EXPERIMENTS, "lrn_with", "lrn_without")
+    assert f"{100 * np.mean(np.subtract(*errors)):+.2f} points" in sentence and "(3 pairs" in sentence
+    assert f"95 % interval {100 * found.low:+.2f} to {100 * found.high:+.2f}**" in sentence
 
 
 def test_a_page_without_a_marker_is_refused(tmp_path):

@@ -9,7 +9,7 @@ from input_pipeline.config import IMAGE_FILES, is_hidden
 
 def check_inputs(inputs):
     """Raises SettingError if --inputs names nothing, UnusableError if a folder cannot be read."""
-    if not any(True for entry in _entries(inputs) for _ in _matches(entry)):
+    if not any(True for entry in entries(inputs) for _ in _matches(entry)):
         remedy = f"no such file, no match, or a folder without {', '.join(IMAGE_FILES)}"
         raise SettingError("inputs", printable(inputs), f"{remedy}; give image files, globs or folders")
 
@@ -21,7 +21,7 @@ def list_images(inputs):
     IMAGE_FILES, except for names that are hidden and links to folders; or a glob, in which ** stands for any number of
     folders. A name that contains a comma can stand alone. An entry without a match is in the list too, so that it is reported.
     """
-    return list(dict.fromkeys(path for entry in _entries(inputs) for path in (list(_matches(entry)) or [entry])))
+    return list(dict.fromkeys(path for entry in entries(inputs) for path in (list(_matches(entry)) or [entry])))
 
 
 def printable(path):
@@ -30,7 +30,8 @@ def printable(path):
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _entries(inputs):
+def entries(inputs):
+    """The entries of --inputs, which commas separate. A name that contains a comma can stand alone."""
     return [inputs] if os.path.lexists(os.path.expanduser(inputs)) else [entry for entry in inputs.split(",") if entry]
 
 

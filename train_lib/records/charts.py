@@ -20,6 +20,10 @@ MOST_CLASSES_WITH_NAMES = 50
 LONGEST_NAME = 24
 # Both stand out from white and from near black, so a figure can lie on either.
 BLUE, ORANGE = "#2f7fd6", "#d9730d"
+# Colours that readers with any colour vision tell apart (Okabe and Ito 2008), without the yellow, which white hides. Black
+# becomes the text colour of the page. The dash patterns are lengths of dashes and gaps, in line widths.
+OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+DASHES = ((), (5, 2), (1.5, 1.5))
 _STYLE = {**matplotlib.rcParamsDefault, "text.parse_math": False, "svg.fonttype": "none", "font.size": 9.5}
 _STYLE = {name: value for name, value in _STYLE.items() if not name.startswith(("backend", "interactive"))}
 
@@ -96,6 +100,27 @@ def curves(series, ylabel, xlabel="epoch", inches=(4.8, 2.8)):
         axes.plot(x, values, label=label, color=color, marker=marker if len(x) > 1 else "o", markersize=3.5, linewidth=1.6)
     if len(series) > 1:
         axes.legend(frameon=False)
+    axes.grid(color="#888888", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    return figure
+
+
+def line_style(index):
+    """(colour, dash pattern) of the line with this index, for up to 21 different lines."""
+    return OKABE_ITO[index % len(OKABE_ITO)], DASHES[index // len(OKABE_ITO) % len(DASHES)]
+
+
+@_our_style()
+def bands(series, ylabel, xlabel="epoch", inches=(4.8, 3.2)):
+    """Lines over time with a band around each, as a Figure: `series` is {index for `line_style`: (x, y, low, high)}."""
+    figure = matplotlib.figure.Figure(figsize=inches, layout="constrained")
+    axes = figure.subplots()
+    for index, (x, y, low, high) in series.items():
+        color, dashes = line_style(index)
+        axes.plot(x, y, color=color, linestyle=(0, dashes), linewidth=1.6, marker="" if len(x) > 1 else "o", markersize=3.5)
+        if np.any(low < high):
+            axes.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0)
     axes.grid(color="#888888", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set(xlabel=xlabel, ylabel=ylabel)

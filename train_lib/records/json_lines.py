@@ -7,12 +7,16 @@ import math
 import os
 import pathlib
 
-from input_pipeline.common.errors import UnusableError
-from input_pipeline.common.small_files import is_of, parse_json, replace_file, unusable
+import numpy as np
 
+from input_pipeline.common.errors import UnusableError
+from input_pipeline.common.small_files import is_of, parse_json, read_file, replace_file, unusable
+
+LARGEST_FILE = 2**30  # bytes, of `read_some`
 LONGEST_LINE = 2**16  # bytes; a record has about 300
 # What every record of metrics.jsonl and of timing.jsonl contains at least.
 NUMBER = (int, float)
+METRICS = "metrics.jsonl"
 METRICS_RECORD = {"kind": str, "step": int, "epoch": NUMBER}
 TIMING_RECORD = {"step": int, "seconds": NUMBER, "train_seconds": NUMBER, "images": NUMBER,
                  "images_per_second": (*NUMBER, type(None))}
@@ -70,6 +74,21 @@ class JsonLines:
                     if line.strip() and (line.endswith(b"\n") or len(line) == LONGEST_LINE):
                         records.append(self._parse(line, number))
         return records
+
+    def read_some(self, most=None):
+        """Returns at most `most` complete records of each kind, evenly spaced, with the first and the last; parses no others."""
+        kinds = {}
+        with unusable(self.path, "read"):
+            try:
+                lines = read_file(self.path, LARGEST_FILE).split(b"\n")[:-1]
+            except ValueError as error:
+                raise OSError(errno.EINVAL, str(error)) from None
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                kinds.setdefault(line[: line.find(b",")], []).append((line, number))  # a record begins with its kind
+        places = {kind: np.linspace(0, len(found) - 1, min(len(found), most or len(found))).round().astype(int)
+                  for kind, found in kinds.items()}
+        return [self._parse(*found[place]) for kind, found in kinds.items() for place in places[kind]]
 
     def _parse(self, line, number):
         with contextlib.suppress(ValueError, KeyError, TypeError, IndexError):

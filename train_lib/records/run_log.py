@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from input_pipeline.common.errors import one_line_of
 from input_pipeline.common.small_files import UnusableFile, is_of
-from train_lib.records.json_lines import METRICS_RECORD, TIMING_RECORD, JsonLines
+from train_lib.records.json_lines import METRICS, METRICS_RECORD, TIMING_RECORD, JsonLines
 
 KINDS = ("train", "validation")  # of TensorBoard's event files, each in a folder of its own
 # TensorBoard draws a curve for every number of a record except these.
@@ -31,7 +31,7 @@ class RunLog:
         if not self._is_ours:
             self.metrics = self.timing = JsonLines(os.devnull)
             return
-        self.metrics = JsonLines(workdir.path / "metrics.jsonl", METRICS_RECORD)
+        self.metrics = JsonLines(workdir.path / METRICS, METRICS_RECORD)
         self.timing = JsonLines(workdir.path / "timing.jsonl", TIMING_RECORD)
         self.metrics.read(), self.timing.read()  # so that a damaged file is an error before anything is replaced
         workdir.remove_result()

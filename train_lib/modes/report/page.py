@@ -14,12 +14,12 @@ import jinja2
 import numpy as np
 
 from input_pipeline.common.errors import UnusableError
-from input_pipeline.common.small_files import parse_json
 from train_lib import config as config_lib
 from train_lib.cli import flags as flags_lib
 from train_lib.cli.commands import main_command, quoted
-from train_lib.records import charts
-from train_lib.records.json_lines import METRICS_RECORD, TIMING_RECORD, JsonLines
+from train_lib.records import charts, pages
+from train_lib.records.json_lines import METRICS, METRICS_RECORD, TIMING_RECORD, JsonLines
+from train_lib.records.run_files import STATUS, read_object
 from train_lib.records.terminal import number, percent
 
 REPORT = "report.html"
@@ -28,25 +28,17 @@ EVALUATION_NAMES = ("step", "split", "examples", "loss", "accuracy", "top_5_accu
                     "confusion_matrix")
 MOST_POINTS = 400  # of a line in a chart; if there are more, neighbours are averaged
 MOST_ROWS = 200  # of the table of epochs
-STATUS = {
-    "completed": "Completed", "early_stopped": "Stopped early, without further gain",
-    "diverged": "Diverged: the loss or the gradient is no longer finite",
-    "preempted": "Stopped by a signal; start the same command with its --workdir to go on",
-}
 
 
 def report(config, workdir):
     """Writes report.html and returns 0. Raises UnusableError if there is no record yet, or a file cannot be read or written."""
     files = RunFiles(workdir.path)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "percent": percent}
     try:
-        page = environment.from_string(TEMPLATE.read_text("utf-8")).render(contents(files))
+        page = pages.render(TEMPLATE, contents(files))
     except (TypeError, ValueError, LookupError, AttributeError, jinja2.UndefinedError) as error:  # somebody edited the files
         remedy = "look at the newest of them, or copy the folder without the edited files"
         raise UnusableError(f"{workdir.path}: a record or JSON file is not what a run writes ({error!r}); {remedy}") from None
-    # A class is named after a folder, whose name may contain any bytes.
-    print(f"written: {workdir.write_file(REPORT, page.encode(errors='backslashreplace'))}")
+    print(f"written: {workdir.write_file(REPORT, page)}")
     return 0
 
 
@@ -60,34 +52,22 @@ class RunFiles:
 
     def __init__(self, path):
         self.path, self.read_at, self.has_flagfile = path, time.strftime("%Y-%m-%d %H:%M:%S %Z"), (path / "run.flags").exists()
-        self.metrics = JsonLines(path / "metrics.jsonl", METRICS_RECORD).read()
+        self.metrics = JsonLines(path / METRICS, METRICS_RECORD).read()
         if not self.metrics:
             remedy = "a run writes its first after --log_every_steps steps; wait for it, or give another folder"
             raise UnusableError(f"--workdir={path}: holds no run with a record; {remedy}")
         self.train, self.validation, self.test = (
             [record for record in self.metrics if record["kind"] == kind] for kind in ("train", "validation", "test"))
         self.timing = JsonLines(path / "timing.jsonl", TIMING_RECORD).read()
-        evaluations = [(folder, _read_json(folder / "evaluation.json", EVALUATION_NAMES)) for folder in (path, path / "pictures")]
+        folders = path, path / "pictures"
+        evaluations = [(folder, read_object(folder / "evaluation.json", EVALUATION_NAMES)) for folder in folders]
         # If both are of one step, take the one the user asked for: `--mode=evaluate` writes into the workdir itself.
         folder, self.evaluation = max(evaluations, key=lambda found: found[1].get("step", -1))
-        mistakes = _read_json(folder / "mistakes.json")
+        mistakes = read_object(folder / "mistakes.json")
         self.mistakes = mistakes.get("mistakes", []) if mistakes.get("step") == self.evaluation.get("step") else []
         self.values, self.result, self.environment = (
-            _read_json(path / f"{name}.json") for name in ("config", "result", "environment"))
+            read_object(path / f"{name}.json") for name in ("config", "result", "environment"))
         self.kernels, self.batch = (_first_and_last(path / "pictures", name) for name in ("kernels", "batch"))
-
-
-def _read_json(path, names=()):
-    """The object in a JSON file, which must contain `names`; {} if the file does not exist."""
-    try:
-        value = parse_json(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except ValueError:
-        value = None
-    if not isinstance(value, dict) or not value.keys() >= set(names):
-        raise UnusableError(f"{path}: is not what a run writes; remove it, or let the program that wrote it write it again")
-    return value
 
 
 def _first_and_last(folder, name):

@@ -1,0 +1,151 @@
+"""The runs that --inputs names, and of their files what a comparison needs."""
+
+import dataclasses
+import glob
+import hashlib
+import math
+import os
+import pathlib
+import time
+
+import numpy as np
+
+from input_pipeline.common.errors import UnusableError
+from input_pipeline.common.small_files import is_of
+from train_lib import config as config_lib
+from train_lib.cli.inputs import entries, printable
+from train_lib.records import lock
+from train_lib.records.code import DIFF, ENVIRONMENT, in_words
+from train_lib.records.json_lines import METRICS, METRICS_RECORD, NUMBER, JsonLines
+from train_lib.records.run_files import STATUS, read_object
+
+# Settings that say nothing about the experiment. Other initial weights are another experiment.
+IGNORED = {*config_lib.OF_THIS_PROCESS, "preset", "data_dir", "cache_dir"} - {"init_from"}
+FIGURES = ("test_accuracy", "best_validation_accuracy", "images_per_second", "seconds")  # of result.json
+OF_THE_DATA = ("dataset", "train_split", "validation_split", "test_split", "test_crops")  # settings
+FINISHED = ("completed", "early_stopped")
+MOST_RECORDS = 300  # of a kind, for a line in a chart; the rest is not even parsed
+OUTPUTS = ("comparison.csv", "benchmark.json")  # of modes that make a folder of their own below runs/
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a comparison needs of one run.
+
+    `settings` are {name: value} without the seed; `data` is {name: text} of what must be equal in comparable runs. `figures` are
+    {name: value or None}, all None unless the run has finished. `best_so_far` is the best validation accuracy on record.
+    `validation` and `training` are accuracy and loss over the epochs: (epochs, values), two float64 arrays.
+    """
+
+    name: str
+    seed: int
+    settings: dict
+    data: dict
+    code: str
+    status: str
+    step: int
+    figures: dict
+    best_so_far: float | None
+    validation: tuple
+    training: tuple
+
+    @property
+    def is_finished(self):
+        """Whether it trained for as long as it was meant to."""
+        return self.status in FINISHED
+
+
+def find_folders(inputs):
+    """Returns (the folders of the runs that --inputs names, each once; one line about each entry without a run).
+
+    An entry is the folder of a run, a folder that contains such folders, for example a sweep, or a glob of both.
+    """
+    folders, left_out = {}, []
+    for entry in entries(inputs):
+        path = os.path.expanduser(entry)
+        is_glob = not os.path.lexists(path)
+        matches = [found for found in sorted(glob.glob(path, recursive=True)) if os.path.isdir(found)] if is_glob else [path]
+        runs = {match: _runs_in(pathlib.Path(match)) for match in matches}
+        for folder in (folder for found in runs.values() for folder in found):
+            folders.setdefault(os.path.realpath(folder), folder)
+        if is_glob and not any(runs.values()):
+            left_out.append(f"{printable(path)}: no such folder, or no match holds a run; left out")
+        elif "**" not in path:  # that matches all the folders inside of runs, too
+            left_out += [f"{printable(match)}: holds no run with a record; left out" for match, found in runs.items()
+                         if not found and not any(os.path.exists(os.path.join(match, name)) for name in OUTPUTS)]
+    return list(folders.values()), left_out
+
+
+def _runs_in(folder):
+    if os.path.lexists(folder / METRICS):
+        return [folder]
+    return sorted(path.parent for path in folder.glob(f"*/{METRICS}"))
+
+
+def read_run(folder, values=None):
+    """Reads a run. `values` stand for its config.json. Raises UnusableError if a file of it is not what a run writes."""
+    values = _read_settings(folder / "config.json") if values is None else values
+    result, about = read_object(folder / "result.json"), read_object(folder / ENVIRONMENT)
+    status = result.get("status", "running" if _is_locked(folder) else "running or killed")
+    if (result and status not in list(STATUS)) or not all(_is_number(result.get(name)) for name in FIGURES):
+        raise UnusableError(f"{folder / 'result.json'}: is not what a run writes; remove it")
+    is_finished, lines = status in FINISHED, JsonLines(folder / METRICS, METRICS_RECORD)
+    records = lines.read_some(MOST_RECORDS if is_finished else None)
+    if not records:
+        raise UnusableError(f"{folder}: holds no run with a record")
+    validation, training = (_curve(records, *names, lines.path) for names in (("validation", "accuracy"), ("train", "loss")))
+    best = validation[1][~np.isnan(validation[1])].max(initial=-1.0)
+    return Run(
+        name=printable(str(folder)), seed=values["seed"], data=_describe_data(folder, values, about), code=_code(folder, about),
+        settings={name: value for name, value in values.items() if name not in IGNORED and name != "seed"},
+        status=status, step=max(record["step"] for record in records), best_so_far=None if best < 0 else float(best),
+        figures={name: result.get(name) if is_finished else None for name in FIGURES},
+        validation=validation, training=training)
+
+
+def _read_settings(path):
+    """{name: value} of a config.json. A setting that did not exist when it was written has its default."""
+    values = read_object(path, ("seed",))
+    if not (is_of(values.get("seed"), int) and all(isinstance(v, str | int | float | None) for v in values.values())):
+        raise UnusableError(f"{path}: is not the configuration of a run, so its settings are unknown")
+    return {field.name: field.default for _, field in config_lib.leaves()} | values
+
+
+def _is_number(value):
+    return value is None or is_of(value, NUMBER) and math.isfinite(value)
+
+
+def _is_locked(folder):
+    try:
+        return abs(time.time() - (folder / lock.NAME).stat().st_mtime) < lock.SILENCE_SECONDS
+    except OSError:
+        return False
+
+
+def _curve(records, kind, name, path):
+    chosen = sorted((r["epoch"], r.get(name)) for r in records if r["kind"] == kind and r.get(name) is not None)
+    if not all(_is_number(value) for _, value in chosen):
+        raise UnusableError(f"{path}: a record holds no number as its {name}; remove the line")
+    return tuple(np.array(chosen, float).reshape(-1, 2).T)
+
+
+def _describe_data(folder, values, about):
+    """{what: text}: the flags about the data, and what the data behind these flags were, as far as the run knows."""
+    described = {name: str(values.get(name, "")) for name in OF_THE_DATA}
+    shape = about.get("image_shape")
+    size = " x ".join(map(str, shape[:2])) if isinstance(shape, list) else ""
+    data = {}
+    for path in sorted((folder / "checkpoints").glob("step-*/progress.json"))[-1:]:
+        data = read_object(path).get("data", {})
+    behind = {f"{name} holds": str(data.get(name, "")) for name in ("dataset", "train_split", "validation_split")}
+    return described | {"image_size": size} | behind
+
+
+def _code(folder, about):
+    if "commit" not in about:
+        return "unknown"
+    try:
+        diff = f" ({hashlib.sha256((folder / DIFF).read_bytes()).hexdigest()[:6]})"
+    except OSError:
+        diff = ""
+    return printable(in_words(about)) + diff
