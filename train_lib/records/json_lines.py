@@ -75,9 +75,12 @@ class JsonLines:
                         records.append(self._parse(line, number))
         return records
 
-    def read_some(self, most=None):
-        """Returns at most `most` complete records of each kind, evenly spaced, with the first and the last; parses no others."""
-        kinds = {}
+    def read_some(self, most, whole=None):
+        """Returns at most `most` complete records of each kind, evenly spaced, with the first and the last; parses no others.
+
+        Of the kind `whole`, it returns all.
+        """
+        kinds, whole = {}, f'{{"kind": "{whole}"'.encode()
         with unusable(self.path, "read"):
             try:
                 lines = read_file(self.path, LARGEST_FILE).split(b"\n")[:-1]
@@ -86,9 +89,9 @@ class JsonLines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 kinds.setdefault(line[: line.find(b",")], []).append((line, number))  # a record begins with its kind
-        places = {kind: np.linspace(0, len(found) - 1, min(len(found), most or len(found))).round().astype(int)
-                  for kind, found in kinds.items()}
-        return [self._parse(*found[place]) for kind, found in kinds.items() for place in places[kind]]
+        counts = {kind: len(found) if kind == whole else min(len(found), most) for kind, found in kinds.items()}
+        return [self._parse(*found[place]) for kind, found in kinds.items()
+                for place in np.linspace(0, len(found) - 1, counts[kind]).round().astype(int)]
 
     def _parse(self, line, number):
         with contextlib.suppress(ValueError, KeyError, TypeError, IndexError):

@@ -230,7 +230,7 @@ def test_damaged_folders_are_named_and_left_out(tmp_path, capsys):
     os.mkfifo(tmp_path / "a fifo" / "metrics.jsonl")
     (tmp_path / "no run").mkdir()
     code, out, err, lines, text = compared(tmp_path / "out", f"{tmp_path}/*,{tmp_path}/absent,{tmp_path}/none-*", capsys)
-    assert code == 3 and len(lines) == 1 and out.startswith("1 runs: 1 completed")
+    assert code == 3 and len(lines) == 1 and out.startswith("1 run: 1 completed")
     named = err.splitlines()
     assert len(named) == len(DAMAGED) + 4 and all(line.endswith("left out") for line in named)
     for name in (*DAMAGED, "a fifo", "no run", "absent", "none-*"):

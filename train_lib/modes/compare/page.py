@@ -6,7 +6,6 @@ It reads small files of their workdirs and nothing else. So it needs neither Ten
     rows.py   which runs form a row, which rows are comparable, means and intervals
 """
 
-import collections
 import csv
 import io
 import pathlib
@@ -15,7 +14,7 @@ import time
 
 from input_pipeline.common.errors import UnusableError, one_line
 from train_lib.cli.inputs import printable
-from train_lib.modes.compare.rows import compare, difference, summarize
+from train_lib.modes.compare.rows import compare, count_statuses, difference, summarize
 from train_lib.modes.compare.runs import find_folders, read_run
 from train_lib.records import charts, pages
 
@@ -77,15 +76,13 @@ def interval(summary, name, sign=""):
     return f"{factor * summary.low:{sign}.{decimals}f} to {factor * summary.high:{sign}.{decimals}f}"
 
 
-def verdict(found):
-    """What the interval of a difference says."""
-    return "may be chance" if found.may_be_chance else "higher" if found.mean > 0 else "lower"
-
-
 def difference_texts(row, other, name):
-    """(difference of `row` and `other` in points, its interval, the verdict, the number of pairs) as texts; () without pairs."""
+    """(difference of `row` and `other` in points, its interval, what that says, the number of pairs), texts; () without pairs."""
     found = difference(row, other, name)
-    return (f"{100 * found.mean:+.2f}", interval(found, name, "+"), verdict(found), str(found.n)) if found else ()
+    if found is None:
+        return ()
+    verdict = "may be chance" if found.low <= 0 <= found.high else "higher" if found.mean > 0 else "lower"
+    return f"{100 * found.mean:+.2f}", interval(found, name, "+"), verdict, str(found.n)
 
 
 def shortened(text, longest):
@@ -95,8 +92,7 @@ def shortened(text, longest):
 
 def summary_line(runs):
     """How many runs there are, by their status."""
-    counts = collections.Counter(run.status for run in runs)
-    return f"{len(runs)} runs: " + ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in counts.items())
+    return f"{len(runs)} run{'s' * (len(runs) > 1)}: {count_statuses(runs)}"
 
 
 def label(cells):
@@ -163,12 +159,12 @@ def contents(groups, left_out):
     runs = [(row, run) for row in rows for run in row.runs]
     shown = [_group(group, str(index) if index < MOST_CHARTS else None) for index, group in enumerate(groups)]
     return {
-        "title": f"Comparison of {len(runs)} runs", "summary": summary_line([run for _, run in runs]), "rows": len(rows),
+        "summary": summary_line([run for _, run in runs]), "rows": len(rows),
         "headings": [heading for heading, *_ in FIGURES.values()], "groups": shown, "left_out": left_out,
         "most_lines": MOST_LINES, "most_charts": MOST_CHARTS, "read_at": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
         "intervals": sum(bool(cells) for group in shown for table in group["differences"] for _, *both in table["rows"]
                          for cells in both),
-        "runs": [(run.name, row.number, run.seed, run.status.replace("_", " "), f"{run.step:,}", _figures(run))
+        "runs": [(run.name, row.number, run.seed, run.status, f"{run.step:,}", _figures(run))
                  for row, run in runs],
     }
 
@@ -176,8 +172,8 @@ def contents(groups, left_out):
 def _figures(run):
     """The figures of one run as texts. An unfinished run has none but the best validation accuracy so far."""
     texts = {name: spread(summarize([value] if value is not None else []), name) for name, value in run.figures.items()}
-    if not run.is_finished and run.best_so_far is not None:
-        texts["best_validation_accuracy"] = f"{100 * run.best_so_far:.2f} so far"
+    if not run.is_finished and len(accuracies := run.validation[1]):
+        texts["best_validation_accuracy"] = f"{100 * max(accuracies):.2f} so far"
     return list(texts.values())
 
 

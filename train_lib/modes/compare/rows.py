@@ -25,11 +25,6 @@ class Summary:
     low: float | None = None
     high: float | None = None
 
-    @property
-    def may_be_chance(self):
-        """Whether the interval contains 0."""
-        return self.low <= 0 <= self.high
-
 
 def summarize(values):
     """The Summary of a list of numbers, with the interval by Student's t; None if there is no number."""
@@ -43,6 +38,11 @@ def summarize(values):
     return Summary(n, mean, sd, mean - half, mean + half)
 
 
+def count_statuses(runs):
+    """How many of the runs have which status, as a text."""
+    return ", ".join(f"{count} {status}" for status, count in collections.Counter(run.status for run in runs).items())
+
+
 class Row:
     """Runs that differ only by their seed. `cells` is {column: text} of what differs between the rows.
 
@@ -52,7 +52,7 @@ class Row:
     def __init__(self, runs, cells=None):
         self.runs, self.cells, self.number = runs, cells or {}, None
         self.finished = [run for run in runs if run.is_finished]
-        self.status = ", ".join(f"{n} {s.replace('_', ' ')}" for s, n in collections.Counter(r.status for r in runs).items())
+        self.status = count_statuses(runs)
 
     def values(self, name):
         """{seed: the figure `name`} of the finished runs."""

@@ -33,8 +33,8 @@ class Run:
     """What a comparison needs of one run.
 
     `settings` are {name: value} without the seed; `data` is {name: text} of what must be equal in comparable runs. `figures` are
-    {name: value or None}, all None unless the run has finished. `best_so_far` is the best validation accuracy on record.
-    `validation` and `training` are accuracy and loss over the epochs: (epochs, values), two float64 arrays.
+    {name: value or None}, all None unless it `is_finished`: trained for as long as it was meant to. `validation` and `training`
+    are accuracy and loss over the epochs: (epochs, values), two float64 arrays.
     """
 
     name: str
@@ -43,16 +43,11 @@ class Run:
     data: dict
     code: str
     status: str
+    is_finished: bool
     step: int
     figures: dict
-    best_so_far: float | None
     validation: tuple
     training: tuple
-
-    @property
-    def is_finished(self):
-        """Whether it trained for as long as it was meant to."""
-        return self.status in FINISHED
 
 
 def find_folders(inputs):
@@ -62,7 +57,7 @@ def find_folders(inputs):
     """
     folders, left_out = {}, []
     for entry in entries(inputs):
-        path = os.path.expanduser(entry)
+        path = os.path.expanduser(entry if os.path.lexists(entry) else entry.strip())
         is_glob = not os.path.lexists(path)
         matches = [found for found in sorted(glob.glob(path, recursive=True)) if os.path.isdir(found)] if is_glob else [path]
         runs = {match: _runs_in(pathlib.Path(match)) for match in matches}
@@ -90,15 +85,14 @@ def read_run(folder, values=None):
     if (result and status not in list(STATUS)) or not all(_is_number(result.get(name)) for name in FIGURES):
         raise UnusableError(f"{folder / 'result.json'}: is not what a run writes; remove it")
     is_finished, lines = status in FINISHED, JsonLines(folder / METRICS, METRICS_RECORD)
-    records = lines.read_some(MOST_RECORDS if is_finished else None)
+    records = lines.read_some(MOST_RECORDS, whole=None if is_finished else "validation")  # its best so far is among them
     if not records:
         raise UnusableError(f"{folder}: holds no run with a record")
     validation, training = (_curve(records, *names, lines.path) for names in (("validation", "accuracy"), ("train", "loss")))
-    best = validation[1][~np.isnan(validation[1])].max(initial=-1.0)
     return Run(
         name=printable(str(folder)), seed=values["seed"], data=_describe_data(folder, values, about), code=_code(folder, about),
         settings={name: value for name, value in values.items() if name not in IGNORED and name != "seed"},
-        status=status, step=max(record["step"] for record in records), best_so_far=None if best < 0 else float(best),
+        status=status.replace("_", " "), is_finished=is_finished, step=max(record["step"] for record in records),
         figures={name: result.get(name) if is_finished else None for name in FIGURES},
         validation=validation, training=training)
 
