@@ -192,8 +192,8 @@ class ModesConfig(Settings):
     benchmark_rows: str = setting(
         "", f"comma list of what to measure: {', '.join(BENCHMARK_ROWS)}; empty: all", on_resume="ignore")
     sweep: str = setting(
-        "", "settings and their values, such as learning_rate=0.02,0.04;seed=0:3 (a range excludes its end); --mode=sweep trains a "
-        "run for every combination, in a folder of its own below --workdir", on_resume="ignore")
+        "", "settings and their values, such as learning_rate=0.02,0.04;seed=0:3 (a range excludes its end); --mode=sweep trains "
+        "a run for every combination, in a folder of its own below --workdir", on_resume="ignore")
     parallel: int = setting(
         0, "how many runs of a sweep train at once, each on one accelerator or on --devices of them; 0: as many as fit, one on a "
         "CPU", low=0, on_resume="ignore")
@@ -239,7 +239,7 @@ class ExperimentConfig(Settings):
         if self.modes.sweep and self.general.mode == "train":
             raise SettingError("sweep", self.modes.sweep, "only --mode=sweep tries several values; add that, or leave this out")
         if self.general.mode == "sweep" and not self.modes.sweep:
-            raise SettingError("sweep", "", "--mode=sweep needs settings and their values, such as learning_rate=0.02,0.04;seed=0:3")
+            raise SettingError("sweep", "", "--mode=sweep needs settings with values, such as learning_rate=0.02,0.04;seed=0:3")
         there = self.device.virtual_devices
         check_shares(self, min(self.device.devices or there, there))
         if self.general.debug and there > 1:

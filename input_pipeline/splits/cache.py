@@ -8,8 +8,8 @@ To be used, a file must have exactly the expected header, the right length and t
 covers all bytes; in a larger file the labels and 256 blocks of 1 MiB, from the first to the last at equal distances.
 
 A file gets its name by a rename after it is complete and on the disk, and is never changed afterwards. If several processes need
-it at once, one decodes and the others wait. On a file system without locks all decode, the last one wins, and the other files live
-on as long as a process has them mapped.
+it at once, one decodes and the others wait. Without locks all decode, the last one wins, and the other files live on as long as a
+process has them mapped.
 """
 
 import contextlib

@@ -1,5 +1,6 @@
 """The cache of decoded images: found again, noticed if stale, damaged or on a full disk, and never the cause of an error."""
 
+import concurrent.futures
 import errno
 import json
 import os
@@ -8,6 +9,7 @@ import pwd
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -55,6 +57,39 @@ def stored(tmp_path):
 def test_what_is_stored_is_found(stored):
     assert_holds(kept(stored).find(fail), *make())
     assert [path.name[:25] for path in stored.iterdir()] == ["noise-train-90-8x6-" + kept(stored).path.name[19:25]]
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_of_several_that_need_a_split_at_once_one_decodes(tmp_path, is_stored):
+    """Locks of threads are as independent as those of processes. If one skips examples and stores nothing, the others decode at once."""
+    everybody, decoding, lines = threading.Barrier(4), [], []
+
+    def open_it(_):
+        split = kept(tmp_path / "cache")
+        assert split.find(fail) is None
+        everybody.wait(10)
+        with split.decoding(lines.append) as found:
+            if found is None:
+                decoding.append(time.monotonic())
+                time.sleep(0.3)
+                if is_stored:
+                    split.store(*make(), fail)
+            return found
+
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(open_it, range(4)))
+    assert len(decoding) == (1 if is_stored else 4) and len(lines) == 3 and "waiting for another process" in lines[0]
+    assert max(decoding) - min(decoding) < 0.5  # none waits for two others
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".images"] * is_stored
+    for arrays in found:
+        assert arrays is None or assert_holds(arrays, *make()) is None
+
+
+def test_decoding_goes_on_where_nothing_can_be_locked(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (None, tmp_path / "file"):
+        with kept(folder).decoding(fail) as found:
+            assert found is None
 
 
 def test_what_is_found_cannot_be_changed(stored):

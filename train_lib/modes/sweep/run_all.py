@@ -129,7 +129,7 @@ class Sweep:
             print(f"stopped; to go on: {main_command(*sys.argv[1:], f'--workdir={path}')}", file=sys.stderr)
             return TRY_AGAIN
         print("TensorBoard  " + python_command("-m", "tensorboard.main", f"--logdir={path}"))
-        print("next         " + main_command("--mode=compare", f"--inputs={path}"))
+        print("next         " + main_command("--mode=compare", f"--inputs={path}", f"--workdir={path}"))
         return FAILED if failed else 0
 
     def _ended_before(self, run):
