@@ -61,7 +61,7 @@ def test_what_is_stored_is_found(stored):
 
 @pytest.mark.parametrize("is_stored", [True, False])
 def test_of_several_that_need_a_split_at_once_one_decodes(tmp_path, is_stored):
-    """Locks of threads are as independent as those of processes. If one skips examples and stores nothing, the others decode at once."""
+    """Threads stand for processes. If the first skips examples and stores nothing, the others decode at once."""
     everybody, decoding, lines = threading.Barrier(4), [], []
 
     def open_it(_):
