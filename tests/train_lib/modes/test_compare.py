@@ -15,7 +15,7 @@ from train_lib import config as config_lib
 from train_lib.modes.compare import page, rows, runs
 from train_lib.records.workdir import Workdir
 
-from .test_report import HOSTILE, assert_self_contained
+from .test_report import HOSTILE, assert_self_contained, width_in_a_browser
 
 COMPLETED = {"status": "completed", "steps": 20, "epochs": 2.0, "best_step": 20, "best_validation_accuracy": 0.75,
              "test_accuracy": 0.5, "seconds": 100.0, "images_per_second": 1000.0}
@@ -293,6 +293,17 @@ def test_a_curve_is_the_mean_of_the_seeds_with_the_range_as_its_band(tmp_path):
     (row,), _ = read_rows(tmp_path)
     epochs, mean, low, high = row.curve("validation")
     assert [list(epochs), list(low), list(high)] == [[1, 2], [0.2, 0.4], [0.4, 0.8]] and mean == pytest.approx([0.3, 0.6])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_shows_the_page_without_an_error(tmp_path, width):
+    for seed in range(2):
+        write_run(tmp_path / "runs" / f"a{seed}", seed=seed, model_options="lrn=true,width=0.5,dense_units=128")
+        write_run(tmp_path / "runs" / f"b{seed}", seed=seed, init_from="x" * 500)
+        write_run(tmp_path / "runs" / f"c{seed}", seed=seed, dataset=f"folder:{HOSTILE}{'y' * 500}")
+    *_, text = compared(tmp_path / "out", tmp_path / "runs")
+    assert width_in_a_browser(text, tmp_path, width) == width
 
 
 # Through main.py.

@@ -344,16 +344,21 @@ def test_a_report_needs_neither_tensorflow_nor_global_state_of_matplotlib(workdi
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_the_page_without_an_error(workdir, tmp_path, width):
+    assert width_in_a_browser(page_of(workdir), tmp_path, width) == width  # nothing is wider than the page
+
+
+def width_in_a_browser(text, folder, width):
+    """How wide a browser shows a page in a window of `width` pixels. Fails if it logs an error."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if not browser:
         pytest.skip("no chromium")
     # Put the page in a frame, because a browser window cannot be as narrow as a phone.
-    frame = f'<iframe width="{width}" height="2000" style="border: 0" srcdoc="{html.escape(page_of(workdir))}"></iframe>'
+    frame = f'<iframe width="{width}" height="2000" style="border: 0" srcdoc="{html.escape(text)}"></iframe>'
     script = "onload = () => document.title = frames[0].document.documentElement.scrollWidth"
-    (tmp_path / "page.html").write_text(f"<!DOCTYPE html><title></title><script>{script}</script>{frame}")
+    (folder / "page.html").write_text(f"<!DOCTYPE html><title></title><script>{script}</script>{frame}")
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-               "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}",
+               "--disable-background-networking", "--disable-component-update", f"--user-data-dir={folder / 'profile'}",
                "--hide-scrollbars", "--enable-logging=stderr", "--dump-dom"]
-    done = subprocess.run([browser, *options, f"file://{tmp_path / 'page.html'}"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([browser, *options, f"file://{folder / 'page.html'}"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "CONSOLE" not in done.stderr, done.stderr
-    assert int(re.search(r"<title>(\d+)</title>", done.stdout)[1]) == width  # nothing is wider than the page
+    return int(re.search(r"<title>(\d+)</title>", done.stdout)[1])

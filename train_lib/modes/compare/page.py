@@ -95,9 +95,9 @@ def summary_line(runs):
     return f"{len(runs)} run{'s' * (len(runs) > 1)}: {count_statuses(runs)}"
 
 
-def label(cells):
+def label(cells, longest=LONGEST_LABEL):
     """{name: text} on one line."""
-    return shortened(", ".join(f"{name}={shortened(text, LONGEST_LABEL // 2)}" for name, text in cells.items()), LONGEST_LABEL)
+    return shortened(", ".join(f"{name}={shortened(text, LONGEST_LABEL // 2)}" for name, text in cells.items()), longest)
 
 
 def terminal_table(groups):
@@ -183,7 +183,7 @@ def _group(group, name):
     styles = {row.number: charts.line_style(index) for index, row in enumerate(drawn)}
     references = dict.fromkeys(row for row in (group.best, group.first) if row and len(row.seeds) > 1)
     return {
-        "data": label(group.data), "common": label(group.common), "columns": group.columns, "styles": styles,
+        "data": label(group.data), "common": label(group.common, 5 * LONGEST_LABEL), "columns": group.columns, "styles": styles,
         "curves": [] if name is None else _curves(drawn, name),
         "labels": {row.number: label({name: row.cells[name] for name in group.columns}) for row in group.rows},
         "rows": [(row, [(spread(summary, figure), interval(summary, figure), summary.n if summary else 0)

@@ -10,7 +10,7 @@ from scipy import special
 
 from train_lib.cli.flags import flag_text
 from train_lib.cli.inputs import printable
-from train_lib.modes.compare.runs import OF_THE_DATA
+from train_lib.modes.compare.runs import BEHIND, OF_THE_DATA
 
 MOST_POINTS = 200  # of a curve
 
@@ -123,8 +123,8 @@ def compare(runs):
         data = tuple((name, text or known.get((_flags(run), name), "")) for name, text in run.data.items())
         key = run.code, *(run.settings.get(name) for name in columns)
         groups.setdefault(data, {}).setdefault(key, []).append(run)
-    parts = [name for name, _ in next(iter(groups))]
-    differing = [name for name in parts if len({dict(data).get(name) for data in groups}) > 1]
+    differing = {name for parts in zip(*groups, strict=True) if len(set(parts)) > 1 for name, _ in parts}
+    differing = [name for name in runs[0].data if name in differing and name.removesuffix(BEHIND) not in differing - {name}]
     found, number = [], 0
     for data, rows in sorted(groups.items(), key=lambda item: -len(item[1])):
         given = [Row(members, _cells(members[0], columns, has_codes)) for members in rows.values()]

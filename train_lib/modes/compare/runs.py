@@ -23,6 +23,7 @@ from train_lib.records.run_files import STATUS, read_object
 IGNORED = {*config_lib.OF_THIS_PROCESS, "preset", "data_dir", "cache_dir"} - {"init_from"}
 FIGURES = ("test_accuracy", "best_validation_accuracy", "images_per_second", "seconds")  # of result.json
 OF_THE_DATA = ("dataset", "train_split", "validation_split", "test_split", "test_crops")  # settings
+BEHIND = " holds"  # ends the name of what is behind a setting
 FINISHED = ("completed", "early_stopped")
 MOST_RECORDS = 300  # of a kind, for a line in a chart; the rest is not even parsed
 OUTPUTS = ("comparison.csv", "benchmark.json")  # of modes that make a folder of their own below runs/
@@ -58,6 +59,8 @@ def find_folders(inputs):
     folders, left_out = {}, []
     for entry in entries(inputs):
         path = os.path.expanduser(entry if os.path.lexists(entry) else entry.strip())
+        if not path:
+            continue
         is_glob = not os.path.lexists(path)
         matches = [found for found in sorted(glob.glob(path, recursive=True)) if os.path.isdir(found)] if is_glob else [path]
         runs = {match: _runs_in(pathlib.Path(match)) for match in matches}
@@ -131,7 +134,7 @@ def _describe_data(folder, values, about):
     data = {}
     for path in sorted((folder / "checkpoints").glob("step-*/progress.json"))[-1:]:
         data = read_object(path).get("data", {})
-    behind = {f"{name} holds": str(data.get(name, "")) for name in ("dataset", "train_split", "validation_split")}
+    behind = {f"{name}{BEHIND}": str(data.get(name, "")) for name in ("dataset", "train_split", "validation_split")}
     return described | {"image_size": size} | behind
 
 
