@@ -236,8 +236,9 @@ class ExperimentConfig(Settings):
             raise SettingError("inputs", "", "--mode=predict needs image files, folders or globs")
         if self.general.mode == "compare" and not self.modes.inputs:
             raise SettingError("inputs", "", "--mode=compare needs workdirs, sweeps or globs of them, such as 'runs/*'")
-        if self.modes.sweep and self.general.mode == "train":
-            raise SettingError("sweep", self.modes.sweep, "only --mode=sweep tries several values; add that, or leave this out")
+        for name in ("sweep", "dry_run"):
+            if (value := getattr(self.modes, name)) and self.general.mode == "train":
+                raise SettingError(name, value, "--mode=train has no such flag; add --mode=sweep, or leave it out")
         if self.general.mode == "sweep" and not self.modes.sweep:
             raise SettingError("sweep", "", "--mode=sweep needs settings with values, such as learning_rate=0.02,0.04;seed=0:3")
         there = self.device.virtual_devices

@@ -4,7 +4,6 @@ import fcntl
 import os
 import pathlib
 import shutil
-import signal
 import subprocess
 import sys
 from typing import NamedTuple
@@ -95,22 +94,9 @@ def is_locked(folder):
     return False
 
 
-def exit_code(process):
-    """The exit code of a process that has ended, as a shell has it: 128 and the number of the signal that killed it."""
-    code = process.poll()
-    return 128 - code if code is not None and code < 0 else code
-
-
 def last_line(path):
     """The last line of a text file that is not empty."""
     with open(path, "rb") as file:
         file.seek(max(0, os.path.getsize(path) - 4096))
         lines = file.read().decode(errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
-
-
-def stop(processes):
-    """Asks processes to save and end."""
-    for process in processes:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)

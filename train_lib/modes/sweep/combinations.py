@@ -131,6 +131,6 @@ def without_own_flags(arguments):
                 next(rest, None)
             continue
         kept.append(argument)
-    # A flagfile may contain them too.
+    # A flagfile may contain some too.
     has_file = any(argument.lstrip("-").partition("=")[0] == "flagfile" for argument in kept)
-    return [*kept, "--mode=train", "--sweep="] if has_file else kept
+    return [*kept, "--mode=train", "--sweep=", "--dry_run=false"] if has_file else kept

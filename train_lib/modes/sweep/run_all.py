@@ -1,7 +1,7 @@
 """The mode `sweep`: trains a run for every combination of --sweep, several at once, until all have ended.
 
-Each run is a process of its own, started by the same command line that `--dry_run` prints. So a run of a sweep is a run like any
-other: it resumes, it can be evaluated, and it ends bit for bit as if it had been started alone.
+Each run is a process of its own, started by the command line that `--dry_run` prints. So it is a run like any other: it resumes,
+it can be evaluated, and it ends bit for bit as if it had been started alone.
 """
 
 import collections
@@ -15,21 +15,23 @@ from input_pipeline.common.small_files import UnusableFile, read_json
 from train_lib import config as config_lib
 from train_lib.cli.commands import main_command, python_command
 from train_lib.cli.signals import stop_request
-from train_lib.modes.sweep import children, display, hparams
+from train_lib.modes.sweep import children
 from train_lib.modes.sweep.combinations import plan_runs
+from train_lib.modes.sweep.display import Display, progress_of
+from train_lib.modes.sweep.hparams import EVENTS, write_hparams
 from train_lib.records.lock import locked
-from train_lib.records.terminal import percent
+from train_lib.records.terminal import percent, say
 from train_lib.records.workdir import Workdir
 
 POLL_SECONDS = 0.2
-LOCKED_SECONDS = 120.0  # how long a run waits for the process that its killed sweep left: it ends after one call and a save
-ENDED = ("completed", "early_stopped", "diverged")
-FAILED, TRY_AGAIN = 3, 75
-COMPARED = {field.name for _, field in config_lib.leaves() if field.metadata["on_resume"] != "ignore"}
+LOCKED_SECONDS = 120.0  # how long a run waits for the process that a killed sweep left, which ends after one call and a save
+ENDED = {"completed": 0, "early_stopped": 0, "diverged": 4}  # {status: exit code} of runs that are not started again
+FAILED, STOPPED = 3, 75  # exit codes
+COMPARED = [field.name for _, field in config_lib.leaves() if field.metadata["on_resume"] != "ignore"]
 
 
 def sweep(config, workdir):
-    """Trains all runs of --sweep and writes sweep.json. Returns 0, 3 if a run failed, or 75 if the sweep was stopped.
+    """Trains all runs of --sweep and writes sweep.json. Returns 0, 3 if a run failed, or 75 if runs are left to be done.
 
     Raises SettingError before anything is created if a combination cannot work, UnusableError if the folder cannot be used.
     """
@@ -48,13 +50,13 @@ def sweep(config, workdir):
 class Sweep:
     """The runs of a sweep, what became of them, and those that train now, each on a Slot."""
 
-    def __init__(self, text, runs, workdir, slots, clock=time.monotonic):
-        self._text, self._runs, self._workdir, self._slots, self._clock = text, runs, workdir, slots, clock
-        self._outcomes = [self._outcome(run, self._ended_before(run)) for run in runs]
-        waiting = [index for index, outcome in enumerate(self._outcomes) if outcome["status"] not in ENDED]
-        self._waiting, self._running = collections.deque(waiting), {}  # {number of the slot: (SweptRun, index, Popen)}
-        self._display = display.Display(len(runs), len(runs) - len(waiting), len(slots))
-        self._patient_until = clock() + LOCKED_SECONDS
+    def __init__(self, text, runs, workdir, slots):
+        self._text, self._runs, self._workdir, self._slots = text, runs, workdir, slots
+        self._outcomes = [self._ended_before(run) or self._outcome(run, "waiting") for run in runs]
+        self._waiting = collections.deque(i for i, outcome in enumerate(self._outcomes) if outcome["status"] not in ENDED)
+        self._running = {}  # {number of the slot: (index of the run, Popen)}
+        self._display = Display(len(runs), len(runs) - len(self._waiting), len(slots))
+        self._patient_until = time.monotonic() + LOCKED_SECONDS
 
     def run(self):
         """Runs everything and returns the exit code."""
@@ -64,105 +66,109 @@ class Sweep:
             while self._running or (self._waiting and not stopping):
                 if stop_request.received and not stopping:
                     stopping = True
-                    children.stop(process for _, _, process in self._running.values())
+                    self._stop()
                 if not stopping:
                     self._start()
                 self._collect(stopping)
-                self._display.refresh(self._running, self._workdir.path)
+                self._display.refresh(self._progress)
                 time.sleep(POLL_SECONDS)
-        finally:  # also if something is wrong here
-            processes = [process for _, _, process in self._running.values()]
-            children.stop(processes)
-            for process in processes:
+        finally:  # also after an error
+            self._stop()
+            for _, process in self._running.values():
                 process.wait()
             self._display.close()
         return self._conclude()
 
+    def _stop(self):
+        for _, process in self._running.values():
+            process.terminate()
+
     def _start(self):
-        """Starts a waiting run on each free Slot. One that is still being written by another process goes to the end."""
+        """Starts a waiting run on each free Slot. A run that another process still writes goes to the end."""
         free = [slot for slot in range(len(self._slots)) if slot not in self._running]
-        for _ in range(len(self._waiting) if free else 0):
-            index = self._waiting.popleft()
-            run = self._runs[index]
-            path = self._workdir.path / run.folder
-            if children.is_locked(path) and self._clock() < self._patient_until:
-                self._waiting.append(index)
-                continue
-            self._outcomes[index] = self._outcome(run, {}, "running")
-            slot = free.pop(0)
-            self._running[slot] = run, index, children.start(run.arguments, path, self._slots[slot])
-            self._display.started(run, self._counted(index))
-            self._write()
+        for _ in range(len(self._waiting)):
             if not free:
                 return
+            index = self._waiting.popleft()
+            run, path = self._runs[index], self._path(self._runs[index])
+            if children.is_locked(path) and time.monotonic() < self._patient_until:
+                self._waiting.append(index)
+                continue
+            slot = free.pop(0)
+            self._running[slot] = index, children.start(run.arguments, path, self._slots[slot])
+            self._outcomes[index] = self._outcome(run, "running")
+            self._write()
+            self._display.started(index, run.folder)
 
     def _collect(self, stopping):
         """Notes the runs that have ended since the last call."""
-        for slot, (run, index, process) in list(self._running.items()):
-            code = children.exit_code(process)
-            if code is None:
+        for slot, (index, process) in list(self._running.items()):
+            if (code := process.poll()) is None:
                 continue
             del self._running[slot]
-            path = self._workdir.path / run.folder
-            result = Workdir(path).read_result() or {}
-            statuses = {0: result.get("status", "failed"), 4: "diverged", TRY_AGAIN: "preempted"}
-            status = "preempted" if stopping and code > 128 else statuses.get(code, "failed")
-            self._outcomes[index] = self._outcome(run, result if code in statuses else {}, status, code)
+            run, path = self._runs[index], self._path(self._runs[index])
+            code = 128 - code if code < 0 else code  # as in a shell, if a signal ended it
+            result = (Workdir(path).read_result() or {}) if code in (*ENDED.values(), STOPPED) else {}
+            status = result.get("status", "failed")
+            if code == STOPPED or (stopping and code > 128):  # before it could listen to the signal
+                status = "preempted"
+            self._outcomes[index] = self._outcome(run, status, code, result)
             self._write()
+            if status in ENDED:
+                write_hparams(path, run.settings, result)
             text = f"{status} (exit code {code}): {children.last_line(path / 'output.log')}"
-            if not code:
-                self._write_hparams(run, result, anew=True)
-                accuracies = percent(result.get("best_validation_accuracy")), percent(result.get("test_accuracy"))
-                text = "{}, validation accuracy {}, test accuracy {}".format(status.replace("_", " "), *accuracies)
-            elif code == 4:
-                self._write_hparams(run, result, anew=True)
-            self._display.ended(run, self._counted(index), one_line(text))
+            if code == 0:
+                accuracies = (f"{name} accuracy {percent(result.get(key))}" for name, key in
+                              (("validation", "best_validation_accuracy"), ("test", "test_accuracy")))
+                text = ", ".join((status.replace("_", " "), *accuracies))
+            self._display.ended(index, run.folder, one_line(text))
 
     def _conclude(self):
-        """Prints the table and what to type next. Returns the exit code."""
-        path, statuses = self._workdir.path.absolute(), [outcome["status"] for outcome in self._outcomes]
-        print(display.table(self._runs, self._outcomes))
-        if failed := sum(status in ("failed", "diverged") for status in statuses):
-            print(f"error: {failed} of {len(statuses)} runs failed or diverged; {path}/sweep.json lists them, and output.log of "
-                  "each says why; the same command tries those again that failed", file=sys.stderr)
-        if "preempted" in statuses or "waiting" in statuses:
+        """Prints how the runs have ended and what to type next. Returns the exit code."""
+        path, counts = self._workdir.path.absolute(), collections.Counter(outcome["status"] for outcome in self._outcomes)
+        print(f"{len(self._runs)} runs: " + ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in counts.items()))
+        if failed := counts["failed"] + counts["diverged"]:
+            print(f"error: {failed} of {len(self._runs)} runs failed or diverged; {path}/sweep.json lists them, output.log in "
+                  "the folder of each says why; the same command tries those again that failed", file=sys.stderr)
+        if counts["preempted"] + counts["waiting"]:
             print(f"stopped; to go on: {main_command(*sys.argv[1:], f'--workdir={path}')}", file=sys.stderr)
-            return TRY_AGAIN
+            return STOPPED
         print("TensorBoard  " + python_command("-m", "tensorboard.main", f"--logdir={path}"))
         print("next         " + main_command("--mode=compare", f"--inputs={path}", f"--workdir={path}"))
         return FAILED if failed else 0
 
     def _ended_before(self, run):
-        """The result of a run that has ended with the same settings; {} for a run that has to be started.
+        """The outcome of a run that has ended with the same settings; None if it has to be started.
 
-        If a setting differs, its process decides what that means: to go on, to do nothing, or to refuse it.
+        If a setting differs, the process of the run decides what that means: to go on, to do nothing, or to refuse it.
         """
-        path = self._workdir.path / run.folder
+        path, wanted = self._path(run), config_lib.to_values(run.config)
         result = Workdir(path).read_result() or {}
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            wanted, stored = config_lib.to_values(run.config), read_json(path / "config.json")
-            if result.get("status") in ENDED and all(stored.get(name) == wanted[name] for name in COMPARED):
-                self._write_hparams(run, result)
-                return result
-        return {}
+            stored, status = read_json(path / "config.json"), result.get("status")
+            if status in ENDED and all(stored.get(name) == wanted[name] for name in COMPARED):
+                if not (path / EVENTS).exists():  # it was not started by a sweep
+                    write_hparams(path, run.settings, result)
+                return self._outcome(run, status, ENDED[status], result)
+        return None
 
-    def _write_hparams(self, run, result, anew=False):
-        path = self._workdir.path / run.folder
-        with contextlib.suppress(OSError):  # a full disk; the next start writes it
-            if anew or not (path / hparams.EVENTS).exists():
-                hparams.write_hparams(path, run.folder, run.settings, result)
+    def _path(self, run):
+        return self._workdir.path / run.folder
 
-    def _outcome(self, run, result, status=None, code=None):
+    def _progress(self, slot):
+        if slot not in self._running:
+            return ""
+        run = self._runs[self._running[slot][0]]
+        return progress_of(self._path(run), run.config.schedule.epochs)
+
+    @staticmethod
+    def _outcome(run, status, code=None, result=None):
         """An entry of sweep.json."""
-        status = status or result.get("status", "waiting")
-        code = {"diverged": 4, "completed": 0, "early_stopped": 0}.get(status) if code is None else code
-        return {"folder": run.folder, "settings": run.settings, **result, "status": status, "exit_code": code}
-
-    def _counted(self, index):
-        return f"{index + 1}/{len(self._runs)}"
+        known = {"folder": run.folder, "settings": run.settings, "status": status, "exit_code": code}
+        return known | (result or {}) | known
 
     def _write(self):
         try:
             self._workdir.write_json("sweep.json", {"sweep": self._text, "runs": self._outcomes})
         except UnusableFile as error:
-            self._display.say(f"{error.path}: cannot be written ({error.reason}); going on")
+            say(f"{error.path}: cannot be written ({error.reason}); going on")
