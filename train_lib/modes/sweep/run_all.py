@@ -24,7 +24,7 @@ from train_lib.records.terminal import percent, say
 from train_lib.records.workdir import Workdir
 
 POLL_SECONDS = 0.2
-LOCKED_SECONDS = 120.0  # how long a run waits for the process that a killed sweep left, which ends after one call and a save
+LEFT_SECONDS = 120.0  # how long to wait for runs that a killed sweep left; they end after one call and a save
 ENDED = {"completed": 0, "early_stopped": 0, "diverged": 4}  # {status: exit code} of runs that are not started again
 FAILED, STOPPED = 3, 75  # exit codes
 COMPARED = [field.name for _, field in config_lib.leaves() if field.metadata["on_resume"] != "ignore"]
@@ -56,7 +56,10 @@ class Sweep:
         self._waiting = collections.deque(i for i, outcome in enumerate(self._outcomes) if outcome["status"] not in ENDED)
         self._running = {}  # {number of the slot: (index of the run, Popen)}
         self._display = Display(len(runs), len(runs) - len(self._waiting), len(slots))
-        self._patient_until = time.monotonic() + LOCKED_SECONDS
+        self._left = [path for path in map(self._path, runs) if children.is_locked(path)]  # they still use their accelerators
+        self._patient_until = time.monotonic() + LEFT_SECONDS
+        if self._left:
+            say(f"waiting up to {LEFT_SECONDS:g} s for {len(self._left)} runs that are still written, such as {self._left[0]}")
 
     def run(self):
         """Runs everything and returns the exit code."""
@@ -84,18 +87,15 @@ class Sweep:
             process.terminate()
 
     def _start(self):
-        """Starts a waiting run on each free Slot. A run that another process still writes goes to the end."""
+        """Starts a waiting run on each free Slot."""
+        self._left = [path for path in self._left if children.is_locked(path)]
+        if self._left and time.monotonic() < self._patient_until:
+            return
         free = [slot for slot in range(len(self._slots)) if slot not in self._running]
-        for _ in range(len(self._waiting)):
-            if not free:
-                return
+        for slot in free[: len(self._waiting)]:
             index = self._waiting.popleft()
-            run, path = self._runs[index], self._path(self._runs[index])
-            if children.is_locked(path) and time.monotonic() < self._patient_until:
-                self._waiting.append(index)
-                continue
-            slot = free.pop(0)
-            self._running[slot] = index, children.start(run.arguments, path, self._slots[slot])
+            run = self._runs[index]
+            self._running[slot] = index, children.start(run.arguments, self._path(run), self._slots[slot])
             self._outcomes[index] = self._outcome(run, "running")
             self._write()
             self._display.started(index, run.folder)
