@@ -216,6 +216,7 @@ DAMAGED = {
     "text": ("result.json", '{"status": "completed", "test_accuracy": "x"}'), "not a number": ("result.json", '{"seconds": NaN}'),
     "lists": ("config.json", '{"seed": 0, "learning_rate": [1]}'), "no settings": ("config.json", None),
     "no record": ("metrics.jsonl", "no record\n"), "empty": ("metrics.jsonl", ""), "bytes": ("metrics.jsonl", "\0\n\0"),
+    "surrogates": ("config.json", '{"seed": 0, "test_split": "\\ud800"}'),
     "a text": ("metrics.jsonl", '{"kind": "validation", "step": 1, "epoch": 1.0, "accuracy": "x"}\n'),
     "environment": ("environment.json", '{"image_shape": 3, "commit": [], "modified": "\x00"'),
 }

@@ -8,8 +8,6 @@ import statistics
 import numpy as np
 from scipy import special
 
-from train_lib.cli.flags import flag_text
-from train_lib.cli.inputs import printable
 from train_lib.modes.compare.runs import BEHIND, OF_THE_DATA
 
 MOST_POINTS = 200  # of a curve
@@ -115,25 +113,24 @@ def compare(runs):
     """Returns the Groups of the runs, the largest first."""
     known = {(_flags(run), name): text for run in runs for name, text in run.data.items() if text}
     names = list(dict.fromkeys(name for run in runs for name in run.settings))
-    columns = [name for name in names if len({run.settings.get(name) for run in runs}) > 1]
-    has_codes = len({run.code for run in runs}) > 1
+    columns = [name for name in names if len({run.settings.get(name, "-") for run in runs}) > 1]
     groups = {}
     for run in runs:
         # A run that has no checkpoint yet does not say what is behind the names of its data.
         data = tuple((name, text or known.get((_flags(run), name), "")) for name, text in run.data.items())
-        key = run.code, *(run.settings.get(name) for name in columns)
-        groups.setdefault(data, {}).setdefault(key, []).append(run)
+        cells = tuple((name, run.settings.get(name, "-")) for name in columns)
+        groups.setdefault(data, {}).setdefault(cells, []).append(run)
     differing = {name for parts in zip(*groups, strict=True) if len(set(parts)) > 1 for name, _ in parts}
     differing = [name for name in runs[0].data if name in differing and name.removesuffix(BEHIND) not in differing - {name}]
     found, number = [], 0
     for data, rows in sorted(groups.items(), key=lambda item: -len(item[1])):
-        given = [Row(members, _cells(members[0], columns, has_codes)) for members in rows.values()]
+        given = [Row(members, dict(cells)) for cells, members in rows.items()]
         ordered = sorted(given, key=_quality, reverse=True)
         for number, row in enumerate(ordered, number + 1):  # noqa: B020
             row.number = number
         best = next((row for row in ordered if len(row.seeds) > 1), None)
         shared = set.intersection(*(set(row.cells.items()) for row in ordered))
-        named = {name: printable(dict(data)[name]) or "unknown" for name in differing}
+        named = {name: dict(data)[name] or "unknown" for name in differing}
         common = {name: text for name, text in given[0].cells.items() if (name, text) in shared and name not in named}
         inside = [name for name in given[0].cells if name not in dict(shared)]
         found.append(Group(named, common, inside, ordered, best, given[0]))
@@ -142,11 +139,6 @@ def compare(runs):
 
 def _flags(run):
     return tuple(run.data[name] for name in OF_THE_DATA)
-
-
-def _cells(run, columns, has_codes):
-    cells = {name: printable(flag_text(run.settings.get(name))) or "-" for name in columns}
-    return cells | ({"code": run.code} if has_codes else {})
 
 
 def _quality(row):

@@ -13,6 +13,7 @@ import numpy as np
 from input_pipeline.common.errors import UnusableError
 from input_pipeline.common.small_files import is_of
 from train_lib import config as config_lib
+from train_lib.cli.flags import flag_text
 from train_lib.cli.inputs import entries, printable
 from train_lib.records import lock
 from train_lib.records.code import DIFF, ENVIRONMENT, in_words
@@ -20,7 +21,7 @@ from train_lib.records.json_lines import METRICS, METRICS_RECORD, NUMBER, JsonLi
 from train_lib.records.run_files import STATUS, read_object
 
 # Settings that say nothing about the experiment. Other initial weights are another experiment.
-IGNORED = {*config_lib.OF_THIS_PROCESS, "preset", "data_dir", "cache_dir"} - {"init_from"}
+IGNORED = {*config_lib.OF_THIS_PROCESS, "preset", "data_dir", "cache_dir", "seed"} - {"init_from"}
 FIGURES = ("test_accuracy", "best_validation_accuracy", "images_per_second", "seconds")  # of result.json
 OF_THE_DATA = ("dataset", "train_split", "validation_split", "test_split", "test_crops")  # settings
 BEHIND = " holds"  # ends the name of what is behind a setting
@@ -33,16 +34,15 @@ OUTPUTS = ("comparison.csv", "benchmark.json")  # of modes that make a folder of
 class Run:
     """What a comparison needs of one run.
 
-    `settings` are {name: value} without the seed; `data` is {name: text} of what must be equal in comparable runs. `figures` are
-    {name: value or None}, all None unless it `is_finished`: trained for as long as it was meant to. `validation` and `training`
-    are accuracy and loss over the epochs: (epochs, values), two float64 arrays.
+    `settings` are {name: text} of the code and of the settings without the seed, `data` {name: text} of what must be equal in
+    comparable runs. `figures` are {name: value or None}, all None unless the run `is_finished`: it trained for as long as it was
+    meant to. `validation` and `training` are accuracy and loss over the epochs: (epochs, values), two float64 arrays.
     """
 
     name: str
     seed: int
     settings: dict
     data: dict
-    code: str
     status: str
     is_finished: bool
     step: int
@@ -93,8 +93,8 @@ def read_run(folder, values=None):
         raise UnusableError(f"{folder}: holds no run with a record")
     validation, training = (_curve(records, *names, lines.path) for names in (("validation", "accuracy"), ("train", "loss")))
     return Run(
-        name=printable(str(folder)), seed=values["seed"], data=_describe_data(folder, values, about), code=_code(folder, about),
-        settings={name: value for name, value in values.items() if name not in IGNORED and name != "seed"},
+        name=printable(str(folder)), seed=values["seed"], data=_describe_data(folder, values, about),
+        settings={name: _text(value) for name, value in values.items() if name not in IGNORED} | {"code": _code(folder, about)},
         status=status.replace("_", " "), is_finished=is_finished, step=max(record["step"] for record in records),
         figures={name: result.get(name) if is_finished else None for name in FIGURES},
         validation=validation, training=training)
@@ -106,6 +106,12 @@ def _read_settings(path):
     if not (is_of(values.get("seed"), int) and all(isinstance(v, str | int | float | None) for v in values.values())):
         raise UnusableError(f"{path}: is not the configuration of a run, so its settings are unknown")
     return {field.name: field.default for _, field in config_lib.leaves()} | values
+
+
+def _text(value):
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        value = int(value)  # 2.0 is the same as 2
+    return printable(flag_text(value)) or "-"
 
 
 def _is_number(value):
@@ -135,7 +141,7 @@ def _describe_data(folder, values, about):
     for path in sorted((folder / "checkpoints").glob("step-*/progress.json"))[-1:]:
         data = read_object(path).get("data", {})
     behind = {f"{name}{BEHIND}": str(data.get(name, "")) for name in ("dataset", "train_split", "validation_split")}
-    return described | {"image_size": size} | behind
+    return {name: printable(text) for name, text in (described | {"image_size": size} | behind).items()}
 
 
 def _code(folder, about):
