@@ -185,7 +185,9 @@ def test_looking_at_replica_0_alone_would_show(split, monkeypatch):
     assert not all(np.isfinite(weight).all() for weight in weights)
 
 
-# float16 and its loss scale.
+# float16 and its loss scale. A narrow network, because float16 convolutions have slow kernels on CPUs.
+
+FLOAT16 = {"precision": "float16", "model_options": "width=0.25,dense_units=64"}
 
 
 @contextlib.contextmanager
@@ -206,7 +208,7 @@ def gradients_overflow_on(monkeypatch, replica, where=lambda step: True):
 
 @pytest.mark.parametrize("replica", [0, 1])
 def test_an_overflow_on_any_replica_only_lowers_the_loss_scale(split, monkeypatch, replica):
-    driver = Driver(make_config(precision="float16", learning_rate=0.01), split, 2)
+    driver = Driver(make_config(**FLOAT16, learning_rate=0.01), split, 2)
     before = driver.weights()
     with gradients_overflow_on(monkeypatch, replica, lambda step: step < 2):
         done, skipped, reports = driver.run(2)
@@ -221,7 +223,7 @@ def test_an_overflow_on_any_replica_only_lowers_the_loss_scale(split, monkeypatc
 
 def test_an_overflow_at_the_lowest_loss_scale_counts(split, monkeypatch):
     """Otherwise it would go on without ever training."""
-    driver = Driver(make_config(precision="float16", max_nonfinite_steps=0), split)
+    driver = Driver(make_config(**FLOAT16, max_nonfinite_steps=0), split)
     driver.state.loss_scale.value.assign(2 * LossScale.FLOOR)
     with gradients_overflow_on(monkeypatch, 0):
         done, skipped, _ = driver.run(5)
@@ -266,7 +268,8 @@ def test_softmax_and_loss_are_never_below_float32():
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_low_precisions_train_on_several_replicas(split, precision):
-    driver = Driver(make_config(precision=precision, model_options="dense_units=64,lrn=true", learning_rate=0.02), split, 2)
+    options = {"model_options": "width=0.25,dense_units=64,lrn=true", "learning_rate": 0.02}
+    driver = Driver(make_config(precision=precision, **options), split, 2)
     _, _, reports = driver.run(20)
     assert reports["finite"].all() and reports["loss"].dtype == np.float32
     assert reports["loss"][-5:].mean() < reports["loss"][:5].mean()

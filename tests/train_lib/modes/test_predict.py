@@ -156,7 +156,7 @@ def test_any_kind_and_name_of_file(small_run, tmp_path, capfd):
     skipped = [line for line in shown.err.splitlines() if line.endswith("; skipped")]
     assert len(skipped) == len(BAD) + 1
     for name, (_, reason) in [*BAD.items(), (b"bad/gone.png", (None, "No such file"))]:
-        (line,) = (line for line in skipped if printable(os.path.join(os.fsencode(tmp_path), name)) in line)
+        (line,) = (line for line in skipped if printable(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))) in line)
         assert reason in line
     assert "\x1b" not in shown.out and "22 of 29 images" in shown.out and "größe 日本.png" in shown.out
 
