@@ -3,7 +3,6 @@
 import dataclasses
 import glob
 import hashlib
-import math
 import os
 import pathlib
 import time
@@ -26,6 +25,7 @@ FIGURES = ("test_accuracy", "best_validation_accuracy", "images_per_second", "se
 OF_THE_DATA = ("dataset", "train_split", "validation_split", "test_split", "test_crops")  # settings
 BEHIND = " holds"  # ends the name of what is behind a setting
 FINISHED = ("completed", "early_stopped")
+LARGEST = 1e30  # of a figure; a chart cannot have much larger ones
 MOST_RECORDS = 300  # of a kind, for a line in a chart; the rest is not even parsed
 OUTPUTS = ("comparison.csv", "benchmark.json")  # of modes that make a folder of their own below runs/
 
@@ -115,7 +115,7 @@ def _text(value):
 
 
 def _is_number(value):
-    return value is None or is_of(value, NUMBER) and math.isfinite(value)
+    return value is None or is_of(value, NUMBER) and abs(value) < LARGEST
 
 
 def _is_locked(folder):
