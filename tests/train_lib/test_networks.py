@@ -36,6 +36,7 @@ def assert_trained(driver, before):
             assert (first != before[variable.path]).any(), variable.path
 
 
+@pytest.mark.slow
 def test_vgg16_trains_on_two_devices():
     driver, before, losses = drive("VGG16", 2, 2)
     assert losses[0] != losses[1]

@@ -76,7 +76,8 @@ def test_what_others_rely_on_is_refused_or_ignored():
 @pytest.mark.parametrize("flag", FLAGS)
 def test_every_flag_against_a_checkpoint_as_the_help_states(tmp_path, flag):
     """What a flag does to a run that has a checkpoint must be known before it is typed."""
-    before = config_lib.ExperimentConfig()
+    of_a_sweep = {"mode": "sweep", "sweep": "seed=0:2"} if flag in ("sweep", "dry_run") else {}  # refused where nothing is swept
+    before = config_lib.from_values(of_a_sweep)
     after = config_lib.from_values(config_lib.to_values(before) | {flag: FLAGS[flag]})
     checkpoint, lines = checkpoint_of(before, tmp_path), []
     where = on_resume_by_help()[flag]

@@ -103,7 +103,7 @@ def test_every_epoch_is_a_permutation_of_the_split(source, name, buffer_size):
         assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
-@pytest.mark.parametrize("name", ["train", "train[:40]"], ids=["seven files", "one file"])
+@pytest.mark.parametrize("name", ["train", pytest.param("train[:40]", marks=pytest.mark.slow)], ids=["seven files", "one file"])
 def test_the_order_is_a_function_of_seed_and_epoch(source, buffer_size, name):
     split = stream(source, name)
     seeds = (0, 1, 2**31 - 2, 2**31 - 1)

@@ -184,6 +184,7 @@ def test_divergence_ends_with_code_4_and_finite_weights(main, tmp_path, data_dir
     assert all(np.isfinite(tensor).all() for tensor in weights_of(tmp_path / "run").values())
 
 
+@pytest.mark.slow
 def test_early_stopping_keeps_the_best(main, tmp_path, data_dir):
     """With a learning rate too small to change the accuracy, the first evaluation stays the best and patience runs out."""
     workdir = tmp_path / "run"
