@@ -198,6 +198,14 @@ def test_errors_are_one_line_without_tensorflow(arguments, words, tmp_path):
     assert not (tmp_path / "all").exists() and not (tmp_path / "runs").exists()
 
 
+def test_a_sweep_on_several_machines_is_refused(tmp_path):
+    """Each of its runs would otherwise wait for the other workers."""
+    variables = {"TF_CONFIG": json.dumps({"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 0}})}
+    done = run_main("--mode=sweep", "--sweep=seed=0:2", "--workdir=all", cwd=tmp_path, env=variables)
+    assert done.returncode == 2 and "TF_CONFIG names 2 workers" in done.stderr and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_names_of_folders():
     assert folder_name({"seed": 0, "learning_rate": 0.02}) == folder_name({"learning_rate": 0.02, "seed": 0})
     assert folder_name({"seed": 0, "learning_rate": 0.02}) == "learning_rate=0.02,seed=0"

@@ -10,11 +10,12 @@ import os
 import sys
 import time
 
-from input_pipeline.common.errors import one_line
+from input_pipeline.common.errors import SettingError, one_line
 from input_pipeline.common.small_files import UnusableFile, read_json
 from train_lib import config as config_lib
 from train_lib.cli.commands import main_command, python_command
 from train_lib.cli.signals import stop_request
+from train_lib.distribution.cluster import read_cluster
 from train_lib.modes.sweep import children
 from train_lib.modes.sweep.combinations import plan_runs
 from train_lib.modes.sweep.display import Display, progress_of
@@ -40,6 +41,9 @@ def sweep(config, workdir):
         for run in runs:
             print(main_command(*run.arguments))
         return 0
+    if cluster := read_cluster(os.environ):
+        remedy = f"{cluster.several}, and each run of a sweep trains on this machine alone; start one process, without TF_CONFIG"
+        raise SettingError("mode", "sweep", remedy)
     on_gpus = any(run.config.device.virtual_devices == 1 for run in runs)
     slots = children.make_slots(config, children.find_accelerators(os.environ) if on_gpus else [])
     workdir.create()
