@@ -237,8 +237,9 @@ class ExperimentConfig(Settings):
         if self.general.mode == "compare" and not self.modes.inputs:
             raise SettingError("inputs", "", "--mode=compare needs workdirs, sweeps or globs of them, such as 'runs/*'")
         for name in ("sweep", "dry_run"):
-            if (value := getattr(self.modes, name)) and self.general.mode == "train":
-                raise SettingError(name, value, "--mode=train has no such flag; add --mode=sweep, or leave it out")
+            if (value := getattr(self.modes, name)) and self.general.mode != "sweep":
+                remedy = f"--mode={self.general.mode} has no such flag; give --mode=sweep, or leave it out"
+                raise SettingError(name, value, remedy)
         if self.general.mode == "sweep" and not self.modes.sweep:
             raise SettingError("sweep", "", "--mode=sweep needs settings with values, such as learning_rate=0.02,0.04;seed=0:3")
         there = self.device.virtual_devices

@@ -72,6 +72,26 @@ def locked(folder, log=print):
         os.close(descriptor)
 
 
+def is_locked(folder):
+    """Whether a process of this machine writes a run's folder, by the kernel's lock, so that it is known at once."""
+    try:
+        with open(pathlib.Path(folder) / NAME, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is none, or no locks on this file system
+        return False
+    return False
+
+
+def has_heartbeat(folder):
+    """Whether a process of any machine has written a run's folder within the last seconds, by its heartbeat."""
+    try:
+        return abs(time.time() - (pathlib.Path(folder) / NAME).stat().st_mtime) < SILENCE_SECONDS
+    except OSError:
+        return False
+
+
 def _take(path, log):
     """Opens and locks the lock file and writes this process into it; returns its descriptor."""
     while True:

@@ -187,6 +187,7 @@ def test_what_cannot_work_is_refused_before_anything_is_created(text, tmp_path):
         (["--sweep=seed=0:3", "--parallel=-1"], ["--parallel=-1", "at least 0"]),
         (["--sweep=seed=0:3", "--mode=train"], ["--sweep=seed=0:3", "--mode=sweep"]),
         (["--dry_run", "--mode=train"], ["--dry_run=True", "--mode=sweep"]),
+        (["--dry_run", "--mode=evaluate"], ["--dry_run=True", "--mode=sweep"]),
         (["--sweep=seed=0:3", "--init_from=nowhere"], ["--init_from=nowhere"]),
     ],
 )

@@ -5,7 +5,6 @@ import glob
 import hashlib
 import os
 import pathlib
-import time
 
 import numpy as np
 
@@ -14,9 +13,9 @@ from input_pipeline.common.small_files import is_of
 from train_lib import config as config_lib
 from train_lib.cli.flags import flag_text
 from train_lib.cli.inputs import entries, printable
-from train_lib.records import lock
 from train_lib.records.code import DIFF, ENVIRONMENT, in_words
 from train_lib.records.json_lines import METRICS, METRICS_RECORD, NUMBER, JsonLines
+from train_lib.records.lock import has_heartbeat
 from train_lib.records.run_files import STATUS, read_object
 
 # Settings that say nothing about the experiment. Other initial weights are another experiment.
@@ -84,7 +83,7 @@ def read_run(folder, values=None):
     """Reads a run. `values` stand for its config.json. Raises UnusableError if a file of it is not what a run writes."""
     values = _read_settings(folder / "config.json") if values is None else values
     result, about = read_object(folder / "result.json"), read_object(folder / ENVIRONMENT)
-    status = result.get("status", "running" if _is_locked(folder) else "running or killed")
+    status = result.get("status", "running" if has_heartbeat(folder) else "running or killed")
     if (result and status not in list(STATUS)) or not all(_is_number(result.get(name)) for name in FIGURES):
         raise UnusableError(f"{folder / 'result.json'}: is not what a run writes; remove it")
     is_finished, lines = status in FINISHED, JsonLines(folder / METRICS, METRICS_RECORD)
@@ -116,13 +115,6 @@ def _text(value):
 
 def _is_number(value):
     return value is None or is_of(value, NUMBER) and abs(value) < LARGEST
-
-
-def _is_locked(folder):
-    try:
-        return abs(time.time() - (folder / lock.NAME).stat().st_mtime) < lock.SILENCE_SECONDS
-    except OSError:
-        return False
 
 
 def _curve(records, kind, name, path):

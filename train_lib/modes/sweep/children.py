@@ -1,8 +1,6 @@
 """The processes of a sweep: which part of the machine each gets, how it is started, and how it ends with the sweep."""
 
-import fcntl
 import os
-import pathlib
 import shutil
 import subprocess
 import sys
@@ -10,7 +8,6 @@ from typing import NamedTuple
 
 from input_pipeline.common.errors import SettingError
 from train_lib.cli.commands import main_words
-from train_lib.records import lock
 
 # TensorFlow counts, because it may find no GPU where the driver sees some, and knows what CUDA_VISIBLE_DEVICES means.
 COUNT = "import tensorflow; print('gpus:', len(tensorflow.config.list_physical_devices('GPU')))"
@@ -80,18 +77,6 @@ def start(arguments, folder, slot):
     with open(folder / "output.log", "ab") as log:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environ, process_group=0)
-
-
-def is_locked(folder):
-    """Whether a process holds the lock of a run, such as one whose sweep was killed and that is still saving."""
-    try:
-        with open(pathlib.Path(folder) / lock.NAME, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # there is none, or no locks on this file system
-        return False
-    return False
 
 
 def last_line(path):

@@ -20,7 +20,7 @@ from train_lib.modes.sweep import children
 from train_lib.modes.sweep.combinations import plan_runs
 from train_lib.modes.sweep.display import Display, progress_of
 from train_lib.modes.sweep.hparams import EVENTS, write_hparams
-from train_lib.records.lock import locked
+from train_lib.records.lock import is_locked, locked
 from train_lib.records.terminal import percent, say
 from train_lib.records.workdir import Workdir
 
@@ -60,7 +60,7 @@ class Sweep:
         self._waiting = collections.deque(i for i, outcome in enumerate(self._outcomes) if outcome["status"] not in ENDED)
         self._running = {}  # {number of the slot: (index of the run, Popen)}
         self._display = Display(len(runs), len(runs) - len(self._waiting), len(slots))
-        self._left = [path for path in map(self._path, runs) if children.is_locked(path)]  # they still use their accelerators
+        self._left = [path for path in map(self._path, runs) if is_locked(path)]  # they still use their accelerators
         self._patient_until = time.monotonic() + LEFT_SECONDS
         if self._left:
             say(f"waiting up to {LEFT_SECONDS:g} s for {len(self._left)} runs that are still written, such as {self._left[0]}")
@@ -92,7 +92,7 @@ class Sweep:
 
     def _start(self):
         """Starts a waiting run on each free Slot."""
-        self._left = [path for path in self._left if children.is_locked(path)]
+        self._left = [path for path in self._left if is_locked(path)]
         if self._left and time.monotonic() < self._patient_until:
             return
         free = [slot for slot in range(len(self._slots)) if slot not in self._running]
