@@ -9,7 +9,12 @@ import re
 from input_pipeline.common.errors import SettingError
 from input_pipeline.common.settings import Settings, setting
 
-AUGMENTATIONS = ("crop", "flip", "random_resized_crop", "pca_color", "cutout", "mixup")
+AUGMENTATIONS = (
+    "crop", "random_resized_crop", "flip", "alternating_flip", "rand_augment", "pca_color", "cutout", "random_erasing", "mixup",
+    "cutmix",
+)
+OF_AUGMENTATIONS = {"crop": ("crop_padding", "crop_border"), "rand_augment": ("rand_augment",)}  # their settings
+EXCLUDE_EACH_OTHER = (("crop", "random_resized_crop"), ("flip", "alternating_flip"), ("mixup", "cutmix"))
 # The kinds of --dataset=KIND:..., and what follows the colon.
 OWN_FILES = {"folder": "PATH", "npz": "PATH", "csv": "PATH", "tfrecord": "PATTERN"}
 # The endings, in any case, of the images that are looked for in folders; a file that is named itself may end otherwise.
@@ -42,11 +47,20 @@ class DataConfig(Settings):
         "standardized", "range of the network's input; standardized: per channel, measured on the training data",
         choices=("zero_one", "minus_one_one", "standardized"), on_resume="refuse")
     augment: str = setting(
-        "none", "none, or a comma list of crop (random crop of the image padded by an eighth; on a stream, of the image whose "
-        "short side is 8/7 of --image_size) or random_resized_crop (8 to 100 % of the area, sides 3:4 to 4:3), flip "
-        "(left-right, every second image), and in the compiled step pca_color (AlexNet's colour noise, sigma 0.1), cutout (a "
-        "square of half the short side becomes the mean) and mixup (Beta(0.2, 0.2), of examples 2 i and 2 i + 1 of a batch)",
+        "none", "none, or a comma list of crop (random crop of the image padded by --crop_padding; on a stream, of the image "
+        "whose short side is 8/7 of --image_size) or random_resized_crop (8 to 100 % of the area, sides 3:4 to 4:3), flip "
+        "(left-right, a random half of the images) or alternating_flip (a random half in the first epoch, and in every second "
+        "epoch the others), and in the compiled step rand_augment, pca_color (AlexNet's colour noise, sigma 0.1), cutout (a "
+        "square of half the short side becomes the mean), random_erasing (a rectangle of half of the images becomes noise), "
+        "mixup (Beta(0.2, 0.2), of examples 2 i and 2 i + 1 of a batch) or cutmix (a rectangle from the partner, Beta(1, 1))",
         on_resume="refuse")
+    crop_padding: int | None = setting(
+        None, "pixels that crop adds on each side; not given: an eighth of the height", low=0, high=512, on_resume="refuse")
+    crop_border: str = setting(
+        "zeros", "what crop adds: zeros, or the reflected image", choices=("zeros", "reflect"), on_resume="refuse")
+    rand_augment: str = setting(
+        "2,9", "LAYERS,MAGNITUDE of the augmentation rand_augment: how many operations per image, 1 or more, and how strong they "
+        "are, 0 to 10", on_resume="refuse")
     input: str = setting(
         "auto", "memory: decode all images once and keep them in memory; device: keep them in the memory of each device, which "
         "crops and flips them; stream: read and decode them in every epoch; auto: memory if they fit in a fifth of it, or stream",
@@ -61,8 +75,10 @@ class DataConfig(Settings):
         if unknown := [name for name in self.augmentations if name not in AUGMENTATIONS]:
             remedy = f"there is no augmentation {unknown[0]!r}; give none, or a comma list of {', '.join(AUGMENTATIONS)}"
             raise SettingError("augment", self.augment, remedy)
-        if {"crop", "random_resized_crop"} <= set(self.augmentations):
-            raise SettingError("augment", self.augment, "crop and random_resized_crop exclude each other; give one of them")
+        for pair in EXCLUDE_EACH_OTHER:
+            if set(pair) <= set(self.augmentations):
+                raise SettingError("augment", self.augment, f"{pair[0]} and {pair[1]} exclude each other; give one of them")
+        self.rand_augment_layers_and_magnitude()
         if not self.dataset:
             raise SettingError("dataset", self.dataset, "give shapes or the name of a TFDS data set, such as cifar10")
         kind, path = self.own_files
@@ -78,6 +94,15 @@ class DataConfig(Settings):
         if not self.train_split:
             raise SettingError("train_split", self.train_split, "give the examples to train on, such as train[:90%]")
 
+    def rand_augment_layers_and_magnitude(self):
+        """(layers, magnitude) of --rand_augment, an int and a float."""
+        layers, comma, magnitude = (part.strip() for part in self.rand_augment.partition(","))
+        is_number = re.fullmatch(r"\d{1,2}(\.\d{1,6})?", magnitude, re.ASCII)
+        if not (comma and re.fullmatch(r"[1-9]|1\d", layers, re.ASCII) and is_number and float(magnitude) <= 10):
+            remedy = "give LAYERS,MAGNITUDE, a whole number from 1 to 19 and a number from 0 to 10, such as 2,9"
+            raise SettingError("rand_augment", self.rand_augment, remedy)
+        return int(layers), float(magnitude)
+
     @property
     def own_files(self):
         """(kind, path) of a --dataset such as folder:PATH; ("", "") if it is the name of a data set."""
@@ -87,7 +112,12 @@ class DataConfig(Settings):
     @property
     def augmentations(self):
         """The chosen augmentations, a tuple of names."""
-        return () if self.augment == "none" else tuple(name.strip() for name in self.augment.split(","))
+        return parse_augmentations(self.augment)
+
+
+def parse_augmentations(text):
+    """The names in --augment, a tuple."""
+    return () if text == "none" else tuple(name.strip() for name in text.split(","))
 
 
 def check_own_files(config):

@@ -4,11 +4,12 @@ A new setting is one line here: its flag, help text, validation and place in con
 """
 
 import dataclasses
+import re
 
 from alexnet import names
 from input_pipeline.common.errors import SettingError
 from input_pipeline.common.settings import Settings, setting
-from input_pipeline.config import DataConfig
+from input_pipeline.config import OF_AUGMENTATIONS, DataConfig
 
 MODES = ("train", "evaluate", "predict", "export", "benchmark", "report", "sweep", "compare")
 NEED_A_RUN = ("evaluate", "predict", "export", "report")
@@ -17,6 +18,7 @@ OF_THIS_PROCESS = ("mode", "workdir", "debug", "init_from", "devices", "virtual_
                    "benchmark_rows", "inputs", "export_dir", "sweep", "parallel", "dry_run")
 TRAINING = ("train", "benchmark")  # the modes that train
 WITHOUT_SHARES = ("predict", "export", "report", "sweep", "compare")  # modes that pad a batch or have none
+TEST_CROPS = (1, 2, 6, 10)
 MONITORS = ("validation_accuracy", "validation_loss")
 
 # {row of --mode=benchmark: what it measures}, in the order of the table.
@@ -98,6 +100,7 @@ class OptimizerConfig(Settings):
 
     optimizer: str = setting("sgd", "update rule", choices=("sgd", "adam", "adamw"), on_resume="refuse")
     learning_rate: float = setting(0.01, "highest learning rate of the schedule", above=0.0)
+    bias_rate: float = setting(1.0, "factor on the learning rate of the biases of batch and layer normalization", above=0.0)
     momentum: float = setting(0.9, "momentum, of sgd only", low=0.0, below=1.0)
     nesterov: bool = setting(False, "Nesterov's form of the momentum, of sgd only")
     weight_decay: float = setting(
@@ -114,8 +117,17 @@ class OptimizerConfig(Settings):
     ema_decay: float = setting(
         0.0, "decay of an exponential moving average of the weights, such as 0.999; it is evaluated and saved too; 0: off",
         low=0.0, below=1.0)
+    lookahead_steps: int = setting(
+        0, "Lookahead: every so many steps, slow weights move towards the trained weights, which go on from there; the slow ones "
+        "are evaluated and saved; 0: off", low=0)
     max_nonfinite_steps: int = setting(
         0, "how many updates in a row may be skipped because of a NaN or infinity before the run stops", low=0)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.lookahead_steps and self.ema_decay:
+            remedy = "this and --ema_decay both choose the weights that are evaluated; give one of them"
+            raise SettingError("lookahead_steps", self.lookahead_steps, remedy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +138,25 @@ class ScheduleConfig(Settings):
     max_steps: int = setting(0, "end after this many steps if that comes first, 0: no limit; does not change the schedule", low=0)
     schedule: str = setting(
         "constant", "schedule of the learning rate; step: divided by 10 at 1/2 and 3/4 of --epochs; plateau: divided by 10 when "
-        "the monitored value has not improved for 5 evaluations, three times at most",
-        choices=("constant", "step", "cosine", "one_cycle", "plateau"))
+        "the monitored value has not improved for 5 evaluations, three times at most; triangle: see --triangle",
+        choices=("constant", "step", "cosine", "one_cycle", "plateau", "triangle"))
+    triangle: str = setting(
+        "0.2,0.23,0.07", "START,PEAK,END of --schedule=triangle: the learning rate rises linearly from START times its highest "
+        "value, reaches that at PEAK of --epochs, and falls linearly to END times it; numbers from 0 to 1")
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.triangle_points()
+
+    def triangle_points(self):
+        """(start, peak, end) of --triangle, floats."""
+        numbers = [part.strip() for part in self.triangle.split(",")]
+        if len(numbers) != 3 or not all(re.fullmatch(r"[01](\.\d{1,12})?|\.\d{1,12}", number, re.ASCII) for number in numbers):
+            raise SettingError("triangle", self.triangle, "give START,PEAK,END, three numbers from 0 to 1, such as 0.2,0.23,0.07")
+        start, peak, end = map(float, numbers)
+        if max(start, peak, end) > 1:
+            raise SettingError("triangle", self.triangle, "give START,PEAK,END, three numbers from 0 to 1, such as 0.2,0.23,0.07")
+        return start, peak, end
     warmup_epochs: float = setting(
         0.0, "number of epochs at the start in which the learning rate also rises linearly", low=0.0)
 
@@ -188,6 +217,7 @@ class ModesConfig(Settings):
         None, "the folder that --mode=export writes; it must not exist; not given: export/ in the workdir", on_resume="ignore")
     test_crops: int = setting(
         1, "views per test image, whose predictions are averaged, at the end of training and in evaluate, predict and export; "
+        "2: the image and its mirror image; 6: also both of them shifted by one pixel up left and down right; "
         "10: the four corners and the middle of a larger image, and their mirror images (AlexNet's test)")
     benchmark_rows: str = setting(
         "", f"comma list of what to measure: {', '.join(BENCHMARK_ROWS)}; empty: all", on_resume="ignore")
@@ -203,8 +233,8 @@ class ModesConfig(Settings):
         super().__post_init__()
         if self.checkpoint not in ("best", "latest") and not is_step(self.checkpoint):
             raise SettingError("checkpoint", self.checkpoint, "give best, latest or the number of a step")
-        if self.test_crops not in (1, 10):
-            raise SettingError("test_crops", self.test_crops, "give 1 or 10")
+        if self.test_crops not in TEST_CROPS:
+            raise SettingError("test_crops", self.test_crops, f"give {', '.join(map(str, TEST_CROPS[:-1]))} or {TEST_CROPS[-1]}")
         parse_rows(self.benchmark_rows)
 
 
@@ -299,8 +329,9 @@ def check_shares(config, num_replicas):
     accumulate_steps = config.optimization.accumulate_steps if config.general.mode in TRAINING else 1
     check_divisible(config.optimization.global_batch_size, num_replicas, accumulate_steps)
     rows = config.optimization.global_batch_size // (num_replicas * accumulate_steps)
-    if config.general.mode in TRAINING and "mixup" in config.data.augmentations and rows % 2:
-        remedy = f"mixup pairs the {rows} images of a replica; choose a --global_batch_size for which that is even"
+    mixing = [name for name in ("mixup", "cutmix") if name in config.data.augmentations]
+    if config.general.mode in TRAINING and mixing and rows % 2:
+        remedy = f"{mixing[0]} pairs the {rows} images of a replica; choose a --global_batch_size for which that is even"
         raise SettingError("augment", config.data.augment, remedy)
 
 
@@ -317,9 +348,17 @@ def check_divisible(size, num_replicas, accumulate_steps=1):
 
 
 def refuse_ignored_settings(config):
-    """Raises SettingError if the chosen optimizer would ignore a setting that does not have its default."""
-    chosen, default = config.optimization, OptimizerConfig()
-    for name in ("momentum", "nesterov"):
-        if chosen.optimizer != "sgd" and (value := getattr(chosen, name)) != getattr(default, name):
-            remedy = f"--optimizer={chosen.optimizer} has no such setting; leave it out, or give --optimizer=sgd"
-            raise SettingError(name, value, remedy)
+    """Raises SettingError if a setting does not have its default, and the chosen optimizer, schedule or --augment ignores it."""
+    optimizer, schedule, augment = config.optimization.optimizer, config.schedule.schedule, config.data.augment
+    ignored = {name: f"--optimizer={optimizer} has no such setting; leave it out, or give --optimizer=sgd"
+               for name in ("momentum", "nesterov") if optimizer != "sgd"}
+    if schedule != "triangle":
+        ignored["triangle"] = f"--schedule={schedule} has no such setting; leave it out, or give --schedule=triangle"
+    for augmentation, settings in OF_AUGMENTATIONS.items():
+        if augmentation not in config.data.augmentations:
+            remedy = f"belongs to {augmentation}, which is not in --augment={augment}; add it, or leave this flag out"
+            ignored |= dict.fromkeys(settings, remedy)
+    values, defaults = to_values(config), to_values(ExperimentConfig())
+    for name, remedy in ignored.items():
+        if values[name] != defaults[name]:
+            raise SettingError(name, values[name], remedy)

@@ -15,7 +15,12 @@ def learning_rate(step, config, schedule_steps, epoch_steps, plateau_drops=0):
     progress = min(step / schedule_steps, 1.0)
     warmup_steps = config.schedule.warmup_epochs * float(epoch_steps)
     warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
-    shape = PLATEAU_FACTOR**plateau_drops if config.schedule.schedule == "plateau" else SHAPES[config.schedule.schedule](progress)
+    if config.schedule.schedule == "plateau":
+        shape = PLATEAU_FACTOR**plateau_drops
+    elif config.schedule.schedule == "triangle":
+        shape = _triangle(progress, *config.schedule.triangle_points())
+    else:
+        shape = SHAPES[config.schedule.schedule](progress)
     return config.optimization.learning_rate * warmup * shape
 
 
@@ -31,6 +36,12 @@ def _one_cycle(progress):
     if progress < ONE_CYCLE_RISE:
         return 1 - (1 - ONE_CYCLE_START) * _cosine(progress / ONE_CYCLE_RISE)
     return _cosine((progress - ONE_CYCLE_RISE) / (1 - ONE_CYCLE_RISE))
+
+
+def _triangle(progress, start, peak, end):
+    if progress < peak:
+        return start + (1 - start) * progress / peak
+    return 1 - (1 - end) * (progress - peak) / (1 - peak) if peak < 1 else 1.0
 
 
 SHAPES = {"constant": lambda progress: 1.0, "step": _step, "cosine": _cosine, "one_cycle": _one_cycle}

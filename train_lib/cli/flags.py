@@ -12,6 +12,7 @@ from absl import flags
 from input_pipeline.common.errors import ExpectedError, SettingError, UnusableError
 from input_pipeline.common.settings import describe_range, describe_type, value_type
 from input_pipeline.common.small_files import read_file, read_json
+from input_pipeline.config import OF_AUGMENTATIONS, parse_augmentations
 from train_lib import config as config_lib
 
 PRESETS = pathlib.Path(__file__).parent / "presets"
@@ -19,7 +20,7 @@ HELP_FLAGS = ("--help", "--helpshort", "--helpfull", "-help", "-h", "-?")
 LARGEST_FLAGFILE = 2**16  # bytes; ours have 2,000
 EMPTY_IS_A_VALUE = ("cache_dir",)  # optional settings whose empty text does not mean "not given"; see their help
 # {flag: the flags of a preset that were chosen for its value}. With another value, they go back to their defaults.
-CHOSEN_TOGETHER = {"model": ("model_options", "dropout_rate"), "optimizer": ("momentum", "nesterov")}
+CHOSEN_TOGETHER = {"model": ("model_options", "dropout_rate"), "optimizer": ("momentum", "nesterov"), "schedule": ("triangle",)}
 ON_RESUME = {"refuse": "refused", "tell": "reported", "ignore": "ignored"}
 LIST_FLAGS = "--helpshort lists the flags"
 _DEFINERS = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
@@ -72,6 +73,9 @@ def configure(given):
     for name, companions in CHOSEN_TOGETHER.items():
         chosen = values.get(name, _defaults()[name])
         if given.get(name, chosen) != chosen:
+            values = {other: value for other, value in values.items() if other not in companions}
+    for augmentation, companions in OF_AUGMENTATIONS.items():
+        if "augment" in given and augmentation not in parse_augmentations(given["augment"]):
             values = {other: value for other, value in values.items() if other not in companions}
     config = config_lib.from_values(values | given)
     if config.general.mode in config_lib.TRAINING:
