@@ -6,8 +6,9 @@
 
     names.py          the names of the networks and of their options; does not import TensorFlow
     alexnet.py        the paper's network and two smaller versions of it for 32x32 images
+    airbench.py       the network of a fast CIFAR-10 recipe of 2024
     resnet.py         a residual network for 32x32 images
-    layers.py         local response normalization, grouped convolutions, dropout with reproducible masks, seeds of layers
+    layers.py         normalization, grouped convolutions, whitening, dropout with reproducible masks, seeds of layers
     applications.py   the classification networks of keras.applications
     settings.py       Keras's global settings, which a user may have changed
 
@@ -68,6 +69,8 @@ def build(name, num_classes, image_shape, *, options=None, dropout_rate=None, pr
             return applications.build(name, num_classes, image_shape, POLICIES[precision], seed)
         if name in names.RESNETS:
             from alexnet import resnet as networks
+        elif name in names.AIRBENCHES:
+            from alexnet import airbench as networks
         else:
             from alexnet import alexnet as networks
         return networks.build(name, num_classes, image_shape, options, dropout_rate, POLICIES[precision], seed)

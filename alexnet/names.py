@@ -6,8 +6,9 @@ import math
 import typing
 
 ALEXNETS = ("alexnet", "alexnet_tower", "alexnet_tower_sequential", "alexnet_mini", "alexnet_mini_sequential")
+AIRBENCHES = ("airbench",)
 RESNETS = ("resnet20",)
-OWN = ALEXNETS + RESNETS
+OWN = ALEXNETS + AIRBENCHES + RESNETS
 
 # The classification networks of keras.applications, Keras 3.15.
 APPLICATIONS = (
@@ -25,21 +26,32 @@ ALL = OWN + APPLICATIONS
 class Option(typing.NamedTuple):
     """One option of a network: its type and its default.
 
-    An int must be one of `choices`, or at least 1 if there are none. A float must be above 0 and at most `high`.
+    A text must be one of `choices`. An int must be one of them, or at least 1 if there are none. A float must be above 0 and at
+    most `high`.
     """
 
     kind: type
-    default: bool | int | float
+    default: bool | int | float | str
     choices: tuple = ()
     high: float = math.inf
 
 
 _WIDTH = Option(float, 1.0, high=4.0)  # factor on the number of filters of every convolution; the result is rounded, at least 1
+# Ingredients that came after the paper; see `alexnet.LayerMaker`. The AlexNets have none of them by default.
+_LATER = {
+    "norm": Option(str, "none", choices=("none", "batch")),
+    "norm_scale": Option(bool, True),
+    "activation": Option(str, "relu", choices=("relu", "gelu")),
+    "whiten": Option(bool, False),
+    "dirac": Option(bool, False),
+    "logit_scale": Option(float, 1.0, high=1000.0),
+}
 _TOWER = {
     "lrn": Option(bool, False),
     "overlapping_pooling": Option(bool, True),
     "dense_units": Option(int, 1024),
     "width": _WIDTH,
+    **_LATER,
 }
 _MINI = {
     "lrn": Option(bool, False),
@@ -47,6 +59,7 @@ _MINI = {
     "dense_units": Option(int, 4096),
     "dense7_relu": Option(bool, False),
     "width": _WIDTH,
+    **_LATER,
 }
 # {network: {option: Option}}. All defaults are here; the functions that build networks have no defaults of their own.
 OPTIONS = {
@@ -58,11 +71,24 @@ OPTIONS = {
         "cross_connection": Option(bool, True),
         "paper_init": Option(bool, True),
         "paper_biases": Option(bool, True),
+        **_LATER,
     },
     "alexnet_tower": _TOWER,
     "alexnet_tower_sequential": _TOWER,
     "alexnet_mini": _MINI,
     "alexnet_mini_sequential": _MINI,
+    "airbench": {
+        "filters1": Option(int, 64),
+        "filters2": Option(int, 256),
+        "filters3": Option(int, 256),
+        "lrn": Option(bool, False),
+        "norm": Option(str, "batch", choices=("none", "batch")),
+        "norm_scale": Option(bool, False),
+        "activation": Option(str, "gelu", choices=("relu", "gelu")),
+        "whiten": Option(bool, True),
+        "dirac": Option(bool, True),
+        "logit_scale": Option(float, 1 / 9, high=1000.0),
+    },
     "resnet20": {"projection": Option(bool, False)},
     **{name: {} for name in APPLICATIONS},
 }
@@ -79,7 +105,7 @@ def check_name(name):
 
 
 def parse_options(name, options):
-    """Checks the options of a network and completes them with their defaults; returns {option: bool, int or float} for all.
+    """Checks the options of a network and completes them with their defaults; returns {option: value} for all.
 
     `options` is a string such as "lrn=false,towers=1", a dict such as {"lrn": False, "towers": 1}, or None. Raises ValueError if
     the network, an option or a value does not exist; the message is one line and lists what is allowed.
@@ -96,6 +122,8 @@ def parse_options(name, options):
     complete = {**defaults, **{key: _check(key, value, known[key]) for key, value in given.items()}}
     if complete.get("towers") == 1 and not complete["cross_connection"]:
         raise ValueError("cross_connection=false needs towers=2, because a single tower has no connection to cut")
+    if complete.get("norm") == "none" and complete["norm_scale"] != defaults["norm_scale"]:
+        raise ValueError(f"norm_scale={given['norm_scale']} needs norm=batch, because without it there is nothing to scale")
     return complete
 
 
@@ -121,6 +149,8 @@ def _check(key, value, option):
         number = int(text) if text.isascii() and text.isdecimal() else 0
         typed = number if number >= 1 and number in (option.choices or (number,)) else None
         allowed = " or ".join(map(str, option.choices)) or "a whole number, 1 or more"
+    elif option.kind is str:
+        typed, allowed = (text if text in option.choices else None), " or ".join(option.choices)
     else:
         allowed = f"a number above 0 and at most {option.high:g}"
         with contextlib.suppress(ValueError):

@@ -26,16 +26,17 @@ def make_train_loop(strategy, state, config):
     """Compiles the inner loop.
 
     Returns:
-      loop(iterator, first_step, num_steps, learning_rates, skipped_in_a_row, stop_requested) -> (steps done,
+      loop(iterator, first_step, num_steps, learning_rates, skipped_in_a_row, stop_requested, lookahead_shares) -> (steps done,
       skipped_in_a_row, stopping, {name: [steps_per_loop]}). It ends early at the step that exceeds --max_nonfinite_steps, and
-      at the first step at which any process was asked to stop. `learning_rates` and the reports always have steps_per_loop
-      entries, so that a shorter call does not compile again. "data_wait" holds the seconds of `timed_next`.
+      at the first step at which any process was asked to stop. `learning_rates`, `lookahead_shares` and the reports always have
+      steps_per_loop entries, so that a shorter call does not compile again. "data_wait" holds the seconds of `timed_next`.
+      `lookahead_shares` is only needed with --lookahead_steps.
     """
     size = config.device.steps_per_loop
     names = [name for name, reduction in METRICS.items() if not callable(reduction)]
 
     @tf.function
-    def train_loop(iterator, first_step, num_steps, learning_rates, skipped_in_a_row, stop_requested):
+    def train_loop(iterator, first_step, num_steps, learning_rates, skipped_in_a_row, stop_requested, lookahead_shares=None):
         wide = tf.float64 if config.network.precision == "float64" else tf.float32
         metrics = {name: tf.TensorArray(wide, size, element_shape=()) for name in names}
         finite = tf.TensorArray(tf.bool, size, element_shape=())
@@ -45,7 +46,8 @@ def make_train_loop(strategy, state, config):
             for index in tf.range(num_steps):
                 step = first_step + tf.cast(index, tf.int64)
                 batch, waited = timed_next(iterator, config.general.deterministic)
-                report = train_step(strategy, state, config, batch, step, learning_rates[index], stop_requested)
+                share = 0.0 if lookahead_shares is None else lookahead_shares[index]
+                report = train_step(strategy, state, config, batch, step, learning_rates[index], stop_requested, share)
                 metrics = {name: values.write(index, report[name]) for name, values in metrics.items()}
                 finite = finite.write(index, report["finite"])
                 waits = waits.write(index, waited)
@@ -76,18 +78,19 @@ class StepsReport:
     images_per_second: float | None = None  # since the last train record, None if it is not known
 
 
-def run_steps(train_loop, batches, state, rates, size, stop_requested, clock):
+def run_steps(train_loop, batches, state, rates, lookahead_shares, size, stop_requested, clock):
     """Calls the compiled loop for len(rates) steps from state.step on, and returns a StepsReport.
 
     This is a point where the host waits for the devices. `train_loop` comes from `make_train_loop`, `batches` is an iterator over
-    per-replica batches, `rates` has the learning rate of each step, and `size` is --steps_per_loop.
+    per-replica batches, `rates` has the learning rate of each step, `lookahead_shares` the `lookahead_share` of each, and `size`
+    is --steps_per_loop.
     """
-    padded = np.zeros(size)
-    padded[: len(rates)] = rates
+    padded, padded_shares = np.zeros(size), np.zeros(size)
+    padded[: len(rates)], padded_shares[: len(rates)] = rates, lookahead_shares
     start = clock()
     done, skipped, stopping, reports = train_loop(
         batches, tf.constant(state.step, tf.int64), tf.constant(len(rates)), tf.constant(padded),
-        tf.constant(state.skipped_in_a_row), tf.constant(stop_requested))
+        tf.constant(state.skipped_in_a_row), tf.constant(stop_requested), tf.constant(padded_shares))
     done = int(done)
     values = {name: reports[name].numpy()[:done] for name in reports}
     seconds = clock() - start

@@ -51,6 +51,13 @@ def make_optimizers(config, weights):
     return [optimizer] * len(weights)
 
 
+def normalization_biases(model):
+    """The paths of the biases of a network's normalization layers, whose learning rate --bias_rate multiplies."""
+    kinds = keras.layers.BatchNormalization, keras.layers.LayerNormalization, keras.layers.GroupNormalization
+    layers = [layer for layer in model._flatten_layers() if isinstance(layer, kinds)]
+    return {layer.beta.path for layer in layers if layer.beta is not None}
+
+
 class LossScale:
     """The factor that keeps float16 gradients, many of which lie below its smallest number, from becoming zero.
 

@@ -4,6 +4,7 @@ import math
 
 ONE_CYCLE_RISE = 0.3  # of the run; Smith and Topin, "Super-Convergence", and its usual implementations
 ONE_CYCLE_START = 1 / 25
+LOOKAHEAD_DECAY = 0.95  # per step; airbench (Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", section 3.4)
 PLATEAU_FACTOR = 0.1  # paper, section 5: divided by 10, three times, when the validation error stopped improving
 
 
@@ -22,6 +23,19 @@ def learning_rate(step, config, schedule_steps, epoch_steps, plateau_drops=0):
     else:
         shape = SHAPES[config.schedule.schedule](progress)
     return config.optimization.learning_rate * warmup * shape
+
+
+def lookahead_share(step, config, schedule_steps):
+    """How far Lookahead's slow weights move towards the trained ones after step `step` (0-based); 0 if they stay.
+
+    They move after every --lookahead_steps steps. Zhang et al. ("Lookahead Optimizer: k steps forward, 1 step back") move them by
+    a constant share. Here the share falls from 1 to 1 - 0.95^k, k = --lookahead_steps, over the schedule, as in airbench: at the
+    beginning the slow weights follow the trained ones, and at the end they average them.
+    """
+    every = config.optimization.lookahead_steps
+    if not every or (step + 1) % every:
+        return 0.0
+    return 1 - LOOKAHEAD_DECAY**every * min((step + 1) / schedule_steps, 1.0) ** 3
 
 
 def _step(progress):

@@ -20,7 +20,7 @@ from train_lib.distribution.strategy import create_strategy, describe, distribut
 from train_lib.distribution.workers import OneWorker
 from train_lib.records.code import ENVIRONMENT, record_code
 from train_lib.records.workdir import BAD_EXAMPLES, Workdir
-from train_lib.state import PixelScaling, TrainState, assign, create_state, pixel_scaling, tensors_of
+from train_lib.state import PixelScaling, TrainState, assign, create_state, fit_whitening, pixel_scaling, tensors_of
 
 
 @dataclasses.dataclass
@@ -134,6 +134,8 @@ def open_run(config, workdir, checkpoint, store, log=print, workers=None):
         resume.repair_pointers(state, store, plan, config, workers, log)
     elif config.network.init_from:
         initialize(state, config.network.init_from, log)
+    else:
+        fit_whitening(state, train_split)
     return Run(config, workdir, strategy, source, train_split, validation_split, state, plan, store, workers)
 
 
@@ -176,7 +178,7 @@ def initialize(state, path, log):
         assign(taken, tensors, checkpoint.folder)
     except UnusableError as error:
         raise SettingError("init_from", path, f"{error}; give the --model and --model_options of that run") from None
-    for weight, average in zip(state.model.trainable_variables, state.averages, strict=False):
+    for weight, average in zip(state.averaged, state.averages, strict=True):
         average.assign(weight.numpy())
     log(f"weights from {checkpoint.folder}")
 

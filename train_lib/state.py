@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 import alexnet
+from alexnet.layers import PatchWhitening
 from input_pipeline.common.errors import SettingError, UnusableError
 from train_lib.cadence import ValidationTracker
 from train_lib.metrics import TrainTotals
@@ -28,7 +29,9 @@ class TrainState:
     # One built Keras optimizer per entry of model.trainable_variables; they may share one. Only slots and `update_step` are used.
     optimizers: list
     pixels: "PixelScaling"  # measured on the training data
-    averages: list = dataclasses.field(default_factory=list)  # of --ema_decay, in the order of model.trainable_variables
+    # What is evaluated in place of the trained weights, in the order of `averaged`: the averages of --ema_decay, or Lookahead's.
+    averages: list = dataclasses.field(default_factory=list)
+    looks_ahead: bool = False  # whether the averages are the slow weights of Lookahead
     loss_scale: LossScale | None = None  # under float16
     # The variables that a forward pass in training changes, as batch normalization does; found in the model if not given.
     batch_statistics: list | None = None
@@ -105,15 +108,19 @@ class TrainState:
             slots |= {"loss_scale/value": self.loss_scale.value, "loss_scale/good_steps": self.loss_scale.good_steps}
         return slots
 
+    @property
+    def averaged(self):
+        """The network's variables that have averages: the trainable ones, and under Lookahead its batch statistics too."""
+        return [*self.model.trainable_variables, *self.batch_statistics][: len(self.averages)]
+
     def averaged_weights(self):
         """{name: variable} of the averages; {} if there are none."""
-        weights = self.model.trainable_variables if self.averages else []
-        return {f"ema/{weight.path}": average for weight, average in zip(weights, self.averages, strict=True)}
+        return {f"ema/{weight.path}": average for weight, average in zip(self.averaged, self.averages, strict=True)}
 
     @contextlib.contextmanager
     def averages_in_place(self):
         """Context manager in which the network uses the averages as its weights."""
-        weights = self.model.trainable_variables if self.averages else []
+        weights = self.averaged
         kept = [keras.ops.convert_to_numpy(weight) for weight in weights]
         try:
             for weight, average in zip(weights, self.averages, strict=True):
@@ -191,10 +198,14 @@ def create_state(config, strategy, num_classes, image_shape, pixels):
         model = build_network(config, num_classes, image_shape)
         _check_xla(config, strategy, model)
         optimizers = make_optimizers(config.optimization, model.trainable_variables)
-        averaged = model.trainable_variables if config.optimization.ema_decay else []
-        averages = [tf.Variable(weight.numpy(), trainable=False) for weight in averaged]
+        looks_ahead = config.optimization.lookahead_steps > 0
+        averaged = looks_ahead or config.optimization.ema_decay > 0
+        averages = [tf.Variable(weight.numpy(), trainable=False) for weight in model.trainable_variables if averaged]
         loss_scale = LossScale() if config.network.precision == "float16" else None
-        return TrainState(model, optimizers, pixels, averages, loss_scale)
+        state = TrainState(model, optimizers, pixels, averages, looks_ahead, loss_scale)
+        if looks_ahead:
+            state.averages += [_average_of_statistic(variable) for variable in state.batch_statistics]
+        return state
 
 
 def build_network(config, num_classes, image_shape):
@@ -220,13 +231,20 @@ def build_network(config, num_classes, image_shape):
         raise SettingError("precision", network.precision, remedy) from None
 
 
+def _average_of_statistic(variable):
+    """Lookahead's slow copy of a batch statistic. Like the statistic, each replica changes its own, and all of them are equal."""
+    return tf.Variable(
+        variable.numpy(), trainable=False, synchronization=tf.VariableSynchronization.ON_READ,
+        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
+
+
 def find_batch_statistics(model):
     """The variables of a network that its forward pass changes in training.
 
-    Keras lists the kernels of frozen layers beside them. These must not be copied at every step like statistics, so if a layer is
-    frozen, a forward pass on one black image tells the two apart.
+    Keras lists frozen kernels beside them. These must not be copied at every step like statistics, so if there are any, a forward
+    pass on one black image tells the two apart.
     """
-    if all(layer.trainable for layer in model.layers):
+    if all(layer.trainable and not isinstance(layer, PatchWhitening) for layer in model.layers):
         return list(model.non_trainable_weights)
     with keras.StatelessScope() as scope:
         model(tf.zeros((1, *model.inputs[0].shape[1:]), model.inputs[0].dtype), training=True)
@@ -239,6 +257,14 @@ def _check_xla(config, strategy, model):
     if config.device.xla == "on" and layers and strategy.num_replicas_in_sync > 1:
         remedy = f"{layers[0]} of {config.network.model} sums over the replicas, which XLA cannot compile; give off"
         raise SettingError("xla", "on", remedy)
+
+
+def fit_whitening(state, split):
+    """Fits the layers that whiten patches to the first images of a training split."""
+    for layer in state.model.layers:
+        if isinstance(layer, PatchWhitening):
+            scale = np.tile(state.pixels.scale, layer.size**2)
+            layer.fit(split.patch_covariance(layer.size) * np.outer(scale, scale))
 
 
 def assign(variables, tensors, source):

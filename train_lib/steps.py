@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from alexnet.layers import dropout_masks
 from train_lib.augment import augment
+from train_lib.optimizers import normalization_biases
 
 SUM = tf.distribute.ReduceOp.SUM
 
@@ -160,31 +161,52 @@ def replica_step(state, config, batch, step, learning_rate, stop_requested):
 def apply_update(strategy, state, config, gradients, learning_rate):
     """Changes weights, optimizer slots and averages on every replica. Call it in the cross-replica context.
 
-    Weight decay comes after clipping and leaves biases and normalization alone (all vectors). For sgd it goes into the
-    momentum (paper, section 5: v <- 0.9 v - 0.0005 * lr * w - lr * gradient), for adam into the gradient. For adamw it is
-    decoupled: it is subtracted from the weight itself (Loshchilov and Hutter, "Decoupled weight decay").
+    The biases of normalization layers have a rate of their own, --bias_rate times the others'. Weight decay comes after clipping
+    and leaves biases and normalization alone (all vectors). For sgd it goes into the momentum (paper, section 5:
+    v <- 0.9 v - 0.0005 * lr * w - lr * gradient), for adam into the gradient. For adamw it is decoupled: it is subtracted from
+    the weight itself (Loshchilov and Hutter, "Decoupled weight decay").
     """
 
-    def update(weight, optimizer, gradient, *averages):
+    def update(weight, optimizer, gradient, rate, *averages):
         decay = config.optimization.weight_decay if len(weight.shape) > 1 else 0.0
         if decay and getattr(optimizer, "decoupled_weight_decay", False):
-            weight.assign_sub(tf.cast(learning_rate * decay, weight.dtype) * weight)
+            weight.assign_sub(tf.cast(rate * decay, weight.dtype) * weight)
         elif decay:
             gradient += decay * weight
-        optimizer.update_step(gradient, weight, learning_rate)
+        optimizer.update_step(gradient, weight, rate)
         for average in averages:
             average.assign_add((1 - config.optimization.ema_decay) * (weight - average))
 
-    averages = [(average,) for average in state.averages] or [()] * len(gradients)
-    weights = state.model.trainable_variables
+    weights, biases = state.model.trainable_variables, normalization_biases(state.model)
+    averages = [(average,) for average in state.averages] if config.optimization.ema_decay else [()] * len(weights)
     for variable, optimizer, gradient, average in zip(weights, state.optimizers, gradients, averages, strict=True):
-        strategy.extended.update(variable.value, update, args=(optimizer, gradient, *average), group=False)
+        rate = learning_rate * config.optimization.bias_rate if variable.path in biases else learning_rate
+        strategy.extended.update(variable.value, update, args=(optimizer, gradient, rate, *average), group=False)
     for optimizer in dict.fromkeys(state.optimizers):
         optimizer.iterations.assign_add(1)
 
 
-def train_step(strategy, state, config, batch, step, learning_rate, stop_requested=False):
+def look_ahead(strategy, state, share):
+    """Moves the slow weights by `share` of the way to the trained weights, which go on from there. In the cross-replica context.
+
+    Batch statistics are moved like weights. Zhang et al., "Lookahead Optimizer: k steps forward, 1 step back".
+    """
+
+    def move(weight, slow):
+        slow.assign_add(tf.cast(share, slow.dtype) * (weight - slow))
+        weight.assign(slow)
+
+    weights, statistics = state.model.trainable_variables, state.batch_statistics
+    for weight, slow in zip(weights, state.averages[: len(weights)], strict=True):
+        strategy.extended.update(weight.value, move, args=(slow,), group=False)
+    pairs = list(zip([variable.value for variable in statistics], state.averages[len(weights) :], strict=True))
+    strategy.run(lambda: [move(*pair) for pair in pairs] and None)  # each replica has its own statistics
+
+
+def train_step(strategy, state, config, batch, step, learning_rate, stop_requested=False, lookahead_share=0.0):
     """One update on all replicas. If the loss or the gradient is not finite, nothing changes except the loss scale.
+
+    `lookahead_share` is the share of `look_ahead` after this update, 0 if the slow weights stay.
 
     Returns:
       The report of `replica_step`.
@@ -194,6 +216,8 @@ def train_step(strategy, state, config, batch, step, learning_rate, stop_request
     report = {name: strategy.experimental_local_results(value)[0] for name, value in report.items()}
     if report["finite"]:
         apply_update(strategy, state, config, gradients, learning_rate)
+        if config.optimization.lookahead_steps and lookahead_share > 0:
+            look_ahead(strategy, state, lookahead_share)
     if state.loss_scale:
         state.loss_scale.update(report["finite"])
     return report

@@ -148,6 +148,7 @@ class Trainer:
         self.tell("before_steps")
         report = run_steps(
             self.train_loop, batches, self.state, [self.learning_rate(step) for step in range(first, stop)],
+            [schedules.lookahead_share(step, self.config, self.plan.schedule_steps) for step in range(first, stop)],
             self.config.device.steps_per_loop, stop_request.received is not None, self.clock)
         self.state.advance(report)
         self.stopping, self.newest_report = report.stopping, report

@@ -36,17 +36,24 @@ def test_unknown_name_says_what_comes_close(wrong, expected):
     assert repr(wrong) in str(caught.value) and "\n" not in str(caught.value)
 
 
+LATER = {"norm": "none", "norm_scale": True, "activation": "relu", "whiten": False, "dirac": False, "logit_scale": 1.0}
+
+
 def test_options_of_the_paper_are_the_default():
     paper = {"lrn": True, "towers": 2, "overlapping_pooling": True, "dense_units": 4096, "cross_connection": True,
-             "paper_init": True, "paper_biases": True}
+             "paper_init": True, "paper_biases": True, **LATER}
     assert names.parse_options("alexnet", "") == names.parse_options("alexnet", None) == paper
 
 
 def test_text_becomes_typed_values():
     options = names.parse_options("alexnet", "lrn=false, towers=1,overlapping_pooling=False ,dense_units=256")
-    others = {"cross_connection": True, "paper_init": True, "paper_biases": True}
+    others = {"cross_connection": True, "paper_init": True, "paper_biases": True, **LATER}
     assert options == {"lrn": False, "towers": 1, "overlapping_pooling": False, "dense_units": 256} | others
-    assert [type(value) for value in options.values()] == [bool, int, bool, int, bool, bool, bool]
+    assert [type(value) for value in options.values()][:7] == [bool, int, bool, int, bool, bool, bool]
+    text = "norm=Batch,norm_scale=false,activation=gelu,whiten=true,dirac=true,logit_scale=0.5"
+    later = names.parse_options("alexnet_tower", text)
+    assert {name: later[name] for name in LATER} == {
+        "norm": "batch", "norm_scale": False, "activation": "gelu", "whiten": True, "dirac": True, "logit_scale": 0.5}
 
 
 def test_dict_and_text_agree():
@@ -77,6 +84,10 @@ def test_what_was_parsed_can_be_parsed_again():
         ("alexnet_tower", "towers=2", ["alexnet_tower", "towers", "dense_units"]),
         ("alexnet", "towers=1,cross_connection=false", ["cross_connection=false", "towers=2"]),
         ("alexnet", "lrn=1", ["lrn=1", "true or false"]),
+        ("alexnet_mini", "norm=layer", ["norm=layer", "none or batch"]),
+        ("alexnet_tower", "norm_scale=false", ["norm_scale=false", "norm=batch"]),
+        ("airbench", "activation=", ["activation", "key=value"]),
+        ("airbench", "width=2", ["airbench", "width", "filters1"]),
         ("alexnet", {"lrn": 0}, ["lrn=0", "true or false"]),
         ("alexnet", "towers=3", ["towers=3", "1 or 2"]),
         ("alexnet", {"towers": True}, ["towers=True", "1 or 2"]),

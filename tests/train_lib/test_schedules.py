@@ -8,7 +8,7 @@ import pytest
 from train_lib import config as config_lib
 from train_lib.schedules import learning_rate
 
-SCHEDULES = ("constant", "step", "cosine", "one_cycle", "plateau")
+SCHEDULES = ("constant", "step", "cosine", "one_cycle", "triangle", "plateau")
 
 
 def rates(schedule, steps, drops=0, **values):
@@ -51,6 +51,15 @@ def test_one_cycle_starts_at_a_25th_peaks_at_three_tenths_and_falls():
     assert values[65] == pytest.approx(0.02, rel=1e-12)
     assert values[:31] == sorted(values[:31]) and values[30:] == sorted(values[30:], reverse=True)
     assert 0 < values[99] < 0.04 / 1000
+
+
+def test_triangle_by_hand():
+    """From a fifth to the whole at a quarter of the run, then down to a tenth."""
+    values = rates("triangle", 8, triangle="0.2,0.25,0.1")
+    down = [1 - 0.9 * share / 6 for share in range(6)]
+    assert values == pytest.approx([0.04 * value for value in (0.2, 0.6, *down)], rel=1e-12)
+    assert rates("triangle", 4, triangle="0,0,1") == pytest.approx([0.04] * 4, rel=1e-12)
+    assert rates("triangle", 4, triangle="0.5,1,0") == pytest.approx([0.02, 0.025, 0.03, 0.035], rel=1e-12)
 
 
 @pytest.mark.parametrize(("drops", "factor"), [(0, 1), (1, 0.1), (2, 0.01), (3, 0.001)])

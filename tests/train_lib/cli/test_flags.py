@@ -30,10 +30,10 @@ def values_of(*arguments):
 @pytest.fixture
 def preset(tmp_path, monkeypatch):
     """A preset that sets every optional setting: {name: its value}."""
-    values = {name: 0.25 if name == "dropout_rate" else f"/{name}" for name in OPTIONAL}
+    values = {name: {"dropout_rate": 0.25, "crop_padding": 3}.get(name, f"/{name}") for name in OPTIONAL}
     monkeypatch.setattr(flags_lib, "PRESETS", tmp_path)
     lines = [f"--{name}={value}" for name, value in values.items()]
-    (tmp_path / "own.flags").write_text("\n".join(["--model=alexnet_mini", *lines]))
+    (tmp_path / "own.flags").write_text("\n".join(["--model=alexnet_mini", "--augment=crop", *lines]))
     return values
 
 
