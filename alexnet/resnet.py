@@ -9,7 +9,7 @@ import itertools
 
 import keras
 
-from alexnet.layers import Dropout, PaddedShortcut, layer_seed
+from alexnet.layers import BatchNormalization, Dropout, PaddedShortcut, layer_seed
 
 BLOCKS_PER_SIZE = 3  # the paper's n; the network has 6 n + 2 layers with weights
 
@@ -32,8 +32,7 @@ class LayerMaker:
         x = keras.layers.Conv2D(
             filters, size, strides, "valid" if strides > 1 else "same", use_bias=False, dtype=self.policy, name=name,
             **self.weights())(x)
-        return keras.layers.BatchNormalization(
-            momentum=0.9, epsilon=1e-5, synchronized=True, dtype=self.policy, name=f"{name}_norm")(x)
+        return BatchNormalization(momentum=0.9, epsilon=1e-5, dtype=self.policy, name=f"{name}_norm")(x)
 
     def relu(self, x, name):
         """The activation, as a layer with a name."""

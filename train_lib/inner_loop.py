@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from train_lib.steps import METRICS, train_step
+from train_lib.steps import METRICS, look_ahead, train_step
 
 
 def timed_next(iterator, deterministic=False):
@@ -30,7 +30,7 @@ def make_train_loop(strategy, state, config):
       skipped_in_a_row, stopping, {name: [steps_per_loop]}). It ends early at the step that exceeds --max_nonfinite_steps, and
       at the first step at which any process was asked to stop. `learning_rates`, `lookahead_shares` and the reports always have
       steps_per_loop entries, so that a shorter call does not compile again. "data_wait" holds the seconds of `timed_next`.
-      `lookahead_shares` is only needed with --lookahead_steps.
+      `lookahead_shares` has the share of `steps.look_ahead` after each step, 0 for none; None without --lookahead_steps.
     """
     size = config.device.steps_per_loop
     names = [name for name, reduction in METRICS.items() if not callable(reduction)]
@@ -46,8 +46,9 @@ def make_train_loop(strategy, state, config):
             for index in tf.range(num_steps):
                 step = first_step + tf.cast(index, tf.int64)
                 batch, waited = timed_next(iterator, config.general.deterministic)
-                share = 0.0 if lookahead_shares is None else lookahead_shares[index]
-                report = train_step(strategy, state, config, batch, step, learning_rates[index], stop_requested, share)
+                report = train_step(strategy, state, config, batch, step, learning_rates[index], stop_requested)
+                if lookahead_shares is not None and lookahead_shares[index] > 0 and report["finite"]:
+                    look_ahead(strategy, state, lookahead_shares[index])
                 metrics = {name: values.write(index, report[name]) for name, values in metrics.items()}
                 finite = finite.write(index, report["finite"])
                 waits = waits.write(index, waited)
@@ -82,15 +83,16 @@ def run_steps(train_loop, batches, state, rates, lookahead_shares, size, stop_re
     """Calls the compiled loop for len(rates) steps from state.step on, and returns a StepsReport.
 
     This is a point where the host waits for the devices. `train_loop` comes from `make_train_loop`, `batches` is an iterator over
-    per-replica batches, `rates` has the learning rate of each step, `lookahead_shares` the `lookahead_share` of each, and `size`
-    is --steps_per_loop.
+    per-replica batches, `rates` has the learning rate of each step, `lookahead_shares` its share of `look_ahead` (None without
+    Lookahead), and `size` is --steps_per_loop.
     """
-    padded, padded_shares = np.zeros(size), np.zeros(size)
-    padded[: len(rates)], padded_shares[: len(rates)] = rates, lookahead_shares
+    padded = np.zeros(size)
+    padded[: len(rates)] = rates
+    shares = None if lookahead_shares is None else tf.constant([*lookahead_shares, *[0.0] * (size - len(rates))], tf.float64)
     start = clock()
     done, skipped, stopping, reports = train_loop(
         batches, tf.constant(state.step, tf.int64), tf.constant(len(rates)), tf.constant(padded),
-        tf.constant(state.skipped_in_a_row), tf.constant(stop_requested), tf.constant(padded_shares))
+        tf.constant(state.skipped_in_a_row), tf.constant(stop_requested), shares)
     done = int(done)
     values = {name: reports[name].numpy()[:done] for name in reports}
     seconds = clock() - start

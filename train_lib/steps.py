@@ -186,10 +186,27 @@ def apply_update(strategy, state, config, gradients, learning_rate):
         optimizer.iterations.assign_add(1)
 
 
-def look_ahead(strategy, state, share):
-    """Moves the slow weights by `share` of the way to the trained weights, which go on from there. In the cross-replica context.
+def train_step(strategy, state, config, batch, step, learning_rate, stop_requested=False):
+    """One update on all replicas. If the loss or the gradient is not finite, nothing changes except the loss scale.
 
-    Batch statistics are moved like weights. Zhang et al., "Lookahead Optimizer: k steps forward, 1 step back".
+    Returns:
+      The report of `replica_step`.
+    """
+    gradients, report = strategy.run(
+        lambda share: replica_step(state, config, share, step, learning_rate, stop_requested), args=(batch,))
+    report = {name: strategy.experimental_local_results(value)[0] for name, value in report.items()}
+    if report["finite"]:
+        apply_update(strategy, state, config, gradients, learning_rate)
+    if state.loss_scale:
+        state.loss_scale.update(report["finite"])
+    return report
+
+
+def look_ahead(strategy, state, share):
+    """Moves the slow weights by `share` of the way to the trained weights, which go on from there: --lookahead_steps.
+
+    Batch statistics move like weights. Call it in the cross-replica context, after an update. Zhang et al., "Lookahead Optimizer:
+    k steps forward, 1 step back".
     """
 
     def move(weight, slow):
@@ -201,23 +218,3 @@ def look_ahead(strategy, state, share):
         strategy.extended.update(weight.value, move, args=(slow,), group=False)
     pairs = list(zip([variable.value for variable in statistics], state.averages[len(weights) :], strict=True))
     strategy.run(lambda: [move(*pair) for pair in pairs] and None)  # each replica has its own statistics
-
-
-def train_step(strategy, state, config, batch, step, learning_rate, stop_requested=False, lookahead_share=0.0):
-    """One update on all replicas. If the loss or the gradient is not finite, nothing changes except the loss scale.
-
-    `lookahead_share` is the share of `look_ahead` after this update, 0 if the slow weights stay.
-
-    Returns:
-      The report of `replica_step`.
-    """
-    gradients, report = strategy.run(
-        lambda share: replica_step(state, config, share, step, learning_rate, stop_requested), args=(batch,))
-    report = {name: strategy.experimental_local_results(value)[0] for name, value in report.items()}
-    if report["finite"]:
-        apply_update(strategy, state, config, gradients, learning_rate)
-        if config.optimization.lookahead_steps and lookahead_share > 0:
-            look_ahead(strategy, state, lookahead_share)
-    if state.loss_scale:
-        state.loss_scale.update(report["finite"])
-    return report

@@ -148,7 +148,7 @@ class Trainer:
         self.tell("before_steps")
         report = run_steps(
             self.train_loop, batches, self.state, [self.learning_rate(step) for step in range(first, stop)],
-            [schedules.lookahead_share(step, self.config, self.plan.schedule_steps) for step in range(first, stop)],
+            self.lookahead_shares(first, stop),
             self.config.device.steps_per_loop, stop_request.received is not None, self.clock)
         self.state.advance(report)
         self.stopping, self.newest_report = report.stopping, report
@@ -167,6 +167,12 @@ class Trainer:
         """The learning rate of a step."""
         drops = self.state.validation.plateau_drops
         return schedules.learning_rate(step, self.config, self.plan.schedule_steps, self.plan.epoch_steps, drops)
+
+    def lookahead_shares(self, first, stop):
+        """The share by which Lookahead moves after each step from `first` up to `stop`; None without --lookahead_steps."""
+        if not self.state.looks_ahead:
+            return None
+        return [schedules.lookahead_share(step, self.config, self.plan.schedule_steps) for step in range(first, stop)]
 
     @timed
     def record(self):
