@@ -22,7 +22,8 @@ FLOORS = (
     ("input_pipeline.splits",),
     ("train_lib.config",),
     # The mathematics, and beside it the command line, neither of which knows the other.
-    ("train_lib.schedules", "train_lib.cadence", "train_lib.optimizers", "train_lib.metrics", "train_lib.augment"),
+    ("train_lib.schedules", "train_lib.cadence", "train_lib.optimizers", "train_lib.metrics", "train_lib.augment",
+     "train_lib.rand_augment"),
     ("train_lib.steps",),
     ("train_lib.inner_loop", "train_lib.state"),
     ("train_lib.cli", "train_lib.hooks"),

@@ -1,4 +1,4 @@
-"""PCA colour noise, cutout and mixup: NumPy by hand, and distributions."""
+"""PCA colour noise, cutout, random erasing, mixup and CutMix: NumPy by hand, and distributions."""
 
 from types import SimpleNamespace
 
@@ -148,7 +148,66 @@ def test_standardized_pixels_have_mean_0_and_deviation_1(split):
     np.testing.assert_allclose([pixels.mean(axis=0), pixels.std(axis=0)], [[0] * 3, [1] * 3], atol=1e-9)
 
 
-# Mixup.
+# Random erasing.
+
+
+def augment_noise(name, height, width, count, pixels):
+    """Images of noise, their labels, and what `augment` makes of them in float64 at step 3, examples 4 on, with seed 6."""
+    images, labels = noisy(height=height, width=width, count=count)
+    config = make_config(augment=name, precision="float64", seed=6)
+    result, targets = device.augment(
+        config, pixels, tf.constant(images), tf.constant(labels), tf.constant(3, tf.int64), tf.constant(4))
+    return images, labels, result.numpy(), targets
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (12, 7), (6, 30)])
+def test_random_erasing_by_hand(pixels, height, width):
+    """Rectangles and values pixel by pixel; in low images many sizes do not fit, and some of the images have none that does."""
+    images, _, result, targets = augment_noise("random_erasing", height, width, 200, pixels)
+    integers = device.example_integers(6 + device._ERASING, 3, 4, 200, 11 + -(-height * width * 3 // 4)).numpy()
+    tried = []
+    for image, erased, draws in zip(images, result, integers, strict=True):
+        uniform, expected, found = (draws[:11].astype(np.float64) + 0.5) / 2**32, image.copy(), None
+        for attempt in range(4):
+            area, ratio = uniform[3 + 2 * attempt : 5 + 2 * attempt] * [0.38, 1 / 0.3 - 0.3] + [0.02, 0.3]
+            rows, columns = round((area * height * width * ratio) ** 0.5), round((area * height * width / ratio) ** 0.5)
+            if found is None and rows <= height and columns <= width:
+                found = max(rows, 1), max(columns, 1), attempt
+            elif attempt == 0:
+                cut = min(rows, height), min(columns, width), 4
+        rows, columns, attempt = found or cut
+        top, left = int(uniform[1] * (height - rows + 1)), int(uniform[2] * (width - columns + 1))
+        values = draws[11:].astype("<u4").view(np.uint8)[: image.size].reshape(image.shape)
+        if uniform[0] < 0.5:
+            part = slice(top, top + rows), slice(left, left + columns)
+            expected[part] = (values[part] - pixels.offset) * pixels.scale
+            tried.append(attempt)
+        np.testing.assert_allclose(erased, expected, rtol=1e-12)
+    assert targets.others is None and 70 < len(tried) < 130
+    assert {0, 1, 2, 3, 4} <= set(tried) or height > 6
+
+
+def test_erased_rectangles_have_the_distributions_of_the_paper():
+    """Half of the images, areas, ratios of the sides, places and values. Below 30 % of the area every size fits."""
+    size, count, generator = 48, 12_000, np.random.default_rng(0)
+    masks, values = (tensor.numpy() for tensor in device.erasing(1, tf.constant(2, tf.int64), 0, count, size, size))
+    erased = masks.any(axis=(1, 2))
+    assert abs(erased.mean() - 0.5) < 4 * np.sqrt(0.25 / count)
+    rows, columns = masks[erased].any(axis=2), masks[erased].any(axis=1)
+    tall, wide = rows.sum(axis=1), columns.sum(axis=1)
+    area = tall * wide / size**2
+    assert 0.015 < area.min() < 0.025 and 0.38 < area.max() < 0.42
+    assert chi_squared_is_fair(np.histogram(area, np.linspace(0.02, 0.3, 6))[0])
+    small = (area > 0.1) & (area < 0.3)  # of smaller ones, rounding to pixels moves the ratio
+    assert chi_squared_is_fair(np.histogram((tall / wide)[small], np.linspace(0.3, 1 / 0.3, 6))[0])
+    for lines, length in ((rows, tall), (columns, wide)):
+        place = (lines.argmax(axis=1) + generator.random(len(lines))) / (size - length + 1)  # uniform if all are as likely
+        assert chi_squared_is_fair(np.histogram(place, np.linspace(0, 1, 5))[0])
+    assert chi_squared_is_fair(np.bincount(values[:1000].reshape(-1), minlength=256))
+    assert abs(np.corrcoef(values[:300, 0, 0, 0], values[:300, 0, 0, 1])[0, 1]) < 4 / np.sqrt(300)
+
+
+# Mixup and CutMix.
 
 
 def test_mixup_by_hand():
@@ -170,6 +229,49 @@ def test_mixup_by_hand():
             np.testing.assert_allclose(losses[i], -np.sum(smooth * log_probability[i]), rtol=1e-12)
 
 
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (9, 14)])
+def test_cutmix_by_hand(pixels, height, width):
+    """Rectangles of the partner, labels, weights, loss; a weight that is not the share of pixels trains on wrong labels."""
+    images, labels, result, targets = augment_noise("cutmix", height, width, 60, pixels)
+    integers = device.example_integers(6 + device._CUTMIX, 3, 4, 60, 3).numpy().astype(object)
+    logits = np.random.default_rng(1).normal(size=(60, 60))
+    log_probability = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    losses = steps.training_loss(targets, tf.constant(logits), SimpleNamespace(label_smoothing=0.0)).numpy()
+    for i, (share, down, across) in enumerate(integers):
+        partner, side = i + 1 - 2 * (i % 2), (1 - (share + 0.5) / 2**32) ** 0.5  # side: sqrt(1 - lambda)
+        rows, columns = round(side * height), round(side * width)
+        top, left = down * height // 2**32 - rows // 2, across * width // 2**32 - columns // 2
+        own = np.ones((height, width), bool)
+        own[max(top, 0) : max(top + rows, 0), max(left, 0) : max(left + columns, 0)] = False
+        np.testing.assert_array_equal(result[i], np.where(own[..., None], images[i], images[partner]))
+        kept = own.mean()
+        first, second = (i, partner) if kept >= 0.5 else (partner, i)
+        assert (targets.labels[i], targets.others[i]) == (labels[first], labels[second])
+        np.testing.assert_allclose(targets.weight[i], max(kept, 1 - kept), rtol=1e-14)
+        np.testing.assert_allclose(
+            losses[i], -kept * log_probability[i, labels[i]] - (1 - kept) * log_probability[i, labels[partner]], rtol=1e-12)
+    assert len(set(targets.weight.numpy())) > 30  # each example has its own
+
+
+def test_pasted_areas_have_the_moments_of_the_paper():
+    """With side s = sqrt(1 - lambda) and a uniform centre, what is left inside the image along one axis has the mean
+    s - s^2 / 4 and the mean square s^2 - 5 s^3 / 12. Over a uniform lambda, the area has the moments below."""
+    size, count = 64, 20_000
+    masks = device.pasted_masks(3, tf.constant(1, tf.int64), 0, count, size, size).numpy()
+    area = masks.mean(axis=(1, 2))
+    mean, square = 1 / 2 - 2 / 5 / 2 + 1 / 3 / 16, 1 / 3 - 5 / 6 * 2 / 7 + 25 / 144 / 4
+    np.testing.assert_allclose(area.mean(), mean, atol=4 * np.sqrt((square - mean**2) / count))
+    np.testing.assert_allclose(np.mean(area**2), square, atol=0.005)
+    rows, columns = (masks.any(axis=axis) for axis in (2, 1))
+    for lines in (rows, columns):  # squares in the upper half are as frequent as in the lower half
+        weight = lines.mean(axis=0)
+        np.testing.assert_allclose(weight, weight[::-1], atol=0.02)
+    inside = ~(rows[:, 0] | rows[:, -1] | columns[:, 0] | columns[:, -1]) & rows.any(axis=1)
+    np.testing.assert_array_equal(rows[inside].sum(axis=1), columns[inside].sum(axis=1))
+    centres = [lines[inside].argmax(axis=1) + lines[inside].sum(axis=1) / 2 for lines in (rows, columns)]
+    assert abs(np.corrcoef(*centres)[0, 1]) < 4 / np.sqrt(inside.sum())
+
+
 @pytest.mark.parametrize("alpha", [0.2, 0.5, 1.0, 3.0])
 def test_the_weights_follow_the_beta_distribution(alpha):
     """Against the distribution function; and finite at the ends, where u^(-1/alpha) overflows."""
@@ -188,21 +290,25 @@ def test_the_weights_of_a_step_are_those_of_the_documented_distribution():
 
 
 @pytest.mark.parametrize("values", [{}, {"accumulate_steps": 2}, {"virtual_devices": 2}])
-def test_mixup_refuses_an_odd_share(values):
+def test_mixing_refuses_an_odd_share(values):
     """The last example of a part would be mixed with one of another replica, or with nothing."""
     size = 6 if values else 3
-    with pytest.raises(SettingError, match="--augment=mixup.*even"):
-        make_config(augment="mixup", global_batch_size=size, **values)
+    for name in ("mixup", "cutmix"):
+        with pytest.raises(SettingError, match=f"--augment={name}.*even"):
+            make_config(augment=name, global_batch_size=size, **values)
     make_config(augment="cutout", global_batch_size=size, **values)
 
 
 # All of them.
 
+KEYS = (device._COLOR, device._CUTOUT, device._MIXUP, device._ERASING, device._CUTMIX, device._RAND_AUGMENT)
+ALL = "rand_augment,pca_color,cutout,random_erasing"
+
 
 def test_the_draws_differ_between_steps_examples_and_kinds():
     """One stream for all would hide the left of each image that is darkened."""
     draw = [device.example_integers(seed + kind, step, 0, 50, 4).numpy()
-            for seed in (0, 1) for kind in (0, device._COLOR, device._CUTOUT, device._MIXUP) for step in (0, 1)]
+            for seed in (0, 1) for kind in (0, *KEYS) for step in (0, 1)]
     rows = np.concatenate(draw)
     assert len(np.unique(rows[:, 0])) == len(rows)
 
@@ -216,10 +322,10 @@ def test_what_was_measured_survives_a_checkpoint(pixels):
     assert plain.mean is None and plain.color_axes is None
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_parts_of_a_batch_get_the_rows_of_the_whole(pixels, jit_compile):
+@pytest.mark.parametrize(("jit_compile", "mixing"), [(False, "mixup"), (True, "mixup"), (True, "cutmix")])
+def test_parts_of_a_batch_get_the_rows_of_the_whole(pixels, jit_compile, mixing):
     """A generator with a state, or a number within the part, would augment differently on 1 and N replicas; XLA draws alike."""
-    config = make_config(augment="pca_color,cutout,mixup", precision="float64", seed=2**31 - 1)
+    config = make_config(augment=f"{ALL},{mixing}", precision="float64", seed=2**31 - 1)
     images, labels = noisy(count=12)
 
     @tf.function(jit_compile=jit_compile)
@@ -234,11 +340,12 @@ def test_parts_of_a_batch_get_the_rows_of_the_whole(pixels, jit_compile):
         np.testing.assert_allclose(np.concatenate(ours), theirs, rtol=1e-12)
 
 
+@pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_lower_precisions_augment_alike(pixels, precision):
+def test_lower_precisions_augment_alike(pixels, precision, mixing):
     """Draws in the network's own precision would put squares elsewhere; proofs in float64 would not hold for float32."""
     images, labels = noisy()
-    config, step = make_config(augment="pca_color,cutout,mixup"), tf.constant(3, tf.int64)
+    config, step = make_config(augment=f"pca_color,cutout,random_erasing,{mixing}"), tf.constant(3, tf.int64)
     exact, exact_targets = device.augment(config, pixels, tf.constant(images), tf.constant(labels), step, 0)
     rough, targets = device.augment(config, pixels, tf.constant(images, precision), tf.constant(labels), step, 0)
     assert rough.dtype == precision
@@ -249,7 +356,7 @@ def test_lower_precisions_augment_alike(pixels, precision):
 
 def test_evaluation_sees_images_as_they_are(split, pixels):
     """A validation accuracy of mixed images would choose the wrong checkpoint."""
-    plain, augmented = (make_config(augment=names) for names in ("none", "pca_color,cutout,mixup"))
+    plain, augmented = (make_config(augment=names) for names in ("none", f"{ALL},mixup"))
     batch = {"image": tf.constant(split.images[:8])}
     logits = []
     strategy = tf.distribute.get_strategy()

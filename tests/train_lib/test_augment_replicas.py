@@ -9,9 +9,10 @@ from train_lib.state import pixel_scaling
 
 STEPS = 2
 EVERYTHING = {
-    "precision": "float64", "augment": "random_resized_crop,flip,pca_color,cutout,mixup", "dropout_rate": 0.5,
-    "learning_rate": 0.05, "label_smoothing": 0.1, "steps_per_loop": STEPS,
+    "precision": "float64", "augment": "random_resized_crop,flip,rand_augment,pca_color,cutout,random_erasing,mixup",
+    "dropout_rate": 0.5, "learning_rate": 0.05, "label_smoothing": 0.1, "steps_per_loop": STEPS,
 }
+CUTMIX = EVERYTHING["augment"].replace("mixup", "cutmix")
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,15 @@ def test_replicas_and_parts_equal_the_large_batch(split, reference, num_replicas
         assert np.max(np.abs(ours - theirs)) < 1e-9 * np.max(np.abs(theirs))
 
 
+def test_cutmix_on_replicas_and_parts_equals_the_large_batch(split):
+    """Its pairs, too, must not be split; mixup excludes it from the test above."""
+    (ours, reports), (theirs, expected) = train(split, 2, accumulate_steps=2, augment=CUTMIX), train(split, augment=CUTMIX)
+    np.testing.assert_allclose(reports["loss"], expected["loss"], rtol=1e-9)
+    np.testing.assert_array_equal(reports["accuracy"], expected["accuracy"])
+    for weight, other in zip(ours, theirs, strict=True):
+        assert np.max(np.abs(weight - other)) < 1e-9 * np.max(np.abs(other))
+
+
 def test_the_equality_would_show_equal_draws_on_every_replica(split, reference, monkeypatch):
     """A proof that cannot fail proves nothing."""
     augment = steps.augment
@@ -54,9 +64,12 @@ def test_the_equality_would_show_equal_draws_on_every_replica(split, reference, 
     assert np.max(np.abs(reports["loss"] / reference[1]["loss"] - 1)) > 1e-4
 
 
-@pytest.mark.parametrize("name", ["pca_color", "cutout", "mixup", "random_resized_crop"])
+@pytest.mark.parametrize(
+    "name", ["pca_color", "cutout", "mixup", "random_resized_crop", "rand_augment", "random_erasing", "cutmix"])
 def test_each_augmentation_changes_the_step(split, reference, name):
     """A flag that is accepted and does nothing."""
-    others = ",".join(other for other in EVERYTHING["augment"].split(",") if other != name)
-    _, reports = train(split, augment=others)
-    assert np.max(np.abs(reports["loss"] / reference[1]["loss"] - 1)) > 1e-4
+    names = CUTMIX if name == "cutmix" else EVERYTHING["augment"]
+    expected = train(split, augment=CUTMIX)[1] if name == "cutmix" else reference[1]
+    _, reports = train(split, augment=",".join(other for other in names.split(",") if other != name))
+    assert np.isfinite(expected["loss"]).all()
+    assert np.max(np.abs(reports["loss"] / expected["loss"] - 1)) > 1e-4
