@@ -41,7 +41,7 @@ def cross_entropy(labels, logits, label_smoothing=0.0):
 
 
 def training_loss(targets, logits, config):
-    """The loss of each example, float [b]. Under mixup it is the weighted sum of the losses for both labels.
+    """The loss of each example, float [b]. Under mixup and CutMix it is the weighted sum of the losses for both labels.
 
     Args:
       targets: augment.Targets.

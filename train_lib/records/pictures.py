@@ -144,7 +144,7 @@ def next_images(run):
     """
     config, split, pixels, step = run.config, run.train_split.on_host, run.state.pixels, run.state.step
     size, most = config.optimization.global_batch_size, 32 if split.image_shape[0] <= LARGE_IMAGE else 8
-    # An even number if the batch size is even, because mixup mixes pairs.
+    # An even number if the batch size is even, because mixup and CutMix mix pairs.
     shown = max(n for n in range(1, most + 1) if size % n == 0 and (n % 2 == 0 or size % 2 == 1))
     if hasattr(split, "shuffle_buffer"):
         split = dataclasses.replace(split, shuffle_buffer=shown)
