@@ -1,6 +1,7 @@
 """What all splits share: the host's cores and free memory, which rows a replica gets, tf.data's options, pixel statistics."""
 
 import dataclasses
+import math
 import os
 import pathlib
 
@@ -9,6 +10,7 @@ import tensorflow as tf
 
 # How many threads decode if --decode_threads is 0; tf.data's autotune, which would choose a number, is off.
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+SUMMED_NUMBERS = 3 * 2**17  # float64 numbers that are multiplied at once; more do not fit in the caches
 # Files of control groups, version 2 and 1: the limit of a container or a batch job, what it uses, and the page cache in that.
 _GROUPS = (("memory.max", "memory.current", "memory.stat", "file"),
            ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_cache"))
@@ -80,21 +82,38 @@ class Split:
 
     def pixel_statistics(self):
         """Mean and standard deviation per channel, float64 [3] each, in the range [0, 255]."""
-        products, totals, count = self._pixel_sums()
+        products, totals, count = self._patch_sums(1, math.inf)
         mean = totals / count
         return mean, np.sqrt(np.maximum(np.diag(products) / count - mean**2, 0))
 
     def pixel_covariance(self):
         """Covariance of the channels, float64 [3, 3], in the range [0, 255] squared."""
-        products, totals, count = self._pixel_sums()
+        return self.patch_covariance(1, math.inf)
+
+    def patch_covariance(self, size, images=5000):
+        """Covariance of all patches of `size` x `size` pixels, at most the height and width, in the first so many `images`.
+
+        A stream only looks at the images that it measures anyway. Returns float64 [3 size^2, 3 size^2], in the range [0, 255]
+        squared. The components of a patch are ordered by row, column and channel, and each has its own mean.
+        """
+        products, totals, count = self._patch_sums(size, images)
         return products / count - np.outer(totals, totals) / count**2
 
-    def _pixel_sums(self):
-        """Sums of products of two channels [3, 3] and of channels [3], exact below 2**53 (10**11 pixels); number of pixels."""
-        products, totals, count = np.zeros((3, 3)), np.zeros(3), 0
+    def _patch_sums(self, size, images):
+        """Sums over patches, exact below 2**53 (10**11 patches), of products of two components and of components; their number."""
+        components, seen = 3 * size**2, 0
+        products, totals, count = np.zeros((components, components)), np.zeros(components), 0
         for part in self._pixel_parts():
-            pixels = part.reshape(-1, 3).astype(np.float64)
-            products += pixels.T @ pixels
-            totals += np.ones(len(pixels)) @ pixels
-            count += len(pixels)
+            part = part.reshape(-1, *part.shape[-3:])
+            part = part[: int(min(images - seen, len(part)))]
+            seen += len(part)
+            patches = np.lib.stride_tricks.sliding_window_view(part, (size, size), (1, 2)).transpose(0, 1, 2, 4, 5, 3)
+            rows = max(1, SUMMED_NUMBERS // patches[:, :1].size)
+            for first in range(0, patches.shape[1], rows):
+                band = patches[:, first : first + rows].reshape(-1, components).astype(np.float64)
+                products += band.T @ band
+                totals += np.ones(len(band)) @ band
+                count += len(band)
+            if seen >= images:
+                break
         return products, totals, count

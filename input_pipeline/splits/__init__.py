@@ -36,18 +36,20 @@ def open_split(config, source, split, flag, log=print):
     """Opens `split` of a Source, the value of `flag`, as a ResidentSplit, DeviceSplit or StreamingSplit, with the same methods.
 
     Calls `log` with a line that says how the split is read, and with one about a cache file that cannot be used. Raises
-    SettingError if the split does not exist, does not fit in memory, or has images of different sizes without an --image_size;
-    UnusableError if more examples than --max_bad_examples cannot be read or decoded (for a stream, only damaged records count).
+    SettingError if the split does not exist, does not fit in memory, has images of different sizes without an --image_size, or
+    cannot be padded as --crop_padding and --crop_border say; UnusableError if more examples than --max_bad_examples cannot be read or decoded (for a stream, only damaged records count).
     """
     num_examples = source.num_examples(split, flag)
     size = _image_size(config, source)
     config = decide_input(config, source, split, flag)
+    _check_crop(config, size)
     classes = f"{len(source.class_names)} classes ({one_line(first_of(source.class_names))})"
     what = f"{split} of {source.name}: {num_examples} images of {size[0]} x {size[1]} in {classes}"
     what = f"{what}, {_gigabytes(num_examples, size):.2g} GB"
     if config.input != "stream":
         held = _decoded(config, source, split, flag, (num_examples, *size, 3), what, log)
-        return DeviceSplit(held.images, held.labels) if config.input == "device" else held
+        kind = DeviceSplit if config.input == "device" else resident.ResidentSplit
+        return kind(held.images, held.labels, config.crop_padding, config.crop_border)
     log(f"{what}, as a stream")
     if size[0] != size[1]:
         remedy = f"a stream returns square images, those of {source.name} are {size[0]} x {size[1]}; give --image_size"
@@ -57,6 +59,19 @@ def open_split(config, source, split, flag, log=print):
         num_examples = source.num_examples(split, flag)
     margin = training_margin(size[0], config.augmentations)
     return StreamingSplit(source, split, num_examples, size[0], margin, config.decode_threads)
+
+
+def _check_crop(config, size):
+    """Raises SettingError if "crop" cannot pad images of `size` as a DataConfig says. A stream cuts its windows without padding."""
+    if "crop" not in config.augmentations:
+        return
+    if config.input != "stream":
+        resident.crop_padding(config.crop_padding, config.crop_border, *size)
+        return
+    for name, default in (("crop_padding", None), ("crop_border", "zeros")):
+        if (value := getattr(config, name)) != default:
+            remedy = "a stream cuts windows out of larger images and pads none; leave it out, or give --input=memory or device"
+            raise SettingError(name, value, remedy)
 
 
 def _decoded(config, source, split, flag, shape, what, log):

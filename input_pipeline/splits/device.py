@@ -22,8 +22,9 @@ class DeviceSplit(ResidentSplit):
 
     Instead of "image", elements have int32 [b]: "index" of the image, "top" and "left" of its window (0 is the edge of the
     image, negative is outside of it), "mirrored" (0 or 1); with "random_resized_crop" also the windows' "corners", float32 [b,
-    4]. The tables contain the images without padding, because `look_up` replaces pixels outside of the image by zeros. So one
-    table serves training and evaluation, and for 32 x 32 pixels takes two thirds of the memory of a padded one.
+    4]. The tables contain the images without padding, because `look_up` replaces pixels outside of the image by zeros, or by
+    their reflections in the image. So one table serves training and evaluation, and for 32 x 32 pixels takes two thirds of the
+    memory of a padded one.
     """
 
     _on_devices: dict = dataclasses.field(default_factory=dict, repr=False)  # device -> its table
@@ -31,7 +32,7 @@ class DeviceSplit(ResidentSplit):
     @property
     def on_host(self):
         """A split of the same examples whose batches contain images."""
-        return ResidentSplit(self.images, self.labels)
+        return ResidentSplit(self.images, self.labels, self.padding, self.border)
 
     def _views(self, padding=0, flip=False, resized=False):
         def view(order, top, left, mirrored, *draws):
@@ -69,6 +70,8 @@ class DeviceSplit(ResidentSplit):
         across = np.arange(width)
         row = top + np.arange(height)  # [b, height]
         column = left + across + mirrored * (width - 1 - 2 * across)  # [b, width]
+        if self.border == "reflect":
+            row, column = (end - tf.abs(end - tf.abs(places)) for places, end in ((row, height - 1), (column, width - 1)))
         inside = ((row >= 0) & (row < height))[:, :, None] & ((column >= 0) & (column < width))[:, None, :]
         place = tf.where(inside, row[:, :, None] * width + column[:, None, :], 0)
         images = tf.gather(pixels, place, batch_dims=1) * tf.cast(inside, tf.float32)[..., None]

@@ -2,8 +2,9 @@
 
 To resume, the records of the current epoch are read again up to the current step, but neither parsed nor decoded. Whole files
 cannot be skipped, because the shuffle needs their records. An example's augmentation is a function of (seed, its position in the
-run). If bad examples are skipped, a good example takes the place of each of them. All others then keep their positions, so the
-batches are the same on any number of replicas and after a resume.
+run); that of "alternating_flip" is one of (seed, its number in the split, epoch). If bad examples are skipped, a good example
+takes the place of each of them. All others then keep their positions, so the batches are the same on any number of replicas and
+after a resume.
 """
 
 import dataclasses
@@ -56,11 +57,13 @@ class StreamingSplit(Split):
         """An endless Dataset with the elements and order of `ResidentSplit.training_batches`; decodes only windows of images."""
         first_example = first_step * global_batch_size
         first_epoch, consumed = divmod(first_example, self.num_examples)
-        spare = None, self._substitute
+        spare = 0, self._substitute
 
-        def decode(position, _, record):
+        def decode(position, number, record):
             example = self.source.parse(record)
             window_of, mirrored = self.random_window(seed, position, augmentations)
+            if "alternating_flip" in augmentations:
+                mirrored = tf.not_equal(mirrored_first(seed, number), position // self.num_examples % 2 == 1)
             image = decoding.decode_window(example["image"], window_of, self.image_size, mirrored)
             return {"image": image, "label": tf.cast(loading.checked_label(self.source, example), tf.int32)}
 
@@ -153,10 +156,17 @@ class StreamingSplit(Split):
         return decoding.central_crop(image, size), tf.cast(loading.checked_label(self.source, example), tf.int32), 1.0
 
 
+def mirrored_first(seed, number):
+    """`resident.mirrored_first` for the record of that number in the split, int64: a bool scalar, true with probability 1/2."""
+    key = tf.stack([tf.constant(-1 - seed, tf.int64), number])  # negative: no other draw of a stream has such a key
+    return tf.random.stateless_uniform([], key) < 0.5
+
+
 def evaluation_sizes(image_size, margin, test_crops):
     """(side of the middle square that evaluation uses, short side of the image that it is cut from), in pixels."""
-    scaled = image_size + (image_size // 7 if test_crops > 1 else margin)
-    return (scaled if test_crops > 1 else image_size), scaled
+    ten = test_crops == 10  # 2 and 6 views are made from the image that one view shows
+    scaled = image_size + (image_size // 7 if ten else margin)
+    return (scaled if ten else image_size), scaled
 
 
 def training_margin(image_size, augmentations):
