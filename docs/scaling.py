@@ -14,6 +14,7 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 import keras  # noqa: E402
 
 import alexnet  # noqa: E402
+from alexnet.layers import PatchWhitening  # noqa: E402
 
 BYTES_OF_FLOAT32 = 4
 SCALARS = 3  # loss, correct answers and stop requests travel with the gradients
@@ -67,7 +68,7 @@ def multiply_adds(layer):
     """Multiply-adds of one image in the forward pass of a layer: kernel size times output positions, without biases."""
     if isinstance(layer, keras.layers.Dense):
         return math.prod(layer.kernel.shape)
-    if isinstance(layer, keras.layers.Conv2D):
+    if isinstance(layer, (keras.layers.Conv2D, PatchWhitening)):
         height, width = layer.output.shape[1:3]
         return height * width * math.prod(layer.kernel.shape)
     if layer.weights and not isinstance(layer, keras.layers.BatchNormalization):

@@ -96,6 +96,18 @@ def test_the_bias_rate_reaches_the_biases_of_normalization_only(split):
         np.testing.assert_allclose(fast, plain * (64 if path.endswith("_norm/beta") else 1), rtol=1e-9, err_msg=path)
 
 
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 2e-4), ("bfloat16", 0.05)])
+def test_two_replicas_are_close_to_one_with_the_fused_layers(split, precision, tolerance):
+    """One replica normalizes by the fused kernel, several by Keras's operations; GELU is compiled on each of several devices."""
+    losses = []
+    for num_replicas in (1, 2):
+        driver = Driver(make_config(**NETWORK | {"precision": precision}, lookahead_steps=2, bias_rate=4.0), split, num_replicas)
+        shares = tf.constant([0.0, 0.5] * 10, tf.float64)
+        *_, reports = driver.loop(*driver.arguments(4), shares)
+        losses.append(reports["loss"].numpy()[:4])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=tolerance)
+
+
 # Test views.
 
 

@@ -29,13 +29,14 @@ _STYLE = {name: value for name, value in _STYLE.items() if not name.startswith((
 
 
 @contextlib.contextmanager
-def _our_style():
+def our_style():
+    """Context manager, and decorator, in which matplotlib has its own defaults and draws text as it is."""
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a class name may have such letters
         yield
 
 
-@_our_style()
+@our_style()
 def confusion_matrix(class_names, confusion, title="", inches=None):
     """A confusion matrix as a Figure: `confusion`, int [true class, predicted class], each row in per cent of its true class."""
     confusion = np.asarray(confusion)
@@ -61,7 +62,7 @@ def confusion_matrix(class_names, confusion, title="", inches=None):
     return figure
 
 
-@_our_style()
+@our_style()
 def mistakes(entries, title=""):
     """Images with their five most probable classes as bars, the true class in orange (the paper's figure 4), as a Figure.
 
@@ -90,7 +91,7 @@ def mistakes(entries, title=""):
     return figure
 
 
-@_our_style()
+@our_style()
 def curves(series, ylabel, xlabel="epoch", inches=(4.8, 2.8)):
     """Lines over time, as a Figure: `series` is [(label, x, y)], the first in blue, the second in orange. None in y is a gap."""
     figure = matplotlib.figure.Figure(figsize=inches, layout="constrained")
@@ -111,7 +112,7 @@ def line_style(index):
     return OKABE_ITO[index % len(OKABE_ITO)], DASHES[index // len(OKABE_ITO) % len(DASHES)]
 
 
-@_our_style()
+@our_style()
 def bands(series, ylabel, xlabel="epoch", inches=(4.8, 3.2)):
     """Lines over time with a band around each, as a Figure: `series` is {index for `line_style`: (x, y, low, high)}."""
     figure = matplotlib.figure.Figure(figsize=inches, layout="constrained")
@@ -132,7 +133,7 @@ def _short(name):
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
-@_our_style()
+@our_style()
 def to_png(figure):
     """A Figure as the bytes of a PNG file."""
     file = io.BytesIO()
@@ -140,7 +141,7 @@ def to_png(figure):
     return file.getvalue()
 
 
-@_our_style()
+@our_style()
 def to_svg(figure, name, label):
     """A Figure as an <svg> element for a page: transparent, without addresses, with the page's text colour in place of black.
 

@@ -76,6 +76,8 @@ class FitRow(Row):
         run, config = bench.run, bench.config
         if config.optimization.accumulate_steps > 1:
             bench.note("model_fit computes each batch at once: Keras has nothing like --accumulate_steps")
+        if config.optimization.lookahead_steps or config.optimization.bias_rate != 1:
+            bench.note("model_fit trains without --lookahead_steps and --bias_rate, which Keras does not have")
         steps_per_execution = config.device.steps_per_loop
         if run.strategy.num_replicas_in_sync > 1 and steps_per_execution > 1:
             # Otherwise Keras 3.15 fails with "You must feed a value for placeholder" (seen on two logical devices).
