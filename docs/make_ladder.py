@@ -1,0 +1,140 @@
+"""The ladder of docs/ladder.md: its commands, and its tables and picture from the raw files in docs/results/ladder/.
+
+    python docs/make_ladder.py commands    # prints the command of every rung, removal and trial; each trains several seeds
+    python docs/make_ladder.py             # after runs were added to docs/results/ladder/: fills the page, draws the picture
+
+docs/results/ladder.json describes the rungs: each has the flags of the one before it and those that it changes. A removal has the
+flags of the top and those that take one ingredient away. `tests/docs/test_ladder.py` makes the page again and compares.
+"""
+
+import json
+import pathlib
+import sys
+
+DOCS = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(DOCS.parent))  # not needed once the project is installed
+
+from matplotlib.figure import Figure  # noqa: E402
+from pages import filled  # noqa: E402
+
+from train_lib.modes.compare import page as comparison  # noqa: E402
+from train_lib.modes.compare import rows  # noqa: E402
+from train_lib.modes.compare.runs import read_run  # noqa: E402
+from train_lib.records import charts  # noqa: E402
+
+RESULTS = DOCS / "results" / "ladder"
+GREY, BLUE = "#7a7a7a", "#2f7fd6"
+IMAGES = 50_000  # training images of CIFAR-10
+
+
+class Entry(rows.Row):
+    """One rung, removal or trial: `flags` is its whole command line, {flag: value}, `changed` are those that it changes."""
+
+    def __init__(self, name, about, flags, folder=RESULTS):
+        self.name, self.title, self.changed = name, about["title"], about["flags"]
+        self.flags, self.about = flags | self.changed, about
+        found = sorted((folder / name).glob("seed-*"), key=lambda path: int(path.name[5:]))
+        super().__init__([read_run(path, {"seed": int(path.name[5:])}) for path in found])
+
+    @property
+    def command(self):
+        """The command, without --data_dir, --workdir and --seed."""
+        return "python main.py " + " ".join(f"--{name}={value}" for name, value in self.flags.items())
+
+    @property
+    def accuracy(self):
+        """Mean and standard deviation of the test accuracy as text."""
+        found = self.summary("test_accuracy")
+        return comparison.spread(found, "test_accuracy") if found else "not measured yet"
+
+
+def read_ladder(path=DOCS / "results" / "ladder.json", folder=RESULTS):
+    """{part of the page: [Entry]}: "rungs" from the bottom up, "removals" from the top."""
+    described, flags, found = json.loads(path.read_text()), {}, {"rungs": []}
+    for name, about in described["rungs"].items():
+        flags = {key: value for key, value in flags.items() if key not in about.get("without", ())}
+        found["rungs"].append(Entry(name, about, flags, folder))
+        flags = found["rungs"][-1].flags
+    for part in described.keys() - {"rungs"}:
+        found[part] = [Entry(name, about, {"preset": "cifar10_94"}, folder) for name, about in described[part].items()]
+    return found
+
+
+def changed_flags(entry):
+    """The flags that an entry changes, as Markdown."""
+    words = [f"`--{name}={value}`" for name, value in entry.changed.items()]
+    return " ".join(words + [f"without `--{name}`" for name in entry.about.get("without", ())])
+
+
+def rungs_table(rungs):
+    """One row per rung, with the gain over the one below."""
+    lines = ["| rung | what changes | flags | test accuracy, % | gain, points (95 % interval) | seeds |",
+             "|---|---|---|---|---|---|"]
+    for number, rung in enumerate(rungs):
+        gain = rows.difference(rung, rungs[number - 1], "test_accuracy") if number else None
+        lines.append(f"| {number + 1} | {rung.title} | {_cells(rung, gain)}")
+    return "\n".join(lines)
+
+
+def removals_table(removals, top):
+    """One row per ingredient that is taken away from the top, the greatest loss first."""
+    lines = ["| without | flags | test accuracy, % | difference, points (95 % interval) | seeds |", "|---|---|---|---|---|"]
+    differences = [(rows.difference(removal, top, "test_accuracy"), removal) for removal in removals]
+    for found, removal in sorted(differences, key=lambda pair: pair[0].mean if pair[0] else 1.0):
+        lines.append(f"| {removal.title} | {_cells(removal, found)}")
+    return "\n".join(lines)
+
+
+def _cells(entry, gain):
+    """The cells that both tables end with; `gain` is a Summary, None if there is none."""
+    gain = f"{100 * gain.mean:+.2f} ({comparison.interval(gain, 'test_accuracy', '+')})" if gain else ""
+    return f"{changed_flags(entry)} | {entry.accuracy} | {gain} | {len(entry.seeds)} |"
+
+
+def picture(rungs):
+    """The ladder as a Figure: a bar from rung to rung, a point for each seed. Legible on white and on black."""
+    with charts.our_style():
+        figure = Figure(figsize=(9, 0.36 * len(rungs) + 0.9), layout="constrained")
+        axes = figure.subplots()
+        below = None
+        for place, rung in enumerate(rungs):
+            values = [100 * value for value in rung.values("test_accuracy").values()]
+            mean = sum(values) / len(values)
+            axes.barh(place, mean - (below or mean), 0.5, left=below or mean, color=BLUE, alpha=0.5)
+            axes.plot(values, [place] * len(values), "o", color=BLUE, markersize=4)
+            axes.annotate(f"{mean:.1f}", (max(values), place), xytext=(8, 0), textcoords="offset points", va="center", color=GREY)
+            below = mean
+        axes.set_yticks(range(len(rungs)), [rung.title for rung in rungs], color=GREY)
+        axes.set_xlabel("test accuracy on CIFAR-10, %", color=GREY)
+        axes.tick_params(colors=GREY)
+        axes.grid(axis="x", color=GREY, alpha=0.25)
+        axes.spines[:].set_visible(False)
+        axes.invert_yaxis()
+    return figure
+
+
+def parts(ladder):
+    """All texts that the page takes from the raw files: {marker: text}."""
+    return {"rungs": rungs_table(ladder["rungs"]), "removals": removals_table(ladder["removals"], ladder["rungs"][-1])}
+
+
+def commands(ladder):
+    """One line per rung, removal and trial: the sweep over seeds that trains it."""
+    sweep = "python main.py --mode=sweep --sweep=seed=0:3 --workdir=runs/ladder/"
+    return [entry.command.replace("python main.py", sweep + entry.name) for entries in ladder.values() for entry in entries]
+
+
+def main(arguments):
+    """Prints the commands, or updates the page and the picture."""
+    ladder = read_ladder()
+    if arguments == ["commands"]:
+        print("\n".join(commands(ladder)))
+        return
+    page = DOCS / "ladder.md"
+    page.write_text(filled(page, parts(ladder)))
+    (DOCS / "ladder.png").write_bytes(charts.to_png(picture([rung for rung in ladder["rungs"] if rung.runs])))
+    print(f"{page}: {sum(len(entry.runs) for entries in ladder.values() for entry in entries)} runs")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
