@@ -113,7 +113,7 @@ def test_help_lists_every_flag_in_groups(main):
     assert done.returncode == 0
     for _, field in config_lib.leaves():
         assert f"--{field.name} " in done.stdout
-    assert len(list(config_lib.leaves())) <= 60
+    assert len(list(config_lib.leaves())) <= 70  # a budget: a setting that nobody changes is a constant
 
 
 @pytest.mark.parametrize(

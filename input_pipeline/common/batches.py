@@ -71,7 +71,7 @@ def num_evaluation_steps(num_examples, global_batch_size):
 
 
 class Split:
-    """What all splits have in common. A subclass has `_pixel_parts`: the pixels to measure, an iterable of uint8 [..., 3]."""
+    """What all splits have in common. A subclass has `_pixel_parts`: the images to measure, as uint8 [..., h, w, 3]."""
 
     look_up = None  # the batches contain images; a DeviceSplit has a method of this name, because its batches do not
 
@@ -100,7 +100,7 @@ class Split:
         return products / count - np.outer(totals, totals) / count**2
 
     def _patch_sums(self, size, images):
-        """Sums over patches, exact below 2**53 (10**11 patches), of products of two components and of components; their number."""
+        """Sums over patches of products of two components and of components, exact below 2**53 (10**11 patches); their number."""
         components, seen = 3 * size**2, 0
         products, totals, count = np.zeros((components, components)), np.zeros(components), 0
         for part in self._pixel_parts():

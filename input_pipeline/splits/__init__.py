@@ -37,7 +37,8 @@ def open_split(config, source, split, flag, log=print):
 
     Calls `log` with a line that says how the split is read, and with one about a cache file that cannot be used. Raises
     SettingError if the split does not exist, does not fit in memory, has images of different sizes without an --image_size, or
-    cannot be padded as --crop_padding and --crop_border say; UnusableError if more examples than --max_bad_examples cannot be read or decoded (for a stream, only damaged records count).
+    cannot be padded as --crop_padding and --crop_border say; UnusableError if more examples than --max_bad_examples cannot be
+    read or decoded (for a stream, only damaged records count).
     """
     num_examples = source.num_examples(split, flag)
     size = _image_size(config, source)
@@ -62,7 +63,7 @@ def open_split(config, source, split, flag, log=print):
 
 
 def _check_crop(config, size):
-    """Raises SettingError if "crop" cannot pad images of `size` as a DataConfig says. A stream cuts its windows without padding."""
+    """Raises SettingError if "crop" cannot pad images of `size` as a DataConfig says; a stream never pads."""
     if "crop" not in config.augmentations:
         return
     if config.input != "stream":

@@ -57,7 +57,7 @@ class StreamingSplit(Split):
         """An endless Dataset with the elements and order of `ResidentSplit.training_batches`; decodes only windows of images."""
         first_example = first_step * global_batch_size
         first_epoch, consumed = divmod(first_example, self.num_examples)
-        spare = 0, self._substitute
+        spare = 0, self._substitute  # if it alternates, then as example 0 does
 
         def decode(position, number, record):
             example = self.source.parse(record)

@@ -28,7 +28,7 @@ from train_lib.state import TrainState
 # Where a value other than the default does not follow from the type.
 OTHER = {"mode": "benchmark", "preset": "tutorial", "dataset": "cifar10", "augment": "flip", "model": "alexnet_tower",
          "model_options": "dense_units=64", "profile_steps": "1:2", "checkpoint": "latest", "test_crops": 10,
-         "benchmark_rows": "step", "virtual_devices": 2, "global_batch_size": 64}
+         "benchmark_rows": "step", "virtual_devices": 2, "global_batch_size": 64, "rand_augment": "1,5", "triangle": "0,0.5,0"}
 
 
 def other_value(field):
@@ -41,7 +41,7 @@ def other_value(field):
         return not field.default
     if value_type(field) is str:
         return "other"
-    return field.default + 1 if value_type(field) is int else (field.default or 1.0) / 4
+    return (field.default or 0) + 1 if value_type(field) is int else (field.default or 1.0) / 4
 
 
 FLAGS = {field.name: other_value(field) for _, field in config_lib.leaves()}

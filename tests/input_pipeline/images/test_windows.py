@@ -3,19 +3,25 @@
 import numpy as np
 import pytest
 
+from input_pipeline.images import windows as windows_module
 from input_pipeline.images.windows import Windows
+
+SHAPES = [(8, 8), (5, 9), (9, 5), (3, 3)]
+# The widest reflection shows the whole image but its edge.
+BORDERS = [(shape, padding, "constant") for shape in SHAPES for padding in (0, 1, 3)]
+BORDERS += [(shape, padding, "reflect") for shape in SHAPES for padding in (0, 1, min(shape) - 1)]
 
 
 @pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("padding", [0, 1, 3])
-@pytest.mark.parametrize("shape", [(8, 8), (5, 9), (9, 5), (3, 3)])
-def test_each_window_of_each_image(shape, padding, flip):
-    """A row or image shares its padding with the next, so one pixel too far would show pixels of the neighbour."""
+@pytest.mark.parametrize(("shape", "padding", "mode"), BORDERS)
+def test_each_window_of_each_image(monkeypatch, shape, padding, mode, flip):
+    """A row or image may share its padding with the next, so one pixel too far would show pixels of the neighbour."""
+    monkeypatch.setattr(windows_module, "BLOCK_IMAGES", 4)  # the table is filled in two parts
     images = np.random.default_rng(0).integers(1, 256, (6, *shape, 3), np.uint8)
-    windows = Windows(images, padding, flip)
+    windows = Windows(images, padding, flip, {"constant": "zeros"}.get(mode, mode))
     index, top, left, mirrored = (values.ravel() for values in np.meshgrid(
         np.arange(6), np.arange(2 * padding + 1), np.arange(2 * padding + 1), [False, True][: 1 + flip]))
-    padded = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    padded = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)), mode)
     for window, i, y, x, turned in zip(windows.cut(index, top, left, mirrored), index, top, left, mirrored, strict=True):
         expected = padded[i, y : y + shape[0], x : x + shape[1]]
         np.testing.assert_array_equal(window, expected[:, ::-1] if turned else expected)
@@ -36,4 +42,5 @@ def test_what_the_table_costs():
     """The share of memory for --input=auto depends on it."""
     images = np.zeros((1000, 32, 32, 3), np.uint8)
     assert Windows(images, 4, True)._table.nbytes / images.nbytes == pytest.approx(2.53, abs=0.01)
+    assert Windows(images, 4, True, "reflect")._table.nbytes / images.nbytes == 2 * (40 / 32) ** 2
     assert Windows(images)._table is images

@@ -16,12 +16,12 @@ from train_lib.distribution.strategy import distribute
 from train_lib.evaluate import SplitEvaluator, make_eval_step
 
 
-def pair(num_examples=100, shape=(32, 32)):
+def pair(num_examples=100, shape=(32, 32), padding=None, border="zeros"):
     """The same images of noise as two splits: in the host's memory and on the device."""
     generator = np.random.default_rng(1)
     images = generator.integers(0, 256, (num_examples, *shape, 3), np.uint8)
     labels = generator.integers(0, 10, num_examples).astype(np.int32)
-    return ResidentSplit(images, labels), DeviceSplit(images, labels)
+    return ResidentSplit(images, labels, padding, border), DeviceSplit(images, labels, padding, border)
 
 
 def through(strategy, split, draw, count):
@@ -45,7 +45,7 @@ def assert_equal(batches, expected):
 
 
 @pytest.mark.parametrize(("augmentations", "replicas"), [
-    ((), 1), (("crop", "flip"), 2),
+    ((), 1), (("crop", "flip"), 2), (("crop", "alternating_flip"), 2),
     *(pytest.param(*values, marks=pytest.mark.slow) for values in [
         (("crop",), 1), (("flip",), 2), (("crop", "flip"), 1), (("random_resized_crop", "flip"), 2)])])
 def test_training_batches_are_those_from_memory(augmentations, replicas):
@@ -71,11 +71,13 @@ def test_evaluation_batches_are_those_from_memory(replicas):
     assert_equal(through(strategy, placed, draw, 7), through(strategy, held, draw, 7))
 
 
-@pytest.mark.parametrize("shape", [(9, 17), (17, 9), (8, 8)])
-@pytest.mark.slow
-def test_images_of_any_shape(shape):
+@pytest.mark.parametrize(("shape", "padding", "border"), [
+    ((17, 9), 8, "reflect"), *(pytest.param(*values, marks=pytest.mark.slow) for values in [
+        ((9, 17), None, "zeros"), ((17, 9), None, "zeros"), ((8, 8), None, "zeros"), ((9, 17), 9, "zeros"),
+        ((9, 17), 8, "reflect"), ((8, 8), None, "reflect"), ((8, 8), 0, "reflect")])])
+def test_images_of_any_shape_and_border(shape, padding, border):
     """Images that are not square, or whose bytes do not fill whole words, could come out shifted."""
-    held, placed = pair(40, shape)
+    held, placed = pair(40, shape, padding, border)
 
     def draw(split, shard):
         return split.training_batches(0, 0, 64, ("crop", "flip"), shard)
@@ -118,10 +120,10 @@ def test_training_and_evaluation_are_those_from_memory(replicas):
 
 
 def test_statistics_are_those_from_memory():
-    held, placed = pair()
+    held, placed = pair(padding=7, border="reflect")
     np.testing.assert_array_equal(held.pixel_statistics(), placed.pixel_statistics())
-    np.testing.assert_array_equal(take(placed.on_host.training_batches(0, 0, 9, ()), 1)[0]["image"],
-                                  take(held.training_batches(0, 0, 9, ()), 1)[0]["image"])
+    np.testing.assert_array_equal(take(placed.on_host.training_batches(0, 0, 9, ("crop",)), 1)[0]["image"],
+                                  take(held.training_batches(0, 0, 9, ("crop",)), 1)[0]["image"])
 
 
 def test_images_that_do_not_fit_are_refused(monkeypatch):

@@ -171,7 +171,7 @@ def test_a_replica_may_have_nothing_but_padding(numbered):
 def test_changing_a_batch_leaves_the_table_alone(numbered, augmentations):
     before = numbered.images.copy()
     crop, flip = 4 * ("crop" in augmentations), "flip" in augmentations
-    numbered.windows(crop, flip).cut(*resident.Choices(0, 700, 32, augmentations).of(np.arange(700)))[:] = 0
+    numbered.windows(crop, flip).cut(*resident.Choices(0, 700, crop, augmentations).of(np.arange(700)))[:] = 0
     for dataset in (numbered.training_batches(0, 0, 700, augmentations), numbered.evaluation_batches(700)):
         batch = take(dataset, 1)[0]
         for array in batch.values():

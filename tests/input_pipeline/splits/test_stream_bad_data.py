@@ -102,11 +102,12 @@ def test_good_data_gives_the_same_batches_with_and_without_a_limit(tmp_path):
     assert batches(strict).element_spec == batches(tolerant).element_spec
 
 
-def test_shards_after_a_resume_give_the_same_batches(spoiled):
+@pytest.mark.parametrize("flip", ["flip", "alternating_flip"])
+def test_shards_after_a_resume_give_the_same_batches(spoiled, flip):
     """If a bad example were simply skipped, all later ones would move, differently for each number of replicas."""
     split = open_stream(spoiled[0], limit=3)[1]
-    whole = take(split.training_batches(3, 0, BATCH, ("crop", "flip")), 8)[4:]
-    parts = [take(split.training_batches(3, 4, BATCH, ("crop", "flip"), Shard(replica, 1, 2)), 4) for replica in range(2)]
+    whole = take(split.training_batches(3, 0, BATCH, ("crop", flip)), 8)[4:]
+    parts = [take(split.training_batches(3, 4, BATCH, ("crop", flip), Shard(replica, 1, 2)), 4) for replica in range(2)]
     for step, batch in enumerate(whole):
         for name in batch:
             np.testing.assert_array_equal(np.concatenate([part[step][name] for part in parts]), batch[name])
