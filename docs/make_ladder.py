@@ -22,7 +22,7 @@ from train_lib.modes.compare import rows  # noqa: E402
 from train_lib.modes.compare.runs import read_run  # noqa: E402
 from train_lib.records import charts  # noqa: E402
 
-RESULTS = DOCS / "results" / "ladder"
+RESULTS = DOCS / "results"
 GREY, BLUE = "#7a7a7a", "#2f7fd6"
 IMAGES = 50_000  # training images of CIFAR-10
 
@@ -30,10 +30,11 @@ IMAGES = 50_000  # training images of CIFAR-10
 class Entry(rows.Row):
     """One rung, removal or trial: `flags` is its whole command line, {flag: value}, `changed` are those that it changes."""
 
-    def __init__(self, name, about, flags, folder=RESULTS):
+    def __init__(self, name, about, flags):
         self.name, self.title, self.changed = name, about["title"], about["flags"]
         self.flags, self.about = flags | self.changed, about
-        found = sorted((folder / name).glob("seed-*"), key=lambda path: int(path.name[5:]))
+        self.folder = RESULTS / about.get("folder", f"ladder/{name}")
+        found = sorted(self.folder.glob("seed-*"), key=lambda path: int(path.name[5:]))
         super().__init__([read_run(path, {"seed": int(path.name[5:])}) for path in found])
 
     @property
@@ -48,15 +49,15 @@ class Entry(rows.Row):
         return comparison.spread(found, "test_accuracy") if found else "not measured yet"
 
 
-def read_ladder(path=DOCS / "results" / "ladder.json", folder=RESULTS):
+def read_ladder(path=RESULTS / "ladder.json"):
     """{part of the page: [Entry]}: "rungs" from the bottom up, "removals" from the top."""
     described, flags, found = json.loads(path.read_text()), {}, {"rungs": []}
     for name, about in described["rungs"].items():
         flags = {key: value for key, value in flags.items() if key not in about.get("without", ())}
-        found["rungs"].append(Entry(name, about, flags, folder))
+        found["rungs"].append(Entry(name, about, flags))
         flags = found["rungs"][-1].flags
     for part in described.keys() - {"rungs"}:
-        found[part] = [Entry(name, about, {"preset": "cifar10_94"}, folder) for name, about in described[part].items()]
+        found[part] = [Entry(name, about, {"preset": "cifar10_94"}) for name, about in described[part].items()]
     return found
 
 

@@ -53,12 +53,12 @@ def test_the_page_is_what_the_raw_files_say():
 def test_each_run_is_that_of_its_command_and_saw_the_test_split_once(entry):
     assert len(entry.runs) >= 3
     for run in entry.runs:
-        folder = make_ladder.RESULTS / entry.name / f"seed-{run.seed}"
+        folder = entry.folder / f"seed-{run.seed}"
         result = json.loads((folder / "result.json").read_text())
         records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         values = json.loads((folder / "config.json").read_text())
         expected = config_lib.to_values(config_of(entry)) | {"seed": run.seed}
-        asked = values.keys() - {*config_lib.OF_THIS_PROCESS, "data_dir", "cache_dir"}
+        asked = values.keys() - {"preset", "eval_every_epochs", "keep_checkpoints", *config_lib.OF_THIS_PROCESS, "data_dir", "cache_dir"}
         assert {name: values[name] for name in asked} == {name: expected[name] for name in asked}
         assert result["status"] == "completed"
         assert [record["accuracy"] for record in records if record["kind"] == "test"] == [result["test_accuracy"]]
