@@ -8,7 +8,8 @@
     alexnet.py        the paper's network and two smaller versions of it for 32x32 images
     airbench.py       the network of a fast CIFAR-10 recipe of 2024
     resnet.py         a residual network for 32x32 images
-    layers.py         normalization, grouped convolutions, whitening, dropout with reproducible masks, seeds of layers
+    layers.py         response normalization, grouped convolutions, dropout with reproducible masks, seeds of layers
+    later_layers.py   what came after the paper: batch normalization, GELU, whitening, dirac
     applications.py   the classification networks of keras.applications
     settings.py       Keras's global settings, which a user may have changed
 

@@ -18,17 +18,8 @@ from collections.abc import Callable
 
 import keras
 
-from alexnet.layers import (
-    BatchNormalization,
-    Dirac,
-    Dropout,
-    Gelu,
-    GroupedConv2D,
-    LocalResponseNormalization,
-    PatchWhitening,
-    Scale,
-    layer_seed,
-)
+from alexnet.later_layers import BatchNormalization, Dirac, Gelu, PatchWhitening, Scale
+from alexnet.layers import Dropout, GroupedConv2D, LocalResponseNormalization, layer_seed
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,8 @@ import itertools
 
 import keras
 
-from alexnet.layers import BatchNormalization, Dropout, PaddedShortcut, layer_seed
+from alexnet.later_layers import BatchNormalization
+from alexnet.layers import Dropout, PaddedShortcut, layer_seed
 
 BLOCKS_PER_SIZE = 3  # the paper's n; the network has 6 n + 2 layers with weights
 

@@ -14,7 +14,7 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 import keras  # noqa: E402
 
 import alexnet  # noqa: E402
-from alexnet.layers import PatchWhitening  # noqa: E402
+from alexnet.later_layers import PatchWhitening  # noqa: E402
 
 BYTES_OF_FLOAT32 = 4
 SCALARS = 3  # loss, correct answers and stop requests travel with the gradients

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 import alexnet
-from alexnet.layers import PatchWhitening
+from alexnet.later_layers import PatchWhitening
 from input_pipeline.common.errors import SettingError, UnusableError
 from train_lib.cadence import ValidationTracker
 from train_lib.metrics import TrainTotals

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from alexnet.layers import BatchNormalization, Dirac, Gelu, PatchWhitening
+from alexnet.later_layers import BatchNormalization, Dirac, Gelu, PatchWhitening
 
 
 @pytest.fixture

@@ -58,7 +58,8 @@ def test_each_run_is_that_of_its_command_and_saw_the_test_split_once(entry):
         records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         values = json.loads((folder / "config.json").read_text())
         expected = config_lib.to_values(config_of(entry)) | {"seed": run.seed}
-        asked = values.keys() - {"preset", "eval_every_epochs", "keep_checkpoints", *config_lib.OF_THIS_PROCESS, "data_dir", "cache_dir"}
+        free = {"preset", "eval_every_epochs", "keep_checkpoints", "data_dir", "cache_dir", *config_lib.OF_THIS_PROCESS}
+        asked = values.keys() - free
         assert {name: values[name] for name in asked} == {name: expected[name] for name in asked}
         assert result["status"] == "completed"
         assert [record["accuracy"] for record in records if record["kind"] == "test"] == [result["test_accuracy"]]
