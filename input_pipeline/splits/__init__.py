@@ -43,7 +43,8 @@ def open_split(config, source, split, flag, log=print):
     num_examples = source.num_examples(split, flag)
     size = _image_size(config, source)
     config = decide_input(config, source, split, flag)
-    _check_crop(config, size)
+    if flag == "train_split":  # no other split is cropped
+        _check_crop(config, size)
     classes = f"{len(source.class_names)} classes ({one_line(first_of(source.class_names))})"
     what = f"{split} of {source.name}: {num_examples} images of {size[0]} x {size[1]} in {classes}"
     what = f"{what}, {_gigabytes(num_examples, size):.2g} GB"
