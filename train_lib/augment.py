@@ -51,15 +51,15 @@ def augment(config, pixels, images, labels, step, first_example):
     if "rand_augment" in chosen:
         layers, magnitude = config.data.rand_augment_layers_and_magnitude()
         integers = example_integers(seed + _RAND_AUGMENT, *examples, 2 * layers)
-        images = _scaled(rand_augment(_unscaled(images, pixels), integers, magnitude), pixels, images.dtype)
+        images = scale_pixels(rand_augment(_unscaled(images, pixels), integers, magnitude), pixels, images.dtype)
     if "pca_color" in chosen:
         images += color_noise(seed, *examples, pixels, images.dtype)[:, tf.newaxis, tf.newaxis]
     if "cutout" in chosen:
         hidden = cutout_masks(seed, *examples, height, width)
-        images = tf.where(hidden[..., tf.newaxis], _scaled(pixels.mean, pixels, images.dtype), images)
+        images = tf.where(hidden[..., tf.newaxis], scale_pixels(pixels.mean, pixels, images.dtype), images)
     if "random_erasing" in chosen:
         hidden, noise = erasing(seed, *examples, height, width)
-        images = tf.where(hidden[..., tf.newaxis], _scaled(noise, pixels, images.dtype), images)
+        images = tf.where(hidden[..., tf.newaxis], scale_pixels(noise, pixels, images.dtype), images)
     if "mixup" in chosen:
         return mix(images, labels, mixing_weights(seed, *examples))
     if "cutmix" in chosen:
@@ -67,9 +67,9 @@ def augment(config, pixels, images, labels, step, first_example):
     return images, Targets(labels)
 
 
-def _scaled(values, pixels, dtype):
-    """Pixels in [0, 255], [..., 3], in the scale of the network's input, as a tensor of `dtype`."""
-    return (tf.cast(values, dtype) - tf.constant(pixels.offset, dtype)) * tf.constant(pixels.scale, dtype)
+def scale_pixels(images, pixels, dtype):
+    """Turns pixels in [0, 255] into the network's input on the device: (image - offset) * scale per channel, in `dtype`."""
+    return (tf.cast(images, dtype) - tf.constant(pixels.offset, dtype)) * tf.constant(pixels.scale, dtype)
 
 
 def _unscaled(images, pixels):

@@ -150,13 +150,10 @@ class ScheduleConfig(Settings):
 
     def triangle_points(self):
         """(start, peak, end) of --triangle, floats."""
-        numbers = [part.strip() for part in self.triangle.split(",")]
-        if len(numbers) != 3 or not all(re.fullmatch(r"[01](\.\d{1,12})?|\.\d{1,12}", number, re.ASCII) for number in numbers):
+        parts = [part.strip() for part in self.triangle.split(",")]
+        if len(parts) != 3 or not all(re.fullmatch(r"1(\.0*)?|0?\.\d{1,12}|0", part, re.ASCII) for part in parts):
             raise SettingError("triangle", self.triangle, "give START,PEAK,END, three numbers from 0 to 1, such as 0.2,0.23,0.07")
-        start, peak, end = map(float, numbers)
-        if max(start, peak, end) > 1:
-            raise SettingError("triangle", self.triangle, "give START,PEAK,END, three numbers from 0 to 1, such as 0.2,0.23,0.07")
-        return start, peak, end
+        return tuple(map(float, parts))
     warmup_epochs: float = setting(
         0.0, "number of epochs at the start in which the learning rate also rises linearly", low=0.0)
 

@@ -11,7 +11,7 @@ they are summed and divided by the size of the global batch. That is why N repli
 import tensorflow as tf
 
 from alexnet.layers import dropout_masks
-from train_lib.augment import augment
+from train_lib.augment import augment, scale_pixels
 from train_lib.optimizers import normalization_biases
 
 SUM = tf.distribute.ReduceOp.SUM
@@ -59,11 +59,6 @@ def example_metrics(targets, logits, losses):
     """The metrics of each example, {name: float [b]}. Each needs an entry in METRICS."""
     correct = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), targets.labels)
     return {"loss": losses, "accuracy": tf.cast(correct, losses.dtype)}
-
-
-def scale_pixels(images, pixels, dtype):
-    """Turns uint8 images into the network's input on the device: (image - offset) * scale per channel, in `dtype`."""
-    return (tf.cast(images, dtype) - tf.constant(pixels.offset, dtype)) * tf.constant(pixels.scale, dtype)
 
 
 def forward_and_backward(state, config, batch, step, first_example):
@@ -216,5 +211,9 @@ def look_ahead(strategy, state, share):
     weights, statistics = state.model.trainable_variables, state.batch_statistics
     for weight, slow in zip(weights, state.averages[: len(weights)], strict=True):
         strategy.extended.update(weight.value, move, args=(slow,), group=False)
-    pairs = list(zip([variable.value for variable in statistics], state.averages[len(weights) :], strict=True))
-    strategy.run(lambda: [move(*pair) for pair in pairs] and None)  # each replica has its own statistics
+
+    def move_statistics():  # each replica has its own, and all of them are equal
+        for variable, slow in zip(statistics, state.averages[len(weights) :], strict=True):
+            move(variable.value, slow)
+
+    strategy.run(move_statistics)
