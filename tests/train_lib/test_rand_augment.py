@@ -136,7 +136,7 @@ def test_the_operations_and_signs_are_chosen_with_equal_probability():
     assert len(known) == len(names) == 23
     probabilities = np.array([1 if name in WITHOUT_SIGN else 0.5 for name, _ in names]) / 14
     config = make_config(augment="rand_augment", rand_augment="1,9")
-    images = tf.tile(device._scaled(probe, pixels, tf.float32), [count, 1, 1, 1])
+    images = tf.tile(device.scale_pixels(probe, pixels, tf.float32), [count, 1, 1, 1])
     results, _ = device.augment(config, pixels, images, tf.zeros([count], tf.int32), tf.constant(3, tf.int64), 0)
     results = device._unscaled(results, pixels).numpy()
     assert chi_squared_is_fair(np.bincount([known[result.tobytes()] for result in results], minlength=23), probabilities)
