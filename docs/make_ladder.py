@@ -1,10 +1,11 @@
 """The ladder of docs/ladder.md: its commands, and its tables and picture from the raw files in docs/results/ladder/.
 
-    python docs/make_ladder.py commands    # prints the command of every rung, removal and trial; each trains several seeds
+    python docs/make_ladder.py commands    # prints the command of every row; each trains several seeds
     python docs/make_ladder.py             # after runs were added to docs/results/ladder/: fills the page, draws the picture
 
-docs/results/ladder.json describes the rungs: each has the flags of the one before it and those that it changes. A removal has the
-flags of the top and those that take one ingredient away. `tests/docs/test_ladder.py` makes the page again and compares.
+docs/results/ladder.json describes the rungs: each has the flags of the one before it and those that it changes. A row of the
+other tables has the flags of a rung, by default the top, and those that it changes. `tests/docs/test_ladder.py` makes the page
+again and compares.
 """
 
 import json
@@ -28,10 +29,13 @@ IMAGES = 50_000  # training images of CIFAR-10
 
 
 class Entry(rows.Row):
-    """One rung, removal or trial: `flags` is its whole command line, {flag: value}, `changed` are those that it changes."""
+    """A row of the page: `flags` is its whole command line, {flag: value}, `changed` are those that it changes in its `base`.
 
-    def __init__(self, name, about, flags):
-        self.name, self.title, self.changed = name, about["title"], about["flags"]
+    `base` is the Entry that it is compared with, None for the lowest rung.
+    """
+
+    def __init__(self, name, about, flags, base=None):
+        self.name, self.title, self.changed, self.base = name, about["title"], about["flags"], base
         self.flags, self.about = flags | self.changed, about
         self.folder = RESULTS / about.get("folder", f"ladder/{name}")
         found = sorted(self.folder.glob("seed-*"), key=lambda path: int(path.name[5:]))
@@ -48,17 +52,23 @@ class Entry(rows.Row):
         found = self.summary("test_accuracy")
         return comparison.spread(found, "test_accuracy") if found else "not measured yet"
 
+    @property
+    def gain(self):
+        """The Summary of the difference in test accuracy to `base`, paired over seeds; None if there is none."""
+        return rows.difference(self, self.base, "test_accuracy") if self.base else None
+
 
 def read_ladder(path=RESULTS / "ladder.json"):
-    """{part of the page: [Entry]}: "rungs" from the bottom up, "removals" from the top."""
-    described, flags, found = json.loads(path.read_text()), {}, {"rungs": []}
-    for name, about in described["rungs"].items():
+    """{part of the page: [Entry]}: "rungs" from the bottom up, and the other tables."""
+    described, rungs, flags = json.loads(path.read_text()), [], {}
+    for name, about in described.pop("rungs").items():
         flags = {key: value for key, value in flags.items() if key not in about.get("without", ())}
-        found["rungs"].append(Entry(name, about, flags))
-        flags = found["rungs"][-1].flags
-    for part in described.keys() - {"rungs"}:
-        found[part] = [Entry(name, about, {"preset": "cifar10_94"}) for name, about in described[part].items()]
-    return found
+        rungs.append(Entry(name, about, flags, rungs[-1] if rungs else None))
+        flags = rungs[-1].flags
+    bases = {rung.name: (rung.flags, rung) for rung in rungs} | {None: ({"preset": "cifar10_94"}, rungs[-1])}
+    return {"rungs": rungs} | {
+        part: [Entry(name, about, *bases[about.get("base")]) for name, about in entries.items()]
+        for part, entries in described.items()}
 
 
 def changed_flags(entry):
@@ -71,25 +81,20 @@ def rungs_table(rungs):
     """One row per rung, with the gain over the one below."""
     lines = ["| rung | what changes | flags | test accuracy, % | gain, points (95 % interval) | seeds |",
              "|---|---|---|---|---|---|"]
-    for number, rung in enumerate(rungs):
-        gain = rows.difference(rung, rungs[number - 1], "test_accuracy") if number else None
-        lines.append(f"| {number + 1} | {rung.title} | {_cells(rung, gain)}")
-    return "\n".join(lines)
+    return "\n".join(lines + [f"| {number} | {_cells(rung)}" for number, rung in enumerate(rungs, start=1)])
 
 
-def removals_table(removals, top):
-    """One row per ingredient that is taken away from the top, the greatest loss first."""
-    lines = ["| without | flags | test accuracy, % | difference, points (95 % interval) | seeds |", "|---|---|---|---|---|"]
-    differences = [(rows.difference(removal, top, "test_accuracy"), removal) for removal in removals]
-    for found, removal in sorted(differences, key=lambda pair: pair[0].mean if pair[0] else 1.0):
-        lines.append(f"| {removal.title} | {_cells(removal, found)}")
-    return "\n".join(lines)
+def differences_table(heading, entries):
+    """One row per entry with its difference to its base, the greatest loss first."""
+    lines = [f"| {heading} | flags | test accuracy, % | difference, points (95 % interval) | seeds |", "|---|---|---|---|---|"]
+    entries = sorted(entries, key=lambda entry: entry.gain.mean if entry.gain else 1.0)
+    return "\n".join(lines + [f"| {_cells(entry)}" for entry in entries])
 
 
-def _cells(entry, gain):
-    """The cells that both tables end with; `gain` is a Summary, None if there is none."""
-    gain = f"{100 * gain.mean:+.2f} ({comparison.interval(gain, 'test_accuracy', '+')})" if gain else ""
-    return f"{changed_flags(entry)} | {entry.accuracy} | {gain} | {len(entry.seeds)} |"
+def _cells(entry):
+    """The cells that both tables have."""
+    gain = f"{100 * entry.gain.mean:+.2f} ({comparison.interval(entry.gain, 'test_accuracy', '+')})" if entry.gain else ""
+    return f"{entry.title} | {changed_flags(entry)} | {entry.accuracy} | {gain} | {len(entry.seeds)} |"
 
 
 def picture(rungs):
@@ -116,11 +121,13 @@ def picture(rungs):
 
 def parts(ladder):
     """All texts that the page takes from the raw files: {marker: text}."""
-    return {"rungs": rungs_table(ladder["rungs"]), "removals": removals_table(ladder["removals"], ladder["rungs"][-1])}
+    headings = {"removals": "without", "additions": "with", "lrn": "response normalization in"}
+    return {"rungs": rungs_table(ladder["rungs"])} | {
+        part: differences_table(heading, ladder[part]) for part, heading in headings.items()}
 
 
 def commands(ladder):
-    """One line per rung, removal and trial: the sweep over seeds that trains it."""
+    """One line per row: the sweep over seeds that trains it."""
     sweep = "python main.py --mode=sweep --sweep=seed=0:3 --workdir=runs/ladder/"
     return [entry.command.replace("python main.py", sweep + entry.name) for entries in ladder.values() for entry in entries]
 
