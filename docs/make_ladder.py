@@ -4,8 +4,8 @@
     python docs/make_ladder.py             # after runs were added to docs/results/ladder/: fills the page, draws the picture
 
 docs/results/ladder.json describes the rungs: each has the flags of the one before it and those that it changes. A row of the
-other tables has the flags of a rung, by default the top, and those that it changes. `tests/docs/test_ladder.py` makes the page
-again and compares.
+other tables has the flags of a rung, by default the last but one, and those that it changes. `tests/docs/test_ladder.py` makes the
+page again and compares.
 """
 
 import json
@@ -65,7 +65,7 @@ def read_ladder(path=RESULTS / "ladder.json"):
         flags = {key: value for key, value in flags.items() if key not in about.get("without", ())}
         rungs.append(Entry(name, about, flags, rungs[-1] if rungs else None))
         flags = rungs[-1].flags
-    bases = {rung.name: (rung.flags, rung) for rung in rungs} | {None: ({"preset": "cifar10_94"}, rungs[-1])}
+    bases = {rung.name: (rung.flags, rung) for rung in rungs} | {None: ({"preset": "cifar10_94", "epochs": 4}, rungs[-2])}
     return {"rungs": rungs} | {
         part: [Entry(name, about, *bases[about.get("base")]) for name, about in entries.items()]
         for part, entries in described.items()}
