@@ -4,8 +4,8 @@
     python docs/make_ladder.py             # after runs were added to docs/results/ladder/: fills the page, draws the picture
 
 docs/results/ladder.json describes the rungs: each has the flags of the one before it and those that it changes. A row of the
-other tables has the flags of a rung, by default the last but one, and those that it changes. `tests/docs/test_ladder.py` makes the
-page again and compares.
+other tables has the flags of a rung, by default the last but one, and those that it changes. `tests/docs/test_ladder.py` makes
+the page again and compares.
 """
 
 import json

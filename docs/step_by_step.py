@@ -94,8 +94,8 @@ def main(folder=".", data_dir=None):
     loop = make_train_loop(strategy, run, settings)
     iterator = iter(split.training_batches(0, 1, BATCH, settings.data.augmentations))  # from step 1 on
     rates = tf.constant(np.full(MORE_STEPS, RATE))
-    first, count, skipped = tf.constant(1, tf.int64), tf.constant(MORE_STEPS), tf.constant(0)
-    done, *_, reports = loop(iterator, first, count, rates, skipped, tf.constant(False))
+    first, count, skipped = tf.constant(1, tf.int64), tf.constant(MORE_STEPS), tf.constant(0, tf.int64)
+    done, _, reports = loop(iterator, first, count, rates, skipped)
     curve = [float(report["loss"]), *reports["loss"].numpy().tolist()]
     print(f"{int(done)} more steps: loss {curve[0]:.3f} -> {np.mean(curve[-5:]):.3f}, the mean of the last five")
 

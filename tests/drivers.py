@@ -61,7 +61,7 @@ class Driver:
 
         `spoil(batches, shard)` may change what a replica gets.
         """
-        done, skipped, _, reports = self.loop(*self.arguments(num_steps, spoil, first_step))
+        done, skipped, reports = self.loop(*self.arguments(num_steps, spoil, first_step))
         return int(done), int(skipped), {name: values.numpy() for name, values in reports.items()}
 
     def arguments(self, num_steps, spoil=lambda batches, shard: batches, first_step=0):
@@ -69,7 +69,7 @@ class Driver:
         iterator = distribute(self.strategy, lambda shard: spoil(self.batches(shard), shard), self.split)
         rates = np.full(self.config.device.steps_per_loop, self.config.optimization.learning_rate)
         counts = tf.constant(first_step, tf.int64), tf.constant(num_steps)
-        return iterator, *counts, tf.constant(rates), tf.constant(0), tf.constant(False)
+        return iterator, *counts, tf.constant(rates), tf.constant(0, tf.int64)
 
     def weights(self):
         """The trainable weights as NumPy arrays."""

@@ -28,8 +28,8 @@ _COLOR, _CUTOUT, _MIXUP, _ERASING, _CUTMIX, _RAND_AUGMENT = (2**32 * number for 
 class Targets(NamedTuple):
     """The classes that the network should predict for the examples of part of the batch; only `labels` if none are mixed."""
 
-    labels: tf.Tensor  # int32 [b], the classes with the larger weight; the accuracy counts these
-    others: tf.Tensor | None = None  # int32 [b], the classes with the smaller weight
+    labels: tf.Tensor  # int64 [b], the classes with the larger weight; the accuracy counts these
+    others: tf.Tensor | None = None  # int64 [b], the classes with the smaller weight
     weight: tf.Tensor | None = None  # float [b], at least 1/2: the weight of `labels`; `others` have 1 - weight
 
 
@@ -40,7 +40,7 @@ def augment(config, pixels, images, labels, step, first_example):
     Args:
       pixels: the PixelScaling of the images, measured with the same --augment.
       images: float [b, height, width, 3], scaled.
-      labels: int32 [b].
+      labels: int64 [b].
       step: int64 scalar.
       first_example: the position of the part's first example in the global batch. With mixup or cutmix, it and b must be even.
 
@@ -181,7 +181,7 @@ def mix(images, labels, kept):
 
     Examples 2 i and 2 i + 1 of the batch are partners. Which examples these are is as random as the order of the epoch, and no
     pair is split between two replicas or parts of the batch. The paper's code draws one weight per batch; here each example has
-    its own. Of `images`, float [b, height, width, 3], and `labels`, int32 [b], b must be even; `kept`, float64 [b], is the weight
+    its own. Of `images`, float [b, height, width, 3], and `labels`, int64 [b], b must be even; `kept`, float64 [b], is the weight
     of each example in its own mixture. Returns (images, Targets).
     """
     share = tf.cast(kept, images.dtype)[:, tf.newaxis, tf.newaxis, tf.newaxis]

@@ -32,15 +32,18 @@ def make_eval_step(strategy, state, test_crops=1):
     the mean of the logits of `mirrored_views` and `shifted_views`.
     """
 
+    dtype = state.model.inputs[0].dtype
+
     def logits_of(images):
-        return state.model(scale_pixels(images, state.pixels, state.model.inputs[0].dtype), training=False)
+        return state.model(scale_pixels(images, state.pixels, dtype), training=False)
 
     def forward(batch):
         if test_crops == 1:
             return logits_of(batch["image"])
+        images = tf.cast(batch["image"], dtype)  # GPUs have no kernels that pad and stack uint8
         if test_crops == VIEWS:
-            return mean_prediction(logits_of, ten_views(batch["image"], *state.model.inputs[0].shape[1:3]))
-        views = mirrored_views(batch["image"]) if test_crops == 2 else shifted_views(batch["image"])
+            return mean_prediction(logits_of, ten_views(images, *state.model.inputs[0].shape[1:3]))
+        views = mirrored_views(images) if test_crops == 2 else shifted_views(images)
         return mean_logits(logits_of, views, VIEW_WEIGHTS[test_crops])
 
     @tf.function
@@ -61,7 +64,7 @@ def ten_views(images, height, width):
     Images of the size of the network's input, `height` x `width`, are first padded with zeros by an eighth of their height, as
     for the random crop in training. Larger ones, which come from a stream, are cut as they are.
 
-    Returns a list of ten uint8 [b, height, width, 3]: top left, top right, bottom left, bottom right, middle, then the mirror
+    Returns a list of ten [b, height, width, 3]: top left, top right, bottom left, bottom right, middle, then the mirror
     images.
     """
     if images.shape[1:3] == (height, width):
@@ -88,7 +91,7 @@ def mean_prediction(logits_of, views):
 
 
 def mirrored_views(images):
-    """The images and their mirror images: a list of two uint8 [b, height, width, 3]."""
+    """The images and their mirror images: a list of two [b, height, width, 3]."""
     return [images, images[:, :, ::-1]]
 
 
@@ -96,7 +99,7 @@ def shifted_views(images):
     """The six views of airbench (Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", section 3.5).
 
     The images and their mirror images; both shifted by one pixel up and left; both shifted down and right. What comes in at the
-    border is the reflected image. A list of six uint8 [b, height, width, 3].
+    border is the reflected image. A list of six [b, height, width, 3].
     """
     plain, (height, width) = mirrored_views(images), images.shape[1:3]
     padded = tf.pad(images, [[0, 0], [1, 1], [1, 1], [0, 0]], "REFLECT")

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline.common.batches import ONE_REPLICA
+from input_pipeline.common.batches import ONE_REPLICA, timed
 from input_pipeline.common.errors import SettingError, UnusableError, one_line_of
 from input_pipeline.common.small_files import UnusableFile
 from input_pipeline.sources import open_source
@@ -42,10 +42,17 @@ class Run:
     store: CheckpointStore
     workers: OneWorker = dataclasses.field(default_factory=OneWorker)
 
-    def training_batches(self, first_step=0, strategy=None):
-        """An endless iterator over per-replica training batches, from `first_step` on, on the devices of a strategy."""
-        return distribute(
-            strategy or self.strategy, lambda shard: self.training_dataset(first_step, shard), self.train_split)
+    def training_batches(self, first_step=0, strategy=None, make_batches=None):
+        """An endless iterator over per-replica training batches, from `first_step` on, on the devices of a strategy.
+
+        Besides images and labels, a batch has the seconds that were "waited" for it; not under --deterministic, because
+        TensorFlow then refuses to read the clock. `make_batches` may stand for `training_dataset`; it gets a Shard.
+        """
+        def batches(shard):
+            dataset = make_batches(shard) if make_batches else self.training_dataset(first_step, shard)
+            return dataset if self.config.general.deterministic else timed(dataset)
+
+        return distribute(strategy or self.strategy, batches, self.train_split)
 
     def training_dataset(self, first_step=0, shard=ONE_REPLICA, split=None):
         """The training batches of the replicas of a Shard, from `first_step` on, as an endless tf.data.Dataset.

@@ -4,6 +4,10 @@ Read it from top to bottom. Every replica runs `replica_step` on its share of th
 forward and backward through the network, sum over all replicas, clip, and check that the result is finite. `apply_update` then
 changes the weights. `inner_loop.py` repeats `train_step` inside one compiled call.
 
+There is no `if` on a value that a device computes: the host would have to wait for it at every step, and a GPU would idle while
+the next step is launched. A step that must change nothing is one that is not `made`: rates become 0, factors 1, and the update
+rules exchange the gradient for something finite, because 0 times NaN is NaN.
+
 Shapes: b is the number of examples that a replica works on at a time. Losses and metrics stay one value per example, [b], until
 they are summed and divided by the size of the global batch. That is why N replicas compute what one device computes.
 """
@@ -32,8 +36,11 @@ def cross_entropy(labels, logits, label_smoothing=0.0):
     Returns:
       float [b]. It is not averaged here: a mean over a replica's share would weigh replicas instead of examples.
     """
-    logits = logits if logits.dtype == tf.float64 else tf.cast(logits, tf.float32)
-    hard = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    if logits.dtype == tf.float64:  # the fused kernel below has no float64 on a GPU
+        hard = tf.reduce_logsumexp(logits, axis=-1) - tf.gather(logits, labels, batch_dims=1)
+    else:
+        logits = tf.cast(logits, tf.float32)
+        hard = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
     if label_smoothing == 0:
         return hard
     even = tf.reduce_mean(tf.reduce_logsumexp(logits, axis=-1, keepdims=True) - logits, axis=-1)
@@ -57,7 +64,7 @@ def training_loss(targets, logits, config):
 
 def example_metrics(targets, logits, losses):
     """The metrics of each example, {name: float [b]}. Each needs an entry in METRICS."""
-    correct = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), targets.labels)
+    correct = tf.equal(tf.argmax(logits, axis=-1), targets.labels)
     return {"loss": losses, "accuracy": tf.cast(correct, losses.dtype)}
 
 
@@ -67,7 +74,7 @@ def forward_and_backward(state, config, batch, step, first_example):
     Args:
       state: TrainState.
       config: ExperimentConfig.
-      batch: {"image": uint8 [b, height, width, 3], "label": int32 [b]}.
+      batch: {"image": uint8 [b, height, width, 3], "label": int64 [b]}.
       step: int64 scalar. Together with the seed it determines the dropout masks and the augmentation.
       first_example: the row of the global batch at which this part begins.
 
@@ -119,20 +126,19 @@ def sum_over_replicas(tensors):
     return [tf.reshape(total, tensor.shape) for total, tensor in zip(sums, tensors, strict=True)]
 
 
-def replica_step(state, config, batch, step, learning_rate, stop_requested):
+def replica_step(state, config, batch, step, learning_rate, going=True):
     """What every replica does up to the update: forward, backward, reduction, clipping. The result is the same on all of them.
 
     Returns:
       gradients: of the mean loss of the global batch, clipped, in the order of model.trainable_variables.
       report: scalars for the whole batch: the metrics, with "gradient_norm" before clipping; "finite": whether the update is
-        made; "counts": whether a skipped update counts towards --max_nonfinite_steps; "stopping": whether any replica was
-        asked to stop.
+        made if the run is still `going`; "counts": whether a skipped update counts towards --max_nonfinite_steps.
     """
     # The forward pass changes the batch statistics. Keep the old values: a step that is skipped must not change them.
     before = [tf.identity(variable) for variable in state.batch_statistics]
     gradients, sums = replica_sums(state, config, batch, step)
     # Clip and check after the reduction. Before it, each replica would see another norm and decide differently.
-    *totals, num_stops = sum_over_replicas([*gradients, *sums.values(), tf.cast(stop_requested, sums["loss"].dtype)])
+    totals = sum_over_replicas([*gradients, *sums.values()])
     gradients, totals = totals[: len(gradients)], totals[len(gradients) :]
     metrics = {name: total / config.optimization.global_batch_size for name, total in zip(sums, totals, strict=True)}
     loss = metrics["loss"]
@@ -145,16 +151,14 @@ def replica_step(state, config, batch, step, learning_rate, stop_requested):
     # Check the rate times the norm, too: a finite gradient can still make an update that is too large for a float.
     finite = tf.math.is_finite(loss) & tf.math.is_finite(norm) & tf.math.is_finite(tf.cast(learning_rate, norm.dtype) * norm)
     for variable, value in zip(state.batch_statistics, before, strict=True):
-        variable.assign(tf.where(finite, variable, value))
+        variable.assign(tf.where(finite & going, variable, value))
     # Gradients that overflow in float16 are cured by a lower loss scale. A loss that is not finite is not.
     curable = tf.math.is_finite(loss) & state.loss_scale.can_fall() if state.loss_scale else False
-    return gradients, {
-        **metrics, "gradient_norm": norm, "finite": finite, "counts": ~(finite | curable), "stopping": num_stops > 0,
-    }
+    return gradients, {**metrics, "gradient_norm": norm, "finite": finite, "counts": ~(finite | curable)}
 
 
-def apply_update(strategy, state, config, gradients, learning_rate):
-    """Changes weights, optimizer slots and averages on every replica. Call it in the cross-replica context.
+def apply_update(strategy, state, config, gradients, learning_rate, made):
+    """If `made`, a bool scalar, changes weights, slots and averages on every replica. Call it in the cross-replica context.
 
     The biases of normalization layers have a rate of their own, --bias_rate times the others'. Weight decay comes after clipping
     and leaves biases and normalization alone (all vectors). For sgd it goes into the momentum (paper, section 5:
@@ -162,51 +166,51 @@ def apply_update(strategy, state, config, gradients, learning_rate):
     the weight itself (Loshchilov and Hutter, "Decoupled weight decay").
     """
 
-    def update(weight, optimizer, gradient, rate, *averages):
+    def update(weight, optimizer, gradient, rate, made, *averages):
+        rate = tf.where(made, rate, 0)
         decay = config.optimization.weight_decay if len(weight.shape) > 1 else 0.0
         if decay and getattr(optimizer, "decoupled_weight_decay", False):
             weight.assign_sub(tf.cast(rate * decay, weight.dtype) * weight)
         elif decay:
             gradient += decay * weight
-        optimizer.update_step(gradient, weight, rate)
+        optimizer.update_step(gradient, weight, rate, made)
         for average in averages:
-            average.assign_add((1 - config.optimization.ema_decay) * (weight - average))
+            share = tf.where(made, tf.constant(1 - config.optimization.ema_decay, weight.dtype), 0)
+            average.assign_add(share * (weight - average))
 
     weights, biases = state.model.trainable_variables, normalization_biases(state.model)
     averages = [(average,) for average in state.averages] if config.optimization.ema_decay else [()] * len(weights)
     for variable, optimizer, gradient, average in zip(weights, state.optimizers, gradients, averages, strict=True):
         rate = learning_rate * config.optimization.bias_rate if variable.path in biases else learning_rate
-        strategy.extended.update(variable.value, update, args=(optimizer, gradient, rate, *average), group=False)
+        strategy.extended.update(variable.value, update, args=(optimizer, gradient, rate, made, *average), group=False)
     for optimizer in dict.fromkeys(state.optimizers):
-        optimizer.iterations.assign_add(1)
+        optimizer.iterations.assign_add(tf.cast(made, optimizer.iterations.dtype))
 
 
-def train_step(strategy, state, config, batch, step, learning_rate, stop_requested=False):
+def train_step(strategy, state, config, batch, step, learning_rate, going=True):
     """One update on all replicas. If the loss or the gradient is not finite, nothing changes except the loss scale.
 
-    Returns:
-      The report of `replica_step`.
+    If the run is not `going` any more, a bool scalar, nothing changes at all. Returns the report of `replica_step`.
     """
     gradients, report = strategy.run(
-        lambda share: replica_step(state, config, share, step, learning_rate, stop_requested), args=(batch,))
+        lambda share: replica_step(state, config, share, step, learning_rate, going), args=(batch,))
     report = {name: strategy.experimental_local_results(value)[0] for name, value in report.items()}
-    if report["finite"]:
-        apply_update(strategy, state, config, gradients, learning_rate)
+    apply_update(strategy, state, config, gradients, learning_rate, report["finite"] & going)
     if state.loss_scale:
-        state.loss_scale.update(report["finite"])
+        state.loss_scale.update(report["finite"], going)
     return report
 
 
-def look_ahead(strategy, state, share):
-    """Moves the slow weights by `share` of the way to the trained weights, which go on from there: --lookahead_steps.
+def look_ahead(strategy, state, share, made):
+    """If `made`, moves the slow weights by `share` of the way to the trained ones, which go on from there: --lookahead_steps.
 
     Batch statistics move like weights. Call it in the cross-replica context, after an update. Zhang et al., "Lookahead Optimizer:
     k steps forward, 1 step back".
     """
 
     def move(weight, slow):
-        slow.assign_add(tf.cast(share, slow.dtype) * (weight - slow))
-        weight.assign(slow)
+        slow.assign_add(tf.where(made, tf.cast(share, slow.dtype), 0) * (weight - slow))
+        weight.assign(tf.where(made, slow, weight))
 
     weights, statistics = state.model.trainable_variables, state.batch_statistics
     for weight, slow in zip(weights, state.averages[: len(weights)], strict=True):

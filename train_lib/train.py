@@ -128,7 +128,7 @@ class Trainer:
             return "early_stopped"
         if not self.state.evaluation_owed and self.state.step >= self.plan.last_step:
             return "completed"
-        # Of several workers, each hears only of its own signals. They stop where the step or the evaluation has told all of them.
+        # Of several workers, each hears only of its own signals. They stop where `stop_asked` has told all of them.
         asked = stop_request.received if self.run.workers.is_alone else self.stopping
         return "preempted" if asked else None
 
@@ -148,13 +148,13 @@ class Trainer:
         self.tell("before_steps")
         report = run_steps(
             self.train_loop, batches, self.state, [self.learning_rate(step) for step in range(first, stop)],
-            self.lookahead_shares(first, stop),
-            self.config.device.steps_per_loop, stop_request.received is not None, self.clock)
+            self.lookahead_shares(first, stop), self.config.device.steps_per_loop, self.clock)
         self.state.advance(report)
-        self.stopping, self.newest_report = report.stopping, report
+        self.newest_report = report
+        self.stop_asked()
         images = report.num_steps * self.config.optimization.global_batch_size
         self.stopwatch.add_training(report.seconds, images, float(report.data_wait.sum()))
-        if self.state.step != stop and not (report.stopping or self.has_diverged()):
+        if self.state.step != stop and not self.has_diverged():
             raise AssertionError(f"the loop had to go from step {first} to {stop} and stopped at {self.state.step}")
         self.show(dataclasses.replace(report, images_per_second=self.stopwatch.images_per_second))
 

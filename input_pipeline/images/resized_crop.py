@@ -67,10 +67,11 @@ def boxes(draws, height, width):
 
 
 def crop_batch(images, corners):
-    """Windows of decoded images, uint8 [b, height, width, 3], at the corners from `boxes`, scaled to the images' own size.
+    """Windows of images, uint8 or whole float32 [b, height, width, 3], at the corners from `boxes`, scaled to the images' size.
 
     Bilinear with aligned corners: the corners of a window become the corners of the result, and no pixel outside of the window
     is read. A window is never larger than the result, so no smoothing is needed.
     """
+    images = tf.cast(images, tf.float32)  # GPUs have no kernel for uint8
     pixels = tf.image.crop_and_resize(images, corners, tf.range(tf.shape(images)[0]), list(images.shape[1:3]))
     return tf.cast(tf.clip_by_value(tf.round(pixels), 0, 255), tf.uint8)

@@ -11,7 +11,7 @@ import tensorflow as tf
 from input_pipeline.common.batches import free_gigabytes
 from input_pipeline.common.errors import SettingError
 from input_pipeline.images import resized_crop
-from input_pipeline.splits.resident import INT32, ResidentSplit
+from input_pipeline.splits.resident import INT64, ResidentSplit
 
 WORD = 8  # bytes of an int64. TensorFlow can gather int64 on a GPU, but has no kernel there that gathers uint8.
 
@@ -20,7 +20,7 @@ WORD = 8  # bytes of an int64. TensorFlow can gather int64 on a GPU, but has no 
 class DeviceSplit(ResidentSplit):
     """A ResidentSplit whose batches contain choices instead of images; `look_up` must be applied to each batch.
 
-    Instead of "image", elements have int32 [b]: "index" of the image, "top" and "left" of its window (0 is the edge of the
+    Instead of "image", elements have int64 [b]: "index" of the image, "top" and "left" of its window (0 is the edge of the
     image, negative is outside of it), "mirrored" (0 or 1); with "random_resized_crop" also the windows' "corners", float32 [b,
     4]. The tables contain the images without padding, because `look_up` replaces pixels outside of the image by zeros, or by
     their reflections in the image. So one table serves training and evaluation, and for 32 x 32 pixels takes two thirds of the
@@ -37,10 +37,10 @@ class DeviceSplit(ResidentSplit):
     def _views(self, padding=0, flip=False, resized=False):
         def view(order, top, left, mirrored, *draws):
             corners = [resized_crop.boxes(*draws, *self.image_shape[:2])] if resized else []
-            return *(column.astype(np.int32) for column in (order, top - padding, left - padding, mirrored)), *corners
+            return *(column.astype(np.int64) for column in (order, top - padding, left - padding, mirrored)), *corners
 
         corners = {"corners": tf.TensorSpec([4], tf.float32)} if resized else {}
-        return dict.fromkeys(("index", "top", "left", "mirrored"), INT32) | corners, view
+        return dict.fromkeys(("index", "top", "left", "mirrored"), INT64) | corners, view
 
     def table_on(self, device):
         """The images on a device, int64 [n, words], one a row, padded to whole words. Raises SettingError if they do not fit."""
@@ -62,8 +62,7 @@ class DeviceSplit(ResidentSplit):
     def look_up(self, table, batch):
         """A batch with "image", uint8 [b, height, width, 3], instead of the choices. `table` is `table_on` this device."""
         height, width, channels = self.image_shape
-        # Not int32, which TensorFlow computes in the host's memory even on a GPU.
-        index, top, left, mirrored = (tf.cast(batch[name], tf.int64)[:, None] for name in ("index", "top", "left", "mirrored"))
+        index, top, left, mirrored = (batch[name][:, None] for name in ("index", "top", "left", "mirrored"))
         pixels = tf.bitcast(tf.gather(table, index[:, 0]), tf.uint8)
         pixels = tf.reshape(pixels, [-1, table.shape[1] * WORD])[:, : height * width * channels]
         pixels = tf.cast(tf.reshape(pixels, [-1, height * width, channels]), tf.float32)
@@ -76,6 +75,6 @@ class DeviceSplit(ResidentSplit):
         place = tf.where(inside, row[:, :, None] * width + column[:, None, :], 0)
         images = tf.gather(pixels, place, batch_dims=1) * tf.cast(inside, tf.float32)[..., None]
         if "corners" in batch:
-            images = resized_crop.crop_batch(tf.cast(images, tf.uint8), batch["corners"])
-        rest = {name: batch[name] for name in ("label", "weight") if name in batch}
+            images = resized_crop.crop_batch(images, batch["corners"])
+        rest = {name: batch[name] for name in ("label", "weight", "waited") if name in batch}
         return {"image": tf.ensure_shape(tf.cast(images, tf.uint8), [None, *self.image_shape]), **rest}

@@ -22,7 +22,8 @@ PARALLEL_CHUNKS = 2
 # batch of 256. Larger chunks gain nothing, and do not fit in the caches (measured at 1.5, 6 and 25 MB).
 CHUNK_BYTES = 8e6
 SUMMED_PIXELS = 2**17  # how many pixels are summed up at once, as float64; more do not fit in the caches
-INT32, FLOAT32 = tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.float32)  # one number per example
+# One number per example. Labels are int64 in batches: TensorFlow computes int32 in the host's memory even on a GPU.
+INT64, FLOAT32 = tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.float32)
 # The choices of an epoch, each of shape [num_examples]: which image, where its window starts, whether it is mirrored.
 EpochPlan = collections.namedtuple("EpochPlan", "order top left mirrored")
 
@@ -116,7 +117,7 @@ class ResidentSplit(Split):
     def training_batches(self, seed, first_step, global_batch_size, augmentations, shard=ONE_REPLICA):
         """An endless Dataset of per-replica batches for a Shard: from `first_step` on, and within a step replica by replica.
 
-        Elements are {"image": uint8 [b, height, width, 3], "label": int32 [b]}, b = global_batch_size / num_replicas. `seed`
+        Elements are {"image": uint8 [b, height, width, 3], "label": int64 [b]}, b = global_batch_size / num_replicas. `seed`
         determines the order and the augmentation. Of the `augmentations`, only these are done here: "crop" (a window of the
         padded image), "random_resized_crop" (`resized_crop.crop_batch`), "flip" and "alternating_flip" (`mirrored_first`).
         Raises SettingError if the padding is too wide.
@@ -127,9 +128,9 @@ class ResidentSplit(Split):
 
         def read(examples):
             order, *drawn = choices.of(examples)
-            return self.labels[order], *view(order, *drawn)
+            return self.labels[order].astype(np.int64), *view(order, *drawn)
 
-        return map_examples(read, {"label": INT32} | specs, global_batch_size, shard, first_step)
+        return map_examples(read, {"label": INT64} | specs, global_batch_size, shard, first_step)
 
     def evaluation_batches(self, global_batch_size, shard=ONE_REPLICA, test_crops=1):
         """An endless Dataset that repeats the split in order, padded to whole global batches.
@@ -143,9 +144,10 @@ class ResidentSplit(Split):
             index = examples % (num_evaluation_steps(self.num_examples, global_batch_size) * global_batch_size)
             inside = index < self.num_examples
             index, untouched = np.where(inside, index, 0), np.zeros(len(index), np.int64)
-            return self.labels[index], inside.astype(np.float32), *view(index, untouched, untouched, untouched > 0)
+            labels, weights = self.labels[index].astype(np.int64), inside.astype(np.float32)
+            return labels, weights, *view(index, untouched, untouched, untouched > 0)
 
-        return map_examples(read, {"label": INT32, "weight": FLOAT32} | specs, global_batch_size, shard)
+        return map_examples(read, {"label": INT64, "weight": FLOAT32} | specs, global_batch_size, shard)
 
     def _views(self, padding=0, flip=False, resized=False):
         """What a batch shows: {name: TensorSpec of one example}, and a function from columns of `Choices.of` to their arrays."""

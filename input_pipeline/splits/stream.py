@@ -65,7 +65,7 @@ class StreamingSplit(Split):
             if "alternating_flip" in augmentations:
                 mirrored = tf.not_equal(mirrored_first(seed, number), position // self.num_examples % 2 == 1)
             image = decoding.decode_window(example["image"], window_of, self.image_size, mirrored)
-            return {"image": image, "label": tf.cast(loading.checked_label(self.source, example), tf.int32)}
+            return {"image": image, "label": tf.cast(loading.checked_label(self.source, example), tf.int64)}
 
         epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
         records = epochs.flat_map(lambda epoch: self.source.shuffled_records(self.split, seed, epoch, self.shuffle_buffer))
@@ -94,7 +94,7 @@ class StreamingSplit(Split):
         _ = self._substitute  # raises UnusableError now if there is no good example to evaluate
 
         def blank():
-            return tf.zeros([size, size, 3], tf.uint8), tf.constant(0), tf.constant(0.0)
+            return tf.zeros([size, size, 3], tf.uint8), tf.constant(0, tf.int64), tf.constant(0.0)
 
         def decode(_, number, record):
             image, label, weight = tf.cond(number == PADDING, blank, lambda: self._evaluation_image(record, size, scaled))
@@ -153,7 +153,7 @@ class StreamingSplit(Split):
     def _evaluation_image(self, record, size, scaled):
         example = self.source.parse(record)
         image = decoding.resize_short_side(decoding.decode(example["image"]), scaled)
-        return decoding.central_crop(image, size), tf.cast(loading.checked_label(self.source, example), tf.int32), 1.0
+        return decoding.central_crop(image, size), tf.cast(loading.checked_label(self.source, example), tf.int64), 1.0
 
 
 def mirrored_first(seed, number):

@@ -24,7 +24,12 @@ def step(driver, number, share=None, spoil=lambda batches, shard: batches):
     shares = np.zeros(driver.config.device.steps_per_loop)
     shares[0] = share or 0.0
     arguments = driver.arguments(1, lambda batches, shard: spoil(batches.skip(number), shard), first_step=number)
-    driver.loop(*arguments, *([] if share is None else [tf.constant(shares)]))
+    driver.loop(*arguments, *([] if share is None else looking_ahead(shares)))
+
+
+def looking_ahead(shares):
+    """The two arguments of the loop for Lookahead."""
+    return tf.constant(shares, tf.float64), tf.constant(np.array(shares) > 0, tf.int32)
 
 
 def floats(driver):
@@ -102,8 +107,7 @@ def test_two_replicas_are_close_to_one_with_the_fused_layers(split, precision, t
     losses = []
     for num_replicas in (1, 2):
         driver = Driver(make_config(**NETWORK | {"precision": precision}, lookahead_steps=2, bias_rate=4.0), split, num_replicas)
-        shares = tf.constant([0.0, 0.5] * 10, tf.float64)
-        *_, reports = driver.loop(*driver.arguments(4), shares)
+        *_, reports = driver.loop(*driver.arguments(4), *looking_ahead([0.0, 0.5] * 10))
         losses.append(reports["loss"].numpy()[:4])
     np.testing.assert_allclose(losses[1], losses[0], rtol=tolerance)
 

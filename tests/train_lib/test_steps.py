@@ -10,8 +10,8 @@ from drivers import ZERO_ONE, Driver, make_config, random_split
 
 from train_lib import steps
 from train_lib.config import OptimizerConfig
-from train_lib.optimizers import UPDATE_RULES, make_optimizers
-from train_lib.state import PixelScaling, create_state
+from train_lib.optimizers import UPDATE_RULES, guarded, make_optimizers
+from train_lib.state import PixelScaling, create_state, tensors_of
 
 STEPS = 20
 
@@ -142,23 +142,53 @@ def with_nan(batches, bad_step):
     return batches.enumerate().map(spoil)
 
 
+# Everything that a step changes: each rule's own slots, decay, averages, slow weights, batch statistics.
+CHANGED = {
+    "momentum": {"momentum": 0.9, "weight_decay": 1e-3, "clip_global_norm": 1.0},
+    "nesterov": {"momentum": 0.9, "nesterov": True},
+    "no momentum": {"momentum": 0.0},
+    "adam": {"optimizer": "adam", "weight_decay": 1e-3},
+    "adamw": {"optimizer": "adamw", "weight_decay": 1e-3, "ema_decay": 0.9},
+    "a rule of Keras": {"optimizer": "adam", "learning_rate": 1e-3},
+    "float16": {"precision": "float16"},
+    "lookahead": {"lookahead_steps": 1, "model": "airbench", "model_options": "filters1=4,filters2=6,filters3=8", "bias_rate": 4},
+}
+
+
 @pytest.mark.parametrize("bad_step", [0, 2])
-def test_a_nonfinite_gradient_leaves_the_weights_untouched(split, bad_step):
-    """One NaN pixel makes a batch's loss NaN; every weight and slot stays what it was before it."""
-    config = make_config(steps_per_loop=4)
-    driver = Driver(config, split)
-    reached = Driver(config, split)
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_nonfinite_gradient_leaves_everything_untouched(split, bad_step, name, monkeypatch):
+    """One NaN pixel makes a batch's loss NaN; all that a step changes stays what it was before it, in the steps after it too."""
+    if name == "a rule of Keras":
+        monkeypatch.setitem(UPDATE_RULES, "adam", lambda config: guarded(keras.optimizers.Lamb)(1e-3, name="lamb"))
+    config = make_config(steps_per_loop=4, **CHANGED[name])
+    driver, reached = Driver(config, split), Driver(config, split)
+    first = tensors_of(reached.state)
+    ahead = [tf.constant([0.5, 0.25, 0.5, 0.25], tf.float64), tf.ones([4], tf.int32)] if name == "lookahead" else []
     if bad_step:
-        reached.run(bad_step)
-    done, skipped, reports = driver.run(4, lambda batches, shard: with_nan(batches, bad_step))
-    assert skipped == 1
-    assert done == bad_step + 1
-    assert reports["finite"][: bad_step + 1].tolist() == [True] * bad_step + [False]
-    for ours, before in zip(driver.weights(), reached.weights(), strict=True):
-        np.testing.assert_array_equal(ours, before)
-    slots = [variable.numpy() for variable in driver.state.slots().values()]
-    for ours, before in zip(slots, reached.state.slots().values(), strict=True):
-        np.testing.assert_array_equal(ours, before.numpy())
+        reached.loop(*reached.arguments(bad_step), *ahead)
+    done, skipped, reports = driver.loop(*driver.arguments(4, lambda batches, shard: with_nan(batches, bad_step)), *ahead)
+    assert (int(done), int(skipped)) == (bad_step + 1, 1)
+    assert reports["finite"][: bad_step + 1].numpy().tolist() == [True] * bad_step + [False]
+    found, expected = tensors_of(driver.state), tensors_of(reached.state)
+    assert any((expected[tensor] != first[tensor]).any() for tensor in expected) == bool(bad_step)
+    if name == "float16":  # the loss scale is what a skipped step may change
+        assert found.pop("loss_scale/value") == expected.pop("loss_scale/value") / 2
+        assert (found.pop("loss_scale/good_steps"), expected.pop("loss_scale/good_steps")) == (0, bad_step)
+    for tensor, value in expected.items():
+        np.testing.assert_array_equal(found[tensor], value, err_msg=tensor)
+
+
+@pytest.mark.parametrize("optimizer", UPDATE_RULES)
+def test_weights_that_are_too_large_to_be_squared_stay_finite(split, optimizer):
+    """The first step goes so far that the second has no finite loss."""
+    config = make_config(steps_per_loop=4, optimizer=optimizer, learning_rate=1e25)
+    driver, reached = Driver(config, split), Driver(config, split)
+    assert driver.run(4)[:2] == (2, 1) and reached.run(1)[:2] == (1, 0)
+    found = tensors_of(driver.state)
+    for tensor, value in tensors_of(reached.state).items():
+        assert np.isfinite(value).all()
+        np.testing.assert_array_equal(found[tensor], value, err_msg=tensor)
 
 
 def test_tolerated_nonfinite_steps_are_skipped_and_training_goes_on(split):
@@ -179,7 +209,7 @@ def test_short_stretches_equal_one_long_one_and_do_not_trace_again(split):
     rates = tf.constant(np.full(8, config.optimization.learning_rate))
     for first, count in ((0, 3), (3, 1), (4, 4)):
         *_, part = parts.loop(
-            iterator, tf.constant(first, tf.int64), tf.constant(count), rates, tf.constant(0), tf.constant(False))
+            iterator, tf.constant(first, tf.int64), tf.constant(count), rates, tf.constant(0, tf.int64))
         losses += part["loss"].numpy()[:count].tolist()
     assert losses == reports["loss"].tolist()
     assert parts.loop.experimental_get_tracing_count() == 1

@@ -113,8 +113,8 @@ def test_a_step_has_one_all_reduce(split, monkeypatch):
     driver.run(1)
     assert [tensor.shape.rank for tensor in called] == [1, 1]  # one vector on each replica
     weights = sum(variable.numpy().size for variable in driver.state.model.trainable_variables)
-    # One number per metric that is summed over examples, and one for the wish to stop.
-    assert weights + 3 <= called[0].shape.num_elements() <= weights + 1 + len(steps.METRICS)
+    # One number per metric that is summed over examples.
+    assert weights + 2 <= called[0].shape.num_elements() <= weights + len(steps.METRICS)
 
 
 def test_a_step_has_one_collective_operation(split):

@@ -89,7 +89,7 @@ def test_the_host_sends_no_pixels():
     """If the batches contained images, --input=device would be useless, and nobody would notice."""
     for batch in take(pair()[1].training_batches(0, 0, 32, ("crop", "flip")), 1):
         assert set(batch) == {"index", "top", "left", "mirrored", "label"}
-        assert all(values.dtype == np.int32 and values.shape == (32,) for values in batch.values())
+        assert all(values.dtype == np.int64 and values.shape == (32,) for values in batch.values())
 
 
 @pytest.mark.parametrize("replicas", [1, 2])

@@ -69,7 +69,7 @@ def test_every_batch_equals_a_naive_loop(numbered, augmented):
     images, labels = joined(augmented, "image"), joined(augmented, "label")
     assert len(images) > 20_000
     assert images.dtype == np.uint8
-    assert labels.dtype == np.int32
+    assert labels.dtype == np.int64
     cut = {}
     for index, (image, label, *choice) in enumerate(zip(images, labels, *choices_of(images.astype(int)), strict=True)):
         key = (label, *choice)

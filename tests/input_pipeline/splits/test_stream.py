@@ -179,7 +179,7 @@ def test_evaluation_shows_each_example_once_and_begins_again(source, batch):
     for one_pass in (two_passes[:steps], two_passes[steps:]):
         weight, labels = joined(one_pass, "weight"), joined(one_pass, "label")
         assert weight.dtype == np.float32
-        assert labels.dtype == np.int32
+        assert labels.dtype == np.int64
         np.testing.assert_array_equal(weight, np.arange(steps * batch) < COUNT)
         assert sorted(labels[:COUNT]) == list(range(COUNT))
         expected = [numbered_image(label)[2:30, 2:30] for label in labels[:COUNT]]

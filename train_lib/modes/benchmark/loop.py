@@ -5,7 +5,6 @@ import contextlib
 import os
 from statistics import mean
 
-from train_lib.distribution.strategy import distribute
 from train_lib.hooks import Hook
 from train_lib.modes.benchmark.rows import Row, refuse_diverged, wait_for_devices
 from train_lib.records.terminal import ProgressBar
@@ -55,8 +54,8 @@ class LoopRow(Row):
             # Not the standard hooks: a user's metrics writer must not get the benchmark's records.
             bench.shared["trainer"] = Trainer(run, [bar, meter], bench.clock), meter
         self._trainer, self._meter = bench.shared["trainer"]
-        self._batches = run.training_batches() if name == "loop" else distribute(
-            run.strategy, lambda shard: run.training_dataset(shard=shard).take(shard.local_replicas).cache().repeat())
+        self._batches = run.training_batches(make_batches=None if name == "loop" else (
+            lambda shard: run.training_dataset(shard=shard).take(shard.local_replicas).cache().repeat()))
         horizon = min(run.plan.schedule_steps, 20_000)
         saves = sum(run.plan.checkpoint_due(step) for step in range(1, horizon + 1))
         # {part of the bookkeeping: steps between two calls}. The last step of a run is always saved.

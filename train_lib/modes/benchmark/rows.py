@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from input_pipeline.common.errors import SettingError
 from train_lib import steps
+from train_lib.inner_loop import without_wait
 from train_lib.state import create_state
 
 OF_A_STREAM = ("read", "read_decode", "decode_crop", "read_decode_augment")
@@ -75,7 +76,7 @@ class StepRow(Row):
                 raise RowFailed("there is only one device, so this would be the row step again")
             strategy = tf.distribute.get_strategy()  # TensorFlow's default strategy uses the first device
         state = create_state(config, strategy, len(run.source.class_names), run.train_split.image_shape, run.state.pixels)
-        self._batch = next(run.training_batches(strategy=strategy))
+        self._batch, _ = without_wait(strategy, next(run.training_batches(strategy=strategy)))
         if strategy.num_replicas_in_sync == 1:  # otherwise each replica's part is on its device already
             with tf.device("/gpu:0" if tf.config.list_logical_devices("GPU") else "/cpu:0"):
                 self._batch = {name: tf.identity(values) for name, values in self._batch.items()}
