@@ -91,6 +91,16 @@ def differences_table(heading, entries):
     return "\n".join(lines + [f"| {_cells(entry)}" for entry in entries])
 
 
+def trials_table(folder=RESULTS / "ladder_trials"):
+    """One row per learning rate that was tried for a rung: one seed, evaluated on training images that it did not train on."""
+    lines = ["| rung | learning rate | epochs | accuracy on `train[45000:]`, % |", "|---|---|---|---|"]
+    for path in sorted(folder.glob("*/seed-*"), key=lambda path: (path.parent.name.split("-")[0], path.parent.name)):
+        values, result = (json.loads((path / name).read_text()) for name in ("config.json", "result.json"))
+        rung = path.parent.name.split("-")[0]
+        lines.append(f"| {rung} | {values['learning_rate']:g} | {values['epochs']:g} | {100 * result['test_accuracy']:.2f} |")
+    return "\n".join(lines)
+
+
 def _cells(entry):
     """The cells that both tables have."""
     gain = f"{100 * entry.gain.mean:+.2f} ({comparison.interval(entry.gain, 'test_accuracy', '+')})" if entry.gain else ""
@@ -122,7 +132,7 @@ def picture(rungs):
 def parts(ladder):
     """All texts that the page takes from the raw files: {marker: text}."""
     headings = {"removals": "without", "additions": "with", "lrn": "response normalization in"}
-    return {"rungs": rungs_table(ladder["rungs"])} | {
+    return {"rungs": rungs_table(ladder["rungs"]), "trials": trials_table()} | {
         part: differences_table(heading, ladder[part]) for part, heading in headings.items()}
 
 

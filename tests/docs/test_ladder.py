@@ -14,6 +14,7 @@ from scipy import stats
 from train_lib import config as config_lib
 from train_lib.cli import flags as flags_lib
 
+TRIALS = sorted((ROOT / "docs" / "results" / "ladder_trials").glob("*/seed-*"))
 PAGE = ROOT / "docs" / "ladder.md"
 LADDER = make_ladder.read_ladder()
 ENTRIES = [entry for entries in LADDER.values() for entry in entries]
@@ -63,6 +64,23 @@ def test_each_run_is_that_of_its_command_and_saw_the_test_split_once(entry):
         assert {name: values[name] for name in asked} == {name: expected[name] for name in asked}
         assert result["status"] == "completed"
         assert [record["accuracy"] for record in records if record["kind"] == "test"] == [result["test_accuracy"]]
+
+
+@pytest.mark.parametrize("folder", TRIALS, ids=lambda path: path.parent.name)
+def test_no_trial_saw_the_test_split(folder):
+    values = json.loads((folder / "config.json").read_text())
+    splits = {values[name] for name in ("train_split", "validation_split", "test_split")}
+    assert splits == {"train[:45000]", "", "train[45000:]"}
+
+
+def test_the_best_rates_were_chosen():
+    for rung in LADDER["rungs"]:
+        tried = {}
+        for folder in TRIALS:
+            if folder.parent.name.startswith(f"{rung.name}-"):
+                values, result = (json.loads((folder / name).read_text()) for name in ("config.json", "result.json"))
+                tried[values["learning_rate"]] = result["test_accuracy"]
+        assert not tried or rung.flags["learning_rate"] == max(tried, key=tried.get), rung.name
 
 
 @pytest.mark.parametrize("entry", [entry for entry in ENTRIES if entry.gain], ids=lambda entry: entry.name)
