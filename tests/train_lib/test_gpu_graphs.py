@@ -1,6 +1,7 @@
 """What a GPU would run of the compiled loops, proved without one: every operation, and nothing that the host waits for."""
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -9,11 +10,13 @@ from drivers import BATCH, Driver, make_config, mirrored, random_split
 from gpu_graph import GpuGraph
 
 from alexnet import names
+from input_pipeline.common.batches import without_autotune
 from input_pipeline.config import AUGMENTATIONS
 from input_pipeline.splits.device import DeviceSplit
 from train_lib.config import ModelConfig, OptimizerConfig
+from train_lib.distribution.strategy import create_strategy, distribute
 from train_lib.evaluate import VIEW_WEIGHTS, VIEWS, make_eval_step
-from train_lib.state import PixelScaling, create_state
+from train_lib.state import PixelScaling, create_state, tensors_of
 
 PIXELS = PixelScaling(np.full(3, 120.0), np.full(3, 1 / 64), np.full(3, 125.0), np.eye(3))
 PRECISIONS = ModelConfig.__dataclass_fields__["precision"].metadata["choices"]
@@ -105,6 +108,54 @@ def test_evaluation(test_crops, precision, split):
     graph = GpuGraph(make_eval_step(mirrored(1), state, test_crops).get_concrete_function(batch))
     # tf.map_fn joins two conditions on the device: the host waits once per view, in evaluation only.
     assert not graph.on_host and {found.about for found in graph.waits} <= {"condition of the loop"}
+
+
+# One GPU.
+
+
+def test_one_gpu_has_a_strategy_that_fetches_ahead(monkeypatch):
+    """TensorFlow's default strategy does not. The GPU here is only a name."""
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: ["GPU:0"])
+    monkeypatch.setattr(tf.config, "set_visible_devices", lambda *arguments: None)
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda *arguments: None)
+    strategy = create_strategy(make_config())
+    assert isinstance(strategy, tf.distribute.OneDeviceStrategy) and strategy.extended.worker_devices[0].endswith("GPU:0")
+
+
+def batches_made_for_one(strategy, monkeypatch):
+    """How many batches the pipeline has made a while after one was asked for, on a strategy over what counts as a GPU."""
+    made = []
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind=None: ["GPU:0"])
+
+    def make(number):
+        made.append(number)
+        return number
+
+    def batches(shard):
+        return without_autotune(tf.data.Dataset.range(100).map(lambda number: tf.numpy_function(make, [number], tf.int64)))
+
+    next(distribute(strategy, batches))
+    for _ in range(50):
+        time.sleep(0.02)
+    return len(made)
+
+
+def test_batches_are_there_before_they_are_asked_for(monkeypatch):
+    assert batches_made_for_one(tf.distribute.get_strategy(), monkeypatch) == 1
+    assert batches_made_for_one(tf.distribute.OneDeviceStrategy("/cpu:0"), monkeypatch) >= 3
+
+
+def test_one_gpu_trains_what_the_default_strategy_trains(split, monkeypatch):
+    """The other strategy changes no bit, here on a CPU that counts as a GPU."""
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind=None: ["GPU:0"])
+    values = {"model_options": SMALL, "steps_per_loop": 4, "precision": "float16", "ema_decay": 0.9, "dropout_rate": 0.5}
+    found = []
+    for strategy in (tf.distribute.get_strategy(), tf.distribute.OneDeviceStrategy("/cpu:0")):
+        driver = Driver(make_config(**values), split, strategy=strategy)
+        driver.run(4)
+        found.append(tensors_of(driver.state))
+    for (name, ours), default in zip(found[1].items(), found[0].values(), strict=True):
+        np.testing.assert_array_equal(ours, default, err_msg=name)
 
 
 # The instrument itself.

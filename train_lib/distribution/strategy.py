@@ -12,7 +12,8 @@ from train_lib.config import check_shares
 def create_strategy(config, workers=None):
     """Sets the devices up and returns the strategy that trains on them. Call it before anything runs on a device.
 
-    One device gets the default strategy, which runs in the main thread. Several devices get MirroredStrategy, one replica each.
+    One CPU gets the default strategy, one GPU OneDeviceStrategy, which fetches its batches ahead of time; both run in the main
+    thread. Several devices get MirroredStrategy, one replica each.
     Several workers get MultiWorkerMirroredStrategy; the call returns once all workers have called it.
     Raises SettingError if there are fewer devices than asked for, or if the replicas do not divide the global batch.
     """
@@ -47,7 +48,7 @@ def create_strategy(config, workers=None):
         workers.gather(None)  # no reduction may begin before the servers of all workers are up
         return strategy
     if wanted == 1:
-        return tf.distribute.get_strategy()
+        return tf.distribute.OneDeviceStrategy("/gpu:0") if gpus else tf.distribute.get_strategy()
     if gpus:
         return tf.distribute.MirroredStrategy([f"/gpu:{index}" for index in range(wanted)])
     return mirror_on_cpu(wanted)
