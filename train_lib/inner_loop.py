@@ -1,6 +1,6 @@
 """Many train steps in one call from Python, so that the host does not hold up the devices between steps.
 
-Inside a call, the host launches step after step without waiting for any result. So a GPU always has work.
+Inside a call, the host launches step after step without waiting for any result.
 """
 
 import dataclasses

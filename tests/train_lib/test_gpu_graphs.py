@@ -10,7 +10,7 @@ from drivers import BATCH, Driver, make_config, mirrored, random_split
 from gpu_graph import GpuGraph
 
 from alexnet import names
-from input_pipeline.common.batches import without_autotune
+from input_pipeline.common.batches import timed, without_autotune
 from input_pipeline.config import AUGMENTATIONS
 from input_pipeline.splits.device import DeviceSplit
 from train_lib.config import ModelConfig, OptimizerConfig
@@ -21,8 +21,6 @@ from train_lib.state import PixelScaling, create_state, tensors_of
 PIXELS = PixelScaling(np.full(3, 120.0), np.full(3, 1 / 64), np.full(3, 125.0), np.eye(3))
 PRECISIONS = ModelConfig.__dataclass_fields__["precision"].metadata["choices"]
 OPTIMIZERS = OptimizerConfig.__dataclass_fields__["optimizer"].metadata["choices"]
-# Operations that may run on the host, and why. There are none: also an iterator hands its batch to the device.
-ON_HOST = {}
 SMALL = "width=0.1,dense_units=16"
 LATER = "norm=batch,activation=gelu,whiten=true,dirac=true,logit_scale=0.1"
 NETWORKS = {
@@ -39,19 +37,19 @@ def split():
 
 
 def graph_of_training(split, values, num_replicas=1):
-    """The GpuGraph of the compiled loop for settings."""
+    """The GpuGraph of the compiled loop for settings, with the batches of a run, which tell how long they were waited for."""
     config = make_config(steps_per_loop=4, **values)
     size = split.image_shape[:2]
     strategy = mirrored(num_replicas)
     state = create_state(config, strategy, 10, (*size, 3), PIXELS)
     driver = Driver(config, split, strategy=strategy, make_state=lambda: state)
     ahead = [tf.zeros([4], tf.float64), tf.constant([0, 1, 0, 1])] if config.optimization.lookahead_steps else []
-    return GpuGraph(driver.loop.get_concrete_function(*driver.arguments(2), *ahead))
+    return GpuGraph(driver.loop.get_concrete_function(*driver.arguments(2, lambda batches, shard: timed(batches)), *ahead))
 
 
 def assert_ready(graph):
-    assert not [found for found in graph.on_host if found.type not in ON_HOST]
-    assert not graph.waits_in_a_loop()
+    """No operation of the loop is an exception."""
+    assert not graph.on_host and not graph.waits_in_a_loop()
     assert graph.operations["While"] == 1 and sum(graph.operations.values()) > 300
 
 
