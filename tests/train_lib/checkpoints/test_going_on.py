@@ -216,3 +216,10 @@ def test_a_run_without_a_best_is_told_by_the_flag(folder, tmp_path):
     (folder / "checkpoints" / "best").unlink()
     with pytest.raises(UnusableError, match=f"--init_from={folder}: the run has no best .*; give one of the folders in "):
         initialize(SimpleNamespace(), str(folder), print)
+
+
+def test_a_run_learns_how_long_it_waits_for_each_batch(folder, data_dir):
+    """Without it, every record of timing.jsonl would say NaN."""
+    trainer = make_trainer(folder, data_dir, momentum=0.0)
+    trainer.advance(trainer.run.training_batches(trainer.state.step), trainer.state.step + 1)
+    assert 0 < trainer.newest_report.data_wait[0] < 60
